@@ -1,0 +1,64 @@
+"""One progress bar for every tool: tqdm on a terminal, a plain line every few seconds when the output is a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+PLAIN_SECONDS = 10.0  # between two plain lines: a Slurm log of a day stays under 10,000 lines
+
+
+class Progress:
+    """Counts finished units and shows the rate, the time left and a few values.
+
+    Use as a context manager with `update(n, **values)`, or iterate `progress(...)`.
+    """
+
+    def __init__(self, total: int | None, desc: str, unit: str = "it", initial: int = 0, enabled: bool = True):
+        self.total, self.desc, self.unit, self.done, self.initial = total, desc, unit, initial, initial
+        self.enabled, self.values = enabled, ""
+        self.started = self.last_line = time.monotonic()
+        interactive = enabled and sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, smoothing=0.1) if interactive else None
+
+    def update(self, n: int = 1, **values: object) -> None:
+        self.done += n
+        if values:
+            self.values = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+        if self.bar is not None:
+            if values:
+                self.bar.set_postfix_str(self.values, refresh=False)
+            self.bar.update(n)
+        elif self.enabled and time.monotonic() - self.last_line >= PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            self._line()
+
+    def _line(self) -> None:
+        seconds = time.monotonic() - self.started
+        rate = (self.done - self.initial) / max(seconds, 1e-9)
+        of = f"/{self.total}" if self.total else ""
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
+        text = f"{self.desc}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s{left} {self.values}"
+        print(text.rstrip(), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        elif self.enabled and time.monotonic() - self.started >= 2.0:
+            self._line()
+
+
+def progress(iterable: Iterable, total: int | None = None, desc: str = "", unit: str = "it") -> Iterator:
+    """Yields from `iterable` while showing progress; `total` defaults to its length."""
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    with Progress(total, desc, unit) as bar:
+        for item in iterable:
+            yield item
+            bar.update(1)
