@@ -1,0 +1,1 @@
+"""The ground floor: noise, image trees, progress, results and the report. Imports none of the other packages."""

@@ -1,0 +1,181 @@
+"""Trees of images: listing, naming of noisy and denoised twins, safe decoding, atomic writing, manifests.
+
+A tree is a folder of images of any depth, DIR/{train,val}/<class>/<image> as a rule. Its twins lie beside it with the
+same relative paths: noisy_DIR-<noise>/ and noisy_DIR-<noise>-denoised/. A tool that has finished a tree writes
+manifest.json into it, last of all: a tree without one is not finished.
+"""
+
+import errno
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from utils.noise import NoiseSpec
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+MANIFEST = "manifest.json"
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I")
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the file and the reason."""
+
+
+# --- trees ----------------------------------------------------------------------------------------------------------
+def list_images(root: Path | str) -> list[str]:
+    """Relative posix paths of all images below root, sorted; dot files and temporary files are left out.
+
+    Links to folders are followed. ValueError where root is missing, is no folder, or holds no image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root} is {'not a folder' if root.exists() else 'missing'}; name a folder of images")
+    found = sorted(_walk(root, "", {os.path.realpath(root)}))
+    if not found:
+        raise ValueError(f"{root} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
+    return found
+
+
+def _walk(folder: Path, prefix: str, above: set[str]) -> Iterator[str]:
+    """Relative image paths below folder. above: real paths of the folders on the way down, against looping links."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or ".tmp-" in entry.name:
+                continue
+            if entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in above:
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real})
+            elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                yield prefix + entry.name
+
+
+def check_collisions(relatives: list[str]) -> None:
+    """ValueError naming the images that would share one twin, as a.jpg and a.png in one folder."""
+    seen: dict[str, str] = {}
+    for relative in relatives:
+        stem = str(PurePosixPath(relative).with_suffix(""))
+        if stem in seen:
+            raise ValueError(f"{seen[stem]} and {relative} differ in their extension alone; rename one of them")
+        seen[stem] = relative
+
+
+def noisy_root(root: Path | str, spec: NoiseSpec) -> Path:
+    """Folder of the noisy twin: noisy_<name>-<noise> beside root; root itself for noise "none"."""
+    if spec.kind == "none":
+        return Path(root)
+    root = _named(root)
+    return root.parent / f"noisy_{root.name}-{spec}"
+
+
+def denoised_root(root: Path | str, spec: NoiseSpec) -> Path:
+    """Folder of the denoised twin of the clean tree root: noisy_<name>-<noise>-denoised, or <name>-denoised."""
+    root = _named(noisy_root(root, spec))
+    return root.parent / f"{root.name}-denoised"
+
+
+def _named(root: Path | str) -> Path:
+    """root with a name of its own: "." and ".." have none."""
+    root = Path(root)
+    return root if root.name not in ("", "..") else root.resolve()
+
+
+def twin(root: Path | str, relative: str, suffix: str = ".png") -> Path:
+    """Path of the image's twin below another root, its extension replaced. ValueError for a path that leaves root."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{relative} leaves its folder; paths below the tree must not contain '..'")
+    return Path(root, path.with_suffix(suffix))
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+def read_image(path: Path | str, channels: int = 3, dtype: str = "uint8") -> np.ndarray:
+    """The image as [H, W, channels]; channels 3 (RGB) or 1 (grey).
+
+    dtype "uint8": 16-bit images are scaled (not cut) to 8 bits, float images must lie in [0, 1]. "native": those two
+    come as float32 in [0, 1], all others as uint8. Palette, CMYK and grey images are converted; alpha is dropped, as
+    in the release. ImageError names a file that is missing, empty, truncated, or no image.
+    """
+    assert channels in (1, 3) and dtype in ("uint8", "native"), (channels, dtype)
+    try:
+        if os.path.getsize(path) == 0:
+            raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
+        with Image.open(path) as image:
+            if image.mode in _SIXTEEN_BIT or image.mode == "F":
+                array = _deep_image(image, channels)
+                return array if dtype == "native" else np.rint(array * 255).astype(np.uint8)
+            array = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except ImageError:
+        raise
+    except _UNREADABLE as error:
+        reason = "is no image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
+        raise ImageError(f"{path} {reason}; replace or remove it") from error
+    return array.reshape(*array.shape[:2], channels)
+
+
+def _deep_image(image: Image.Image, channels: int) -> np.ndarray:
+    """A grey 16-bit or float image as float32 [H, W, channels] in [0, 1]."""
+    array = np.asarray(image).astype(np.float32)
+    if image.mode != "F":
+        array /= 65535
+    if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
+        raise ValueError("its values lie outside [0, 1] (float) or 0..65535 (integer)")
+    return np.repeat(array[:, :, None], channels, axis=2)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it becomes `path` when the block ends well, else it is removed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_image(path: Path | str, array: np.ndarray, format: str = "png") -> None:
+    """Write uint8 [H, W, 3], [H, W, 1] or [H, W] losslessly as "png" or "webp", atomically; makes the folder."""
+    assert array.dtype == np.uint8 and format in ("png", "webp"), (array.dtype, format)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    # Noise hardly compresses: the quickest settings cost a few per cent of size and save most of the time.
+    options = {"compress_level": 1} if format == "png" else {"lossless": True, "quality": 0, "method": 0}
+    with atomic_path(path) as temporary:
+        image.save(temporary, format=format, **options)
+
+
+def write_manifest(root: Path | str, fields: dict) -> None:
+    """Mark the tree at root as finished. fields: JSON values, such as noise, seed, version, count, source."""
+    with atomic_path(Path(root, MANIFEST)) as temporary:
+        temporary.write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
+
+
+def read_manifest(root: Path | str) -> dict | None:
+    """The manifest of the tree at root, or None where it is not finished. ValueError for a broken one."""
+    path = Path(root, MANIFEST)
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is no manifest of a finished tree; remove it to make the tree anew")
+    return fields
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the error says that the disk or the quota is exhausted, so that going on makes no sense."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
