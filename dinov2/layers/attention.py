@@ -1,0 +1,92 @@
+"""Multi-head self-attention over packed sequences, with PyTorch's own kernels.
+
+Sequences of several lengths (global and local crops) travel as one flat tensor of tokens, so that all linear layers run
+once. `Packing` says how the tokens belong together; only attention needs to know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How flat tokens [T, D] fall into sequences: consecutive groups of (sequences, tokens of each)."""
+
+    groups: tuple[tuple[int, int], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each group."""
+        return [sequences * tokens for sequences, tokens in self.groups]
+
+    @property
+    def sequences(self) -> int:
+        return sum(sequences for sequences, _ in self.groups)
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """Tokens of each sequence.  # [S]"""
+        return _lengths(self.groups, device)
+
+    def starts(self, device: torch.device) -> Tensor:
+        """Cumulative sequence positions as varlen kernels want them.  # [S + 1] int32"""
+        return _starts(self.groups, device)
+
+
+# Both are asked for by every block with the same few shapes; rebuilding them would copy from the host each time.
+@lru_cache(maxsize=64)
+def _lengths(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    return torch.tensor([tokens for sequences, tokens in groups for _ in range(sequences)], device=device)
+
+
+@lru_cache(maxsize=64)
+def _starts(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    return F.pad(_lengths(groups, device).cumsum(0), (1, 0)).to(torch.int32)
+
+
+def attend_per_size(qkv: Tensor, packing: Packing) -> Tensor:
+    """Scaled dot-product attention, one call for each group of equal length.
+
+    qkv: [T, 3, H, d] → [T, H * d]
+    """
+    heads, dim = qkv.shape[2:]
+    outputs = []
+    for part, (sequences, tokens) in zip(qkv.split(packing.sizes), packing.groups, strict=True):
+        q, k, v = part.view(sequences, tokens, 3, heads, dim).permute(2, 0, 3, 1, 4)  # each [S, H, N, d]
+        out = F.scaled_dot_product_attention(q, k, v)  # [S, H, N, d]
+        outputs.append(out.transpose(1, 2).reshape(sequences * tokens, heads * dim))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def attend_varlen(qkv: Tensor, packing: Packing) -> Tensor:
+    """The same for all lengths in one kernel (CUDA, half precision).
+
+    qkv: [T, 3, H, d] → [T, H * d]
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = qkv.unbind(1)  # each [T, H, d]
+    longest = max(tokens for _, tokens in packing.groups)
+    starts = packing.starts(qkv.device)
+    return varlen_attn(q, k, v, starts, starts, longest, longest).flatten(1)
+
+
+class Attention(nn.Module):
+    """Public names: qkv.{weight,bias}, proj.{weight,bias}."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # [T, D] → [T, D]
+        qkv = self.qkv(x)  # [T, 3 * D]
+        qkv = qkv.view(qkv.shape[0], 3, self.heads, -1)  # [T, 3, H, d]
+        varlen = qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and len(packing.groups) > 1
+        return self.proj(attend_varlen(qkv, packing) if varlen else attend_per_size(qkv, packing))

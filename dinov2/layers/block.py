@@ -1,0 +1,109 @@
+"""The transformer block on packed tokens: attention and feed-forward residuals, LayerScale, stochastic depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinov2.layers.attention import Attention, Packing
+
+SUBSET_ABOVE = 0.1  # drop-path rate above which skipping the dropped sequences pays for gathering the kept ones [DINOv2]
+
+
+class Mlp(nn.Module):
+    """Public names: fc1, fc2."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """Public names: w12, w3. Hidden width is 2/3 of the MLP's, rounded up to a multiple of 8."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        width = (int(hidden * 2 / 3) + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * width)
+        self.w3 = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+FFN = {"mlp": Mlp, "swiglu": SwiGLU}
+
+
+class LayerScale(nn.Module):
+    def __init__(self, dim: int, init: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+def drop_sequences(residual: Tensor, packing: Packing, rate: float) -> Tensor:
+    """Stochastic depth by mask: each sequence's residual is dropped with probability `rate`, the kept ones rescaled.
+
+    residual: [T, D]
+    """
+    keep = torch.rand(packing.sequences, device=residual.device) >= rate  # [S]
+    scale = keep.to(residual.dtype) / (1 - rate)
+    return residual * scale.repeat_interleave(packing.lengths(residual.device))[:, None]
+
+
+def add_subset_residual(x: Tensor, packing: Packing, rate: float, residual: Callable[[Tensor, Packing], Tensor]) -> Tensor:
+    """Stochastic depth by subset (DINOv2): computes the residual of a random share 1 - rate of each group's sequences only.
+
+    x: [T, D]. At least one sequence of each group is kept; the residual is rescaled by sequences / kept.
+    """
+    rows, scales, groups, first = [], [], [], 0
+    for sequences, tokens in packing.groups:
+        kept = max(int(sequences * (1 - rate)), 1)
+        chosen = torch.randperm(sequences, device=x.device)[:kept]
+        rows.append(first + (chosen[:, None] * tokens + torch.arange(tokens, device=x.device)).flatten())
+        scales.append(torch.full((kept * tokens, 1), sequences / kept, device=x.device))
+        groups.append((kept, tokens))
+        first += sequences * tokens
+    index = torch.cat(rows)  # [T_kept]
+    update = residual(x[index], Packing(tuple(groups))) * torch.cat(scales)
+    return x.index_add(0, index, update.to(x.dtype))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. Public names: norm1, attn, ls1.gamma, norm2, mlp, ls2.gamma."""
+
+    def __init__(self, dim: int, heads: int, ffn: str, layerscale: float, drop_path: float, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.ls1 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = FFN[ffn](dim, int(dim * mlp_ratio))
+        self.ls2 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
+        self.drop_path = drop_path
+
+    def attention_residual(self, x: Tensor, packing: Packing) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), packing))
+
+    def ffn_residual(self, x: Tensor, packing: Packing) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(x)))
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # [T, D] → [T, D]
+        for residual in (self.attention_residual, self.ffn_residual):
+            if not self.training or self.drop_path == 0:
+                x = x + residual(x, packing)
+            elif self.drop_path > SUBSET_ABOVE:
+                x = add_subset_residual(x, packing, self.drop_path, residual)
+            else:
+                x = x + drop_sequences(residual(x, packing), packing, self.drop_path)
+        return x
