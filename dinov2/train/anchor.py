@@ -1,0 +1,67 @@
+"""NCT's anchor: a frozen teacher from the denoised stage looks at the denoised view of the same global crops, and the
+student must meet its targets from the noisy view (paper, section on denoised regularisation).
+
+total = DINOv2 loss + λ * (DINO local + DINO global + iBOT against the frozen teacher's targets), with its own centres.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dinov2.loss import Center
+from dinov2.train.ssl_model import Batch, SSLModel, StudentOutputs, build_network
+
+
+class AnchoredSSLModel(SSLModel):
+    """SSLModel with the anchor's three terms.
+
+    weight: λ; weight_end: λ at the end of the stage (cosine between), or None.
+    own_head: the frozen tokens go through the frozen head (anchor.head: frozen) instead of the EMA teacher's (ema).
+    The frozen network is no sub-module in checkpoints: it is read again from the run that it came from.
+    """
+
+    def __init__(self, cfg: DictConfig, weight: float, weight_end: float | None = None, own_head: bool = False):
+        super().__init__(cfg)
+        self.weight, self.weight_end, self.own_head = weight, weight_end, own_head
+        self.anchor = build_network(cfg).requires_grad_(False)
+        self.anchor_dino_center = Center(tuple(self.dino_center.center.shape))
+        self.anchor_ibot_center = Center(tuple(self.ibot_center.center.shape))
+
+    def train(self, mode: bool = True) -> AnchoredSSLModel:
+        super().train(mode)
+        self.anchor.eval()
+        return self
+
+    def weight_at(self, progress: float) -> float:
+        if self.weight_end is None:
+            return self.weight
+        return self.weight_end + 0.5 * (self.weight - self.weight_end) * (1 + math.cos(math.pi * progress))
+
+    def extra_losses(self, student: StudentOutputs, batch: Batch, teacher_temp: float, progress: float):
+        weight = self.weight_at(progress)
+        if weight == 0:
+            return super().extra_losses(student, batch, teacher_temp, progress)
+        assert batch.other_global_crops is not None
+        with torch.no_grad():
+            heads = self.anchor if self.own_head else self.teacher
+            logits = self.target_logits(self.anchor["backbone"], heads, batch.other_global_crops, batch.masked)
+            centers = self.anchor_dino_center, self.anchor_ibot_center
+            targets = self.logits_to_targets(*logits, teacher_temp, *centers)
+        loss, terms = self.distillation_losses(student, targets, batch, prefix="anchor_")
+        return weight * loss, terms
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        return {name: value for name, value in super().checkpoint_state().items() if not name.startswith("anchor.")}
+
+    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
+        self.load_state_dict(state | {f"anchor.{name}": value for name, value in self.anchor.state_dict().items()})
+
+    def load_anchor(self, network: dict[str, Tensor], dino_center: Tensor, ibot_center: Tensor) -> None:
+        """network: teacher of the denoised run under public names; the centres start from that run's."""
+        self.anchor.load_state_dict(network)
+        self.anchor_dino_center.center.copy_(dino_center)
+        self.anchor_ibot_center.center.copy_(ibot_center)

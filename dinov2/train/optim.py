@@ -1,0 +1,62 @@
+"""AdamW with DINOv2's parameter groups: layer-wise learning rates, no decay on biases, norms and LayerScale."""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from dinov2.train.schedules import StepValues
+
+AT_DEPTH_ZERO = ("pos_embed", "patch_embed", "mask_token", "cls_token", "register_tokens")
+
+
+def lr_multiplier(name: str, blocks: int, decay: float, patch_embed: float) -> float:
+    """Multiplier of a backbone parameter: decay ** (distance from the top), the patch embedding slower still.
+
+    blocks: number of transformer blocks; 0 for a head, whose multiplier is 1.
+    """
+    if blocks == 0:
+        return 1.0
+    depth = blocks + 1
+    if name.startswith(AT_DEPTH_ZERO):
+        depth = 0
+    elif name.startswith("blocks."):
+        depth = int(name.split(".")[1]) + 1
+    multiplier = decay ** (blocks + 1 - depth)
+    return multiplier * patch_embed if "patch_embed" in name else multiplier
+
+
+def wd_multiplier(name: str) -> float:
+    return 0.0 if name.endswith(".bias") or "norm" in name or "gamma" in name else 1.0
+
+
+def parameter_groups(module: nn.Module, cfg: DictConfig) -> list[dict]:
+    """Groups of one sub-module of the student, parameters of equal multipliers together (fewer, larger foreach calls)."""
+    blocks = len(module.blocks) if hasattr(module, "blocks") else 0
+    groups: dict[tuple, dict] = {}
+    for name, parameter in module.named_parameters():
+        key = (
+            lr_multiplier(name, blocks, cfg.optim.layerwise_decay, cfg.optim.patch_embed_lr_mult),
+            wd_multiplier(name),
+            "last_layer" in name,
+        )
+        group = {"params": [], "is_backbone": blocks > 0}
+        group |= dict(zip(("lr_multiplier", "wd_multiplier", "is_last_layer"), key, strict=True))
+        groups.setdefault(key, group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(student: nn.ModuleDict, cfg: DictConfig) -> torch.optim.AdamW:
+    groups = [group for module in student.values() for group in parameter_groups(module, cfg)]
+    # lr is set before every step; fused runs the whole update as one kernel per group.
+    return torch.optim.AdamW(groups, lr=0.0, betas=(cfg.optim.beta1, cfg.optim.beta2), fused=True)
+
+
+def apply_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:
+    for group in optimizer.param_groups:
+        group["weight_decay"] = values.weight_decay * group["wd_multiplier"]
+        lr = values.last_layer_lr if group["is_last_layer"] else values.lr
+        if group["is_backbone"]:
+            lr = values.backbone_lr
+        group["lr"] = lr * group["lr_multiplier"]
