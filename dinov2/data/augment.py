@@ -1,0 +1,147 @@
+"""DINOv2's augmentation in two steps: sample the random parameters of a batch, then apply them to one view or more.
+
+    augment = Augment(cfg.crops, cfg.data.mean, cfg.data.std)
+    parameters = augment.sample(sizes, generator)
+    crops = augment.apply_global(canvas, sizes, parameters)          # [2 * B, C, S, S]
+    anchored = augment.apply_global(other_view, sizes, parameters)   # the very same boxes and colours
+
+Crop, flip -> colour jitter -> grey -> blur -> solarise -> normalise, as the public DINOv2; probabilities and strengths
+come from the config. Blur has the probabilities that DINOv2 really runs with (it inverts the ones it names).
+Images that are not RGB take what has a meaning for them: brightness, contrast, blur, solarise; not saturation, hue, grey.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from dinov2.data import colour
+from dinov2.data.resample import ATTEMPTS, cut, random_boxes
+
+
+@dataclass(frozen=True)
+class CropParameters:
+    """Parameters of n crops of each of B images; all on the CPU."""
+
+    boxes: Tensor  # int64 [n, B, 4] top, left, height, width in pixels
+    flip: Tensor  # bool [n, B]
+    order: Tensor  # int64 [n, B, 4] operation of the jitter at each position
+    factors: Tensor  # float32 [n, B, 4] brightness, contrast, saturation, hue; neutral where no jitter is drawn
+    grey: Tensor  # bool [n, B]
+    blur: Tensor  # bool [n, B]
+    sigma: Tensor  # float32 [n, B] pixels
+    solarize: Tensor  # bool [n, B]
+
+    def slice(self, start: int, stop: int) -> "CropParameters":
+        """Those of images start to stop."""
+        return CropParameters(*(getattr(self, field.name)[:, start:stop] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class AugmentParameters:
+    """Parameters of all crops of a batch."""
+
+    global_crops: CropParameters
+    local_crops: CropParameters
+
+    def slice(self, start: int, stop: int) -> "AugmentParameters":
+        """Those of images start to stop of the batch."""
+        return AugmentParameters(self.global_crops.slice(start, stop), self.local_crops.slice(start, stop))
+
+
+class Augment:
+    """The augmentation of a config's `crops` section, for images with `len(mean)` channels."""
+
+    def __init__(self, crops, mean, std):
+        if len(mean) != len(std):
+            raise ValueError(f"data.mean has {len(mean)} values and data.std {len(std)}: give one per channel to each.")
+        if crops.blur.kernel % 2 == 0 or crops.blur.kernel // 2 >= min(crops.global_size, crops.local_size):
+            raise ValueError(f"crops.blur.kernel={crops.blur.kernel}: give an odd number below twice the crop size.")
+        self.crops = crops
+        self.normalize = Normalize(mean, std)
+
+    def sample(self, sizes: Tensor, generator: torch.Generator, start: int = 0, total: int | None = None):
+        """Draw AugmentParameters for the images of sizes int [B, 2] (height, width); generator on the CPU.
+
+        When the B images are those from `start` on of a larger batch of `total` (other ranks or micro-batches hold the
+        rest), numbers are drawn for all `total` and B of them kept: the same images get the same crops however the
+        batch is split.
+        """
+        crops, total = self.crops, len(sizes) if total is None else total
+        assert 0 <= start and start + len(sizes) <= total, "the images must lie within the whole batch"
+        sizes = sizes.cpu()
+        # Two global crops, which differ in blur and solarise, then the local ones.
+        blur = [crops.blur.global1, crops.blur.global2]
+        solarize = [0.0, crops.solarize.probability]
+        drawn = _uniforms(2, total, generator)[:, start : start + len(sizes)]
+        global_crops = self._crop_parameters(drawn, sizes, crops.global_scale, blur, solarize)
+        n = crops.local_number
+        drawn = _uniforms(n, total, generator)[:, start : start + len(sizes)]
+        local_crops = self._crop_parameters(drawn, sizes, crops.local_scale, [crops.blur.local] * n, [0.0] * n)
+        return AugmentParameters(global_crops, local_crops)
+
+    def apply_global(self, canvas: Tensor, sizes: Tensor, parameters: AugmentParameters) -> Tensor:
+        """The two global crops: float32 [2 * B, C, S, S], normalised, crop-major (all first crops, then all second).
+
+        canvas: uint8 or float32 [B, C, H, W] on the device that computes; sizes: int [B, 2] of the images in it.
+        """
+        return self._apply(canvas, sizes, parameters.global_crops, self.crops.global_size)
+
+    def apply_local(self, canvas: Tensor, sizes: Tensor, parameters: AugmentParameters) -> Tensor:
+        """The local crops: float32 [local_number * B, C, s, s], normalised, crop-major."""
+        return self._apply(canvas, sizes, parameters.local_crops, self.crops.local_size)
+
+    def _crop_parameters(self, drawn, sizes, scale, blur, solarize):
+        """CropParameters from uniform numbers drawn [n, B, DRAWS]; blur and solarize: a probability per crop."""
+        crops, n_box = self.crops, 2 * ATTEMPTS + 2
+        flip, jittered, grey, blurred, sigma, solarized = drawn[..., n_box : n_box + 6].unbind(-1)
+        strength = torch.tensor([crops.jitter[name] for name in ("brightness", "contrast", "saturation", "hue")])
+        centre = torch.tensor([1.0, 1.0, 1.0, 0.0])
+        low = torch.where(centre == 1, (centre - strength).clamp(min=0), -strength)
+        factors = torch.lerp(low, centre + strength, drawn[..., n_box + 6 : n_box + 10].float())
+        jittered = (jittered < crops.jitter.probability).unsqueeze(-1)
+        sigma_low, sigma_high = crops.blur.sigma
+        return CropParameters(
+            boxes=random_boxes(drawn[..., :n_box], sizes, scale),
+            flip=flip < crops.flip,
+            order=drawn[..., n_box + 10 :].argsort(-1),  # sorting uniform numbers gives each order equally often
+            factors=torch.where(jittered, factors, centre),
+            grey=grey < crops.grey,
+            blur=blurred < torch.tensor(blur).unsqueeze(1),
+            sigma=(sigma_low + (sigma_high - sigma_low) * sigma).float(),
+            solarize=solarized < torch.tensor(solarize).unsqueeze(1),
+        )
+
+    def _apply(self, canvas, sizes, parameters, size):
+        boxes = parameters.boxes
+        assert boxes.shape[1] == len(canvas) == len(sizes), "parameters, canvas and sizes must be of one batch"
+        assert bool((boxes[..., :2] + boxes[..., 2:] <= sizes.cpu()).all()), "parameters drawn for other image sizes"
+        images = cut(canvas, boxes, size, parameters.flip)  # [n * B, C, size, size] in [0, 1]
+        colour.jitter(images, parameters.order.flatten(0, 1), parameters.factors.flatten(0, 1))
+        if images.shape[1] == 3:
+            colour.on_chosen(images, parameters.grey.flatten(), colour.grey)
+        kernel, threshold = self.crops.blur.kernel, self.crops.solarize.threshold / 255
+        sigma = parameters.sigma.flatten()
+        colour.on_chosen(images, parameters.blur.flatten(), lambda x, s: colour.gaussian_blur(x, s, kernel), sigma)
+        colour.on_chosen(images, parameters.solarize.flatten(), lambda x: colour.solarize(x, threshold))
+        return self.normalize(images)
+
+
+class Normalize:
+    """(images - mean) / std for each channel, in place; images float [B, C, S, S] in [0, 1]."""
+
+    def __init__(self, mean, std):
+        self.scale = 1 / torch.tensor(list(std), dtype=torch.float32).view(1, -1, 1, 1)
+        self.shift = -torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1) * self.scale
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.shape[1] != self.scale.shape[1]:
+            raise ValueError(f"Images of {images.shape[1]} channels, but data.mean and data.std are for "
+                             f"{self.scale.shape[1]}: set data.in_chans, data.mean and data.std alike.")
+        scale, shift = (value.to(images.device, non_blocking=True) for value in (self.scale, self.shift))
+        return images.mul_(scale).add_(shift)
+
+
+def _uniforms(n, total, generator):
+    """Uniform numbers for n crops of `total` images: box, six single draws, four factors, four for the order."""
+    return torch.rand(n, total, 2 * ATTEMPTS + 2 + 6 + 4 + 4, generator=generator, dtype=torch.float64)

@@ -1,0 +1,52 @@
+"""The order of training images: iteration i of the whole run is a pure function of (seed, i)."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+
+class IterationSampler:
+    """Yields (iteration, indices) from start_iteration on, up to stop_iteration (None: without end).
+
+    The global stream is one permutation of the n images after another, each keyed by (seed, number of the pass);
+    iteration i takes its positions [i * batch_size, (i + 1) * batch_size), and a rank its contiguous part of those. So a
+    run resumes at any iteration, on any number of ranks, with the same images. A batch may be larger than the set.
+
+    batch_size: images of one iteration over all ranks. ValueError where ranks do not divide it or outnumber the images.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start_iteration: int = 0,
+        stop_iteration: int | None = None,
+    ):
+        assert 0 <= rank < world_size
+        if world_size > n:
+            raise ValueError(f"{world_size} ranks for {n} images: start at most {n} ranks.")
+        if batch_size % world_size:
+            raise ValueError(f"train.batch_size={batch_size} is not a multiple of the {world_size} ranks.")
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.start_iteration, self.stop_iteration = start_iteration, stop_iteration
+        self._permutation = lru_cache(maxsize=2)(self._draw)  # a batch seldom touches more than two passes
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        iteration = self.start_iteration
+        while self.stop_iteration is None or iteration < self.stop_iteration:
+            yield iteration, self.indices(iteration)
+            iteration += 1
+
+    def indices(self, iteration: int) -> list[int]:
+        """Indices of this rank's images at an iteration."""
+        share = self.batch_size // self.world_size
+        first = iteration * self.batch_size + self.rank * share
+        return [int(self._permutation(position // self.n)[position % self.n]) for position in range(first, first + share)]
+
+    def _draw(self, number: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, number)).permutation(self.n)
