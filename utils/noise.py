@@ -169,7 +169,7 @@ def _alias_table(spec: NoiseSpec) -> np.ndarray:
         alias[rows, poor] = np.where(kept < 1 << 24, rich, poor)
         remaining[rows, rich] -= (1 << 24) - kept
         remaining[rows, poor] = closed
-    full = alias == np.arange(256)  # the threshold 2^24 does not fit in 24 bits, and is not needed where alias == column
+    full = alias == np.arange(256)  # 2^24 does not fit in 24 bits, nor is it needed here
     return ((np.where(full, 0, threshold) << 8) | alias).astype("<u4").reshape(-1)
 
 

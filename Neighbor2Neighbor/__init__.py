@@ -1,0 +1,1 @@
+"""Neighbor2Neighbor (Huang et al., CVPR 2021): a denoiser trained on single noisy images, and its pass over a tree."""
