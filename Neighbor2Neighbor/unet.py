@@ -1,8 +1,8 @@
 """The denoising U-Net, with the parameter names of the published code, so that published .pth files load.
 
-Two 3x3 convolutions at full size, then `depth` times (2x2 max-pool, 3x3 convolution); a decoder of as many steps, each a
-2x2 transposed convolution, concatenation with the pooled input of that level (the image itself at the last), two 3x3
-convolutions; 1x1 convolutions at the end. LeakyReLU(0.2), no norms. 1,259,475 parameters at the published size.
+Two 3x3 convolutions at full size, then `depth` times (2x2 max-pool, 3x3 convolution); a decoder of as many steps, each
+a 2x2 transposed convolution, concatenation with the pooled input of that level (the image itself at the last), two
+3x3 convolutions; 1x1 convolutions at the end. LeakyReLU(0.2), no norms. 1,259,475 parameters at the published size.
 """
 
 import re

@@ -114,7 +114,7 @@ def read_image(path: Path | str, channels: int = 3, dtype: str = "uint8") -> np.
             if image.mode in _SIXTEEN_BIT or image.mode == "F":
                 array = _deep_image(image, channels)
                 return array if dtype == "native" else np.rint(array * 255).astype(np.uint8)
-            array = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+            array = np.array(image.convert("RGB" if channels == 3 else "L"))
     except ImageError:
         raise
     except _UNREADABLE as error:
@@ -223,13 +223,22 @@ def begin_tree(root: Path | str, fields: dict) -> bool:
     return (root / MANIFEST).exists()
 
 
+def check_apart(source: Path | str, target: Path | str) -> None:
+    """ValueError where one of two trees is the other or lies inside it: a tool would read what it writes."""
+    a, b = Path(source).resolve(), Path(target).resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise ValueError(f"{source} and {target} must be separate folders, neither inside the other")
+
+
 def existing_images(root: Path | str) -> set[str]:
     """Relative paths of the images that a tree in work already holds."""
     return set(_walk(Path(root), "", {os.path.realpath(root)})) if Path(root).is_dir() else set()
 
 
 def finish_tree(root: Path | str, fields: dict) -> None:
-    """Mark the tree at root as finished: write manifest.json, last of all."""
+    """Mark the tree at root as finished: sweep what killed runs left, then write manifest.json, last of all."""
+    for leftover in Path(root).rglob(".*.tmp-*"):
+        leftover.unlink(missing_ok=True)
     _write_json(Path(root, MANIFEST), fields)
     Path(root, _BEGUN).unlink(missing_ok=True)
 

@@ -1,0 +1,152 @@
+"""Noisy images for training: which ones, which crops, in which order.
+
+read_noisy() is the one place where training and denoising read a pixel, and it returns noisy images alone: those of a
+noisy tree as they are (noise "none"), or those of a clean tree with their one fixed noise. Everything else is a pure
+function of (seed, iteration), so that a killed run goes on with the very crops it would have seen.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from utils.images import ImageError, list_images, read_image
+from utils.noise import NoiseSpec, keyed_noise, noise_key
+from utils.progress import progress
+
+
+def read_noisy(root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3) -> np.ndarray:
+    """The noisy image as uint8 [H, W, channels]. relative: path below the tree's root, train/ or val/ included."""
+    return keyed_noise(read_image(root / relative, channels), spec, noise_seed, noise_key(relative))
+
+
+def training_images(root: Path, subset: int | None, sides: tuple[int, int] | None, seed: int) -> list[str]:
+    """Relative paths of the images to train on: those in train/ where the tree has such a folder, else all.
+
+    sides: only images whose sides both lie in that range of pixels. subset: so many of them, drawn by the seed.
+    """
+    relatives = list_images(root)
+    relatives = [name for name in relatives if name.startswith("train/")] or relatives
+    if subset is None and sides is None:
+        return relatives
+    chosen = []
+    order = np.random.default_rng(seed).permutation(len(relatives))
+    for index in progress(order, desc="choosing images", unit="img"):
+        if sides is None or _sides_within(root / relatives[index], sides):
+            chosen.append(relatives[index])
+        if len(chosen) == subset:
+            break
+    if not chosen:
+        raise ValueError(f"{root}: no image has both sides within {sides[0]}..{sides[1]} px; widen --sides")
+    if subset is not None and len(chosen) < subset:
+        raise ValueError(f"{root} offers {len(chosen)} images for training, fewer than --subset {subset}")
+    return sorted(chosen)
+
+
+def _sides_within(path: Path, sides: tuple[int, int]) -> bool:
+    size = image_size(path)
+    return min(size) >= sides[0] and max(size) <= sides[1]
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's header alone. ImageError as read_image()."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return read_image(path).shape[:2]  # says what is wrong with it
+
+
+def choose_crop(root: Path, relatives: list[str], wanted: int, depth: int) -> int:
+    """Side of the training crops: `wanted`, less where the images are smaller (by a sample of 64 of them).
+
+    Sub-sampling halves a crop before the U-Net's `depth` poolings, so the side is a multiple of 2^(depth + 1); images
+    smaller than that are padded by reflection. ValueError where `wanted` itself is too small for the depth.
+    """
+    multiple = 2 ** (depth + 1)
+    if wanted < multiple:
+        fitting = max(1, wanted.bit_length() - 2)
+        raise ValueError(
+            f"--crop {wanted} is too small for --depth {depth}, which needs crops of at least {multiple} px; "
+            f"use --crop {multiple} or --depth {fitting}"
+        )
+    sample = [relatives[index] for index in np.linspace(0, len(relatives) - 1, 64).astype(int)]
+    median = int(np.median([min(image_size(root / relative)) for relative in sample]))
+    return max(multiple, min(wanted, median) // multiple * multiple)
+
+
+class Crops(Dataset):
+    """Random crops of noisy images. Item (index, seed) -> uint8 [C, side, side], or the message of an ImageError."""
+
+    def __init__(self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int):
+        self.root, self.relatives, self.spec, self.noise_seed = root, relatives, spec, noise_seed
+        self.side, self.channels = side, channels
+
+    def __len__(self) -> int:
+        return len(self.relatives)
+
+    def __getitem__(self, item: tuple[int, int]) -> Tensor | str:
+        index, seed = item
+        try:
+            image = read_noisy(self.root, self.relatives[index], self.spec, self.noise_seed, self.channels)
+        except ImageError as error:
+            return str(error)  # an exception would reach the main process wrapped in a worker's traceback
+        image = pad_reflect(image, max(image.shape[0], self.side), max(image.shape[1], self.side))
+        rng = np.random.default_rng(seed)
+        y, x = (int(rng.integers(size - self.side + 1)) for size in image.shape[:2])
+        crop = image[y : y + self.side, x : x + self.side]
+        return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+
+
+def pad_reflect(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """image [H, W, C] padded at the bottom and the right to height x width, by reflection (repeated where small)."""
+    padding = (0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)
+    return np.pad(image, padding, mode="reflect") if padding[0][1] or padding[1][1] else image
+
+
+class CropSampler:
+    """Batches of items for Crops: position p of the stream is image p mod n of the (p div n)-th shuffling.
+
+    A batch is a function of (seed, iteration); rank r of w takes its share of it.
+    """
+
+    def __init__(self, images: int, batch: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1):
+        if batch % world:
+            raise ValueError(f"--batch-size {batch} cannot be shared by {world} processes; use a multiple of {world}")
+        self.images, self.batch, self.seed, self.start, self.stop = images, batch, seed, start, stop
+        self.rank, self.local = rank, batch // world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for iteration in range(self.start, self.stop):
+            first = iteration * self.batch + self.rank * self.local
+            yield [self._item(position) for position in range(first, first + self.local)]
+
+    def _item(self, position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, self.images)
+        return int(_shuffling(self.images, self.seed, epoch)[place]), self.seed * 2**40 + position
+
+
+@lru_cache(maxsize=2)
+def _shuffling(images: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(images)
+
+
+def make_loader(crops: Crops, sampler: CropSampler, workers: int, pin: bool) -> DataLoader:
+    """Loader of uint8 [B, C, side, side]; a batch with an unreadable image is its message instead."""
+    ahead = 4 if workers else None
+    return DataLoader(
+        crops, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, pin_memory=pin, prefetch_factor=ahead
+    )
+
+
+def _collate(items: list[Tensor | str]) -> Tensor | str:
+    broken = [item for item in items if isinstance(item, str)]
+    return broken[0] if broken else torch.stack(items)

@@ -1,0 +1,207 @@
+"""Denoise a tree of images: the same relative paths under another root, as PNG.
+
+    python -m Neighbor2Neighbor.denoise --model DIR/unet.pth --data mini-imagenet --noise gauss255
+    python -m Neighbor2Neighbor.denoise --model DIR/unet.pth --data noisy_mini-imagenet-gauss255 --noise none
+    torchrun --nproc-per-node 4 -m Neighbor2Neighbor.denoise ...       (or --shard 0/4 ... --shard 3/4 by hand)
+
+Both read the same noisy bytes: the first adds the fixed noise while loading. Decoding, noise and encoding run in
+processes beside the network. The tree may be killed at any time; the same command goes on with what is missing.
+"""
+
+import argparse
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from Neighbor2Neighbor.data import image_size, read_noisy
+from Neighbor2Neighbor.denoisers import Denoiser, choose_device, denoise_images, make_denoiser, padded_size
+from utils import cli, images
+from utils.noise import EXAMPLES, NoiseSpec
+from utils.progress import Progress
+from utils.results import VERSION
+from utils.workers import worker_pool
+
+BLOCK = 256  # images planned together: batches of like sizes are made within a block, whatever is done already
+AHEAD = 3  # batches decoded ahead of the network, and written behind it
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="weights: unet.pth of a training, or a published .pth")
+    parser.add_argument("--data", type=Path, required=True, help="tree of images: clean with --noise, or noisy")
+    parser.add_argument("--noise", required=True, help=f"noise added while loading ({EXAMPLES}); none: images as are")
+    parser.add_argument("--noise-seed", type=int, default=0, help="seed of the fixed noise (default 0)")
+    parser.add_argument("--output", type=Path, help="tree to write (default noisy_<data>-<noise>-denoised)")
+    parser.add_argument("--denoiser", default="n2n", help="n2n, nlm, or package.module:Class (default n2n)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images of 512x512 px a pass, or as many pixels")
+    parser.add_argument("--tile", type=int, default=1024, help="larger images go in tiles of this side, px")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
+    parser.add_argument("--format", choices=("png", "webp"), default="png")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Denoise one tree (or this process's share). Returns 0, or 2 where single images could not be read."""
+    args = parse_arguments(argv)
+    spec = NoiseSpec.parse(args.noise)
+    shard, shards = _share(args.shard)
+    if min(args.batch_size, args.tile) < 1:
+        raise ValueError("--batch-size and --tile must be at least 1")
+    relatives = images.list_images(args.data)
+    images.check_collisions(relatives)
+    target = args.output or images.denoised_root(args.data, spec)
+    images.check_apart(args.data, target)
+    device = choose_device()
+    with worker_pool(args.workers) as pool:
+        denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
+        fields = {
+            "kind": "denoised", "source": args.data.resolve().name, "noise": str(spec), "noise_seed": args.noise_seed,
+            "denoiser": denoiser.identity, "precision": args.precision, "format": args.format, "version": VERSION,
+        }  # fmt: skip
+        begun = images.begin_tree(target, fields)
+        suffix = f".{args.format}"
+        if begun and images.read_manifest(target).get("count") == len(relatives):
+            print(f"{target} is finished already: {len(relatives)} images", flush=True)
+            return 0
+        images.reopen_tree(target)
+        run = TreeRun(args.data, target, spec, args.noise_seed, suffix, denoiser, device, args.tile, args.batch_size)
+        errors = run.denoise(pool, relatives, shard, shards)
+    return _finish(target, relatives, fields, suffix, errors, shards)
+
+
+def _share(text: str) -> tuple[int, int]:
+    """(i, n) of --shard, or torchrun's rank and world size."""
+    if "WORLD_SIZE" in os.environ and text == "0/1":
+        text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"--shard {text} is not i/n with i in 0..n-1, such as 0/4")
+    return int(index), int(count)
+
+
+def _finish(target: Path, relatives: list[str], fields: dict, suffix: str, errors: list[str], shards: int) -> int:
+    """Name what failed, or mark the tree as finished once every shard has done its part."""
+    if errors:
+        print("\n".join(errors), file=sys.stderr)
+        print(f"error: {len(errors)} images could not be denoised; {target} is not finished", file=sys.stderr)
+        return 2
+    expected = {str(images.twin("", relative, suffix)) for relative in relatives}
+    existing = images.existing_images(target)
+    if extra := sorted(existing - expected):
+        raise ValueError(f"{target} holds {len(extra)} images that the source lacks, such as {extra[0]}; remove them")
+    if missing := len(expected - existing):
+        assert shards > 1, f"{missing} images were neither written nor named"
+        print(f"{target}: this shard is done, {missing} images of other shards are to come", flush=True)
+        return 0
+    images.finish_tree(target, fields | {"count": len(relatives)})
+    print(f"{target}: {len(relatives)} images", flush=True)
+    return 0
+
+
+class TreeRun:
+    """One pass over a tree. Every batch is a function of the list of images alone, so that a pass which was killed and
+    taken up again puts each image through the network in the same company, and ends with the same bytes.
+    """
+
+    def __init__(
+        self, source: Path, target: Path, spec: NoiseSpec, noise_seed: int, suffix: str,
+        denoiser: Denoiser, device: torch.device, tile: int, batch_size: int,
+    ):  # fmt: skip
+        self.source, self.target, self.suffix = source, target, suffix
+        self.denoiser, self.device, self.tile, self.batch_size = denoiser, device, tile, batch_size
+        self.read = partial(_decode, source, spec, noise_seed, denoiser.channels)
+        self.errors: list[str] = []
+
+    def denoise(self, pool: Executor, relatives: list[str], shard: int = 0, shards: int = 1) -> list[str]:
+        """Denoise the images of this shard that are missing; returns a line for each image that cannot be read."""
+        blocks = [relatives[k : k + BLOCK] for k in range(0, len(relatives), BLOCK)][shard::shards]
+        done = images.existing_images(self.target)
+        total = sum(map(len, blocks))
+        finished = sum(self._twin_name(relative) in done for block in blocks for relative in block)
+        batches = self._plan(pool, blocks, done)
+        decoding: deque[tuple[list[str], list[Future]]] = deque()
+        writing: deque[list[Future]] = deque()
+        with Progress(total, f"denoising {self.target.name}", "img", finished, enabled=shard == 0) as bar:
+            while True:
+                for batch in islice(batches, AHEAD - len(decoding)):
+                    decoding.append((batch, [pool.submit(self.read, relative) for relative in batch]))
+                if not decoding:
+                    break
+                batch, futures = decoding.popleft()
+                writing.append(self._submit_denoised(pool, batch, [future.result() for future in futures]))
+                while len(writing) > AHEAD:
+                    _wait(writing.popleft())
+                bar.update(sum(self._twin_name(relative) not in done for relative in batch))
+            for futures in writing:
+                _wait(futures)
+        return self.errors
+
+    def _twin_name(self, relative: str) -> str:
+        return str(images.twin("", relative, self.suffix))
+
+    def _plan(self, pool: Executor, blocks: list[list[str]], done: set[str]) -> Iterator[list[str]]:
+        """Batches of one padded size that hold at least one missing image."""
+        for block in blocks:
+            if all(self._twin_name(relative) in done for relative in block):
+                continue
+            groups: dict[tuple[int, int], list[str]] = {}
+            sizes = [pool.submit(_size, self.source / relative) for relative in block]
+            for relative, size in zip(block, sizes, strict=True):
+                if isinstance(shape := size.result(), str):
+                    self.errors.append(shape)
+                else:
+                    groups.setdefault(padded_size(*shape, self.denoiser.multiple), []).append(relative)
+            for (height, width), members in groups.items():
+                number = max(1, self.batch_size * 512 * 512 // (height * width))
+                for k in range(0, len(members), number):
+                    batch = members[k : k + number]
+                    if not all(self._twin_name(relative) in done for relative in batch):
+                        yield batch
+
+    def _submit_denoised(self, pool: Executor, batch: list[str], decoded: list[np.ndarray | str]) -> list[Future]:
+        self.errors += [error for error in decoded if isinstance(error, str)]
+        whole = [
+            (relative, image) for relative, image in zip(batch, decoded, strict=True) if not isinstance(image, str)
+        ]
+        if not whole:
+            return []
+        denoised = denoise_images(self.denoiser, [image for _, image in whole], self.device, self.tile)
+        paths = [images.twin(self.target, relative, self.suffix) for relative, _ in whole]
+        form = self.suffix.removeprefix(".")
+        return [pool.submit(images.write_image, *pair, form) for pair in zip(paths, denoised, strict=True)]
+
+
+def _decode(source: Path, spec: NoiseSpec, seed: int, channels: int, relative: str) -> np.ndarray | str:
+    """The noisy image, or what is wrong with it (in a worker process)."""
+    try:
+        return read_noisy(source, relative, spec, seed, channels)
+    except images.ImageError as error:
+        return str(error)
+
+
+def _size(path: Path) -> tuple[int, int] | str:
+    try:
+        return image_size(path)
+    except images.ImageError as error:
+        return str(error)
+
+
+def _wait(futures: list[Future]) -> None:
+    for future in futures:
+        future.result()  # raises what the worker raised, such as a full disk
+
+
+if __name__ == "__main__":
+    cli.run(main)

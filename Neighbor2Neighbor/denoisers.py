@@ -1,0 +1,142 @@
+"""Denoisers behind one small interface, and what any of them needs around it: padding, tiles, rounding.
+
+A denoiser is an object with
+    denoise(batch)   float tensor [B, C, H, W] in [0, 1] -> the same shape, values free to leave [0, 1]
+    channels         C, 1 or 3
+    multiple         H and W must be multiples of it
+    reach            pixels around a pixel that its output depends on (overlap of tiles)
+    identity         text that changes with its weights or settings; trees by different denoisers are not mixed
+To bring your own: --denoiser package.module:Class, built as Class(spec=NoiseSpec, model=path or None, device=...,
+precision=...). NonLocalMeans below is such a class.
+"""
+
+import hashlib
+import importlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from Neighbor2Neighbor.data import pad_reflect
+from Neighbor2Neighbor.unet import UNet, load_unet
+from utils.noise import NoiseSpec
+
+
+class Denoiser(Protocol):
+    """The interface; see the module's docstring."""
+
+    channels: int
+    multiple: int
+    reach: int
+    identity: str
+
+    def denoise(self, batch: Tensor) -> Tensor: ...
+
+
+class UNetDenoiser:
+    """Neighbor2Neighbor: the whole noisy image through the network once."""
+
+    def __init__(self, network: UNet, device: torch.device, precision: str, identity: str = ""):
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.device, self.precision, self.identity = device, precision, identity
+        self.channels, self.multiple = network.channels, network.multiple
+        self.reach = 5 * network.multiple  # sum over all convolutions and poolings, rounded up from 5 * 2^depth - 3
+
+    @classmethod
+    def load(cls, spec: NoiseSpec, model: Path | None, device: torch.device, precision: str) -> "UNetDenoiser":
+        """The network of a .pth file; spec is not used, as the network has learned its noise."""
+        if model is None:
+            raise ValueError("--model is missing; name the unet.pth that training wrote")
+        network = load_unet(model)
+        return cls(network, device, precision, "n2n " + hashlib.sha256(Path(model).read_bytes()).hexdigest()[:16])
+
+    @torch.inference_mode()
+    def denoise(self, batch: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            return self.network(batch.contiguous(memory_format=torch.channels_last)).float()
+
+
+class NonLocalMeans:
+    """Non-local means of scikit-image: an example of another denoiser, and a baseline without training."""
+
+    multiple, reach, channels = 1, 9, 3
+
+    def __init__(self, spec: NoiseSpec, model: Path | None, device: torch.device, precision: str):
+        try:
+            from skimage.restoration import denoise_nl_means, estimate_sigma
+        except ImportError as error:
+            raise ValueError("--denoiser nlm needs scikit-image: pip install scikit-image") from error
+        self._denoise, self._estimate = denoise_nl_means, estimate_sigma
+        self.sigma = spec.level / 255 if spec.kind == "gauss" else None
+        self.identity = f"nlm sigma {self.sigma or 'estimated'}"
+
+    def denoise(self, batch: Tensor) -> Tensor:
+        images = batch.permute(0, 2, 3, 1).cpu().numpy()  # [B, H, W, C]
+        return torch.stack([torch.from_numpy(self._one(image)) for image in images]).permute(0, 3, 1, 2)
+
+    def _one(self, image: np.ndarray) -> np.ndarray:
+        sigma = self.sigma or self._estimate(image, average_sigmas=True, channel_axis=-1)
+        options = {"patch_size": 5, "patch_distance": 6, "fast_mode": True, "channel_axis": -1}
+        return self._denoise(image, h=0.8 * sigma, sigma=sigma, **options).astype(np.float32)
+
+
+def make_denoiser(name: str, spec: NoiseSpec, model: Path | None, device: torch.device, precision: str) -> Denoiser:
+    """The denoiser of a name: "n2n", "nlm", or "package.module:Class"."""
+    if name in ("n2n", "nlm"):
+        factory = UNetDenoiser.load if name == "n2n" else NonLocalMeans
+    else:
+        module, _, attribute = name.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"--denoiser {name} is neither n2n nor nlm, nor package.module:Class ({error})") from error
+    return factory(spec=spec, model=model, device=device, precision=precision)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Mixed precision for one pass of the network, or none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def choose_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Each side up to a multiple. Deviation: the release pads to a square, which is a third more work at 4:3."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def denoise_images(denoiser: Denoiser, images: list[np.ndarray], device: torch.device, tile: int) -> list[np.ndarray]:
+    """Denoised uint8 images of noisy ones [H, W, C] that share one padded size; larger ones than `tile` go in tiles.
+
+    The noisy images are uint8, or float32 in [0, 1].
+    """
+    (size,) = {padded_size(*image.shape[:2], denoiser.multiple) for image in images}
+    stacked = np.stack([pad_reflect(image, *size) for image in images])
+    batch = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2)  # [B, C, H, W]
+    batch = batch if batch.is_floating_point() else batch.float() / 255
+    result = denoiser.denoise(batch) if max(size) <= tile else _in_tiles(denoiser, batch, tile)
+    rounded = (result.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [rounded[i, : image.shape[0], : image.shape[1]] for i, image in enumerate(images)]
+
+
+def _in_tiles(denoiser: Denoiser, batch: Tensor, tile: int) -> Tensor:
+    """The same as denoise(batch) from tiles, each with the denoiser's whole reach around it: no seams.
+
+    Tiles start at multiples of what the network pools, so that its grid is that of the whole image.
+    """
+    step = -(-tile // denoiser.multiple) * denoiser.multiple
+    margin = -(-denoiser.reach // denoiser.multiple) * denoiser.multiple
+    height, width = batch.shape[-2:]
+    result = torch.empty_like(batch)
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            y, x = max(0, top - margin), max(0, left - margin)
+            part = denoiser.denoise(batch[..., y : top + step + margin, x : left + step + margin])
+            part = part[..., top - y : top - y + step, left - x : left - x + step]
+            result[..., top : top + step, left : left + step] = part
+    return result

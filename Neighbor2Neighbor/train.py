@@ -1,0 +1,340 @@
+"""Train the Neighbor2Neighbor denoiser on noisy images alone.
+
+    python -m Neighbor2Neighbor.train --data mini-imagenet --noise gauss255 --output runs/n2n-gauss255
+    python -m Neighbor2Neighbor.train --data noisy_mini-imagenet-gauss255 --noise none --output runs/n2n-gauss255
+    torchrun --nproc-per-node 4 -m Neighbor2Neighbor.train ...     (--batch-size is that of all processes together)
+
+The defaults are the published schedule. Both forms above train on the same bytes: the first adds each image's fixed
+noise while loading. DIR/unet.pth is the result; DIR/metrics.jsonl and TensorBoard files hold the course of it. A run
+that was killed goes on with the same command, and ends as one that was not. No clean pixel is read in training;
+--val-clean names clean images of another set, on which PSNR and SSIM are measured while training.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from yaml import YAMLError
+
+from Neighbor2Neighbor.data import Crops, CropSampler, choose_crop, make_loader, training_images
+from Neighbor2Neighbor.denoisers import autocast, choose_device
+from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
+from Neighbor2Neighbor.unet import UNet
+from Neighbor2Neighbor.validate import Validation
+from utils import cli
+from utils.images import ImageError, atomic_path
+from utils.noise import EXAMPLES, NoiseSpec
+from utils.progress import Progress
+from utils.results import append_json, read_json_lines
+
+CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
+READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
+# What a resumed run must share with the one it goes on with.
+FIXED = ("data", "noise", "noise_seed", "seed", "subset", "sides", "crop", "depth", "channels", "batch_size", "epochs",
+         "steps", "lr", "increase_ratio", "precision")  # fmt: skip
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--config", type=Path, help="YAML or JSON file of options, as DIR/config.json; the command line goes first")
+    add("--data", help="tree of images; its train/ folder where it has one")
+    add("--noise", help=f"noise added while loading ({EXAMPLES}); none: images noisy already")
+    add("--output", help="folder of the run")
+    add("--noise-seed", type=int, default=0, help="seed of the fixed noise (default 0)")
+    add("--seed", type=int, default=0, help="weights, order, crops and pairs (default 0)")
+    add("--subset", type=int, help="train on so many images, drawn by the seed")
+    add("--sides", type=int, nargs=2, help="only images with both sides in this range, px (published: 256 512)")
+    add("--epochs", type=int, default=100, help="of the schedule (default 100)")
+    add("--steps", type=int, help="so many steps in all, the schedule of --epochs laid over them")
+    add("--batch-size", type=int, default=4, help="crops a step, of all processes (default 4)")
+    add("--crop", type=int, default=256, help="side of the crops, px; less where images are smaller (default 256)")
+    add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
+    add("--channels", type=int, choices=(1, 3), default=3, help="of the images (default 3)")
+    add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
+    add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where the hardware has it")
+    add("--compile", action="store_true", help="torch.compile the network")
+    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes; 0: none")
+    add("--val-clean", help="clean images, in a folder a set, to measure PSNR and SSIM on")
+    add("--val-noise", help="noise added to these (default --noise)")
+    add("--val-every", type=int, default=10, help="epochs between the measurements (default 10)")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The options, after those of --config. ValueError for missing and for impossible ones."""
+    parser = make_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
+    if args.config is not None:
+        args = parser.parse_args(_config_options(args.config) + argv)
+    for name in ("data", "noise", "output"):
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name} is missing; see --help")
+    for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")
+    if min(args.seed, args.noise_seed, args.workers) < 0:
+        raise ValueError("--seed, --noise-seed and --workers must not be negative")
+    args.precision = _has_bf16() if args.precision == "auto" else args.precision
+    args.sides = tuple(args.sides) if args.sides else None
+    return args
+
+
+def _config_options(path: Path) -> list[str]:
+    """The options that a YAML or JSON file names, as words of the command line."""
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+        words = []
+        for name, value in config.items():
+            values = value if isinstance(value, list) else [value]
+            if value is not None and value is not False:
+                words += [f"--{name.replace('_', '-')}"] + [str(item) for item in values if item is not True]
+        return words
+    except (OSError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"--config {path} is no readable list of options ({error})") from error
+
+
+def _has_bf16() -> str:
+    """bf16 on GPUs and on CPUs that multiply it; elsewhere it is emulated and slower than float32."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    flags = torch.cpu.get_capabilities()
+    return "bf16" if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16") else "fp32"
+
+
+# --- schedule -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of a training and what changes over them (section 4.3 and the published code).
+
+    Deviation: the release halves the rate one epoch earlier (in epoch 20 of 100, where 19 % are done).
+    """
+
+    steps: int
+    epochs: int
+    lr: float
+    increase_ratio: float
+
+    def epoch(self, step: int) -> int:
+        """Epoch 1..epochs of a step 0..steps - 1."""
+        return 1 + step * self.epochs // self.steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate, halved at 20, 40, 60 and 80 % of the training."""
+        return self.lr * 0.5 ** (5 * step // self.steps)
+
+    def weight(self, step: int) -> float:
+        """Lambda, the weight of the regulariser: increase_ratio * epoch / epochs."""
+        return self.increase_ratio * self.epoch(step) / self.epochs
+
+    def ends_epoch(self, step: int) -> bool:
+        return step + 1 == self.steps or self.epoch(step + 1) != self.epoch(step)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+class Training:
+    """The network, its optimiser and the files of a run. One instance a process; process 0 writes the files."""
+
+    def __init__(self, args: argparse.Namespace, relatives: list[str], side: int, rank: int, world: int):
+        self.args, self.rank, self.world = args, rank, world
+        self.device = choose_device()
+        torch.manual_seed(args.seed)
+        self.network = UNet(args.channels, depth=args.depth).to(self.device, memory_format=torch.channels_last)
+        self.forward = torch.compile(self.network) if args.compile else self.network
+        self.optimizer = torch.optim.Adam(self.network.parameters(), args.lr)
+        steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
+        self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
+        spec = NoiseSpec.parse(args.noise)
+        self.crops = Crops(Path(args.data), relatives, spec, args.noise_seed, side, args.channels)
+        self.output = Path(args.output)
+        self.validation = None
+        if args.val_clean and rank == 0:
+            val_spec = NoiseSpec.parse(args.val_noise or args.noise)
+            self.validation = Validation(Path(args.val_clean), val_spec, args.channels, self.device, args.precision)
+        self.step = 0
+        self.sums = torch.zeros(3, device=self.device)  # both terms over the epoch so far, and the number of steps
+
+    def run(self) -> None:
+        """Train from the last checkpoint to the end, then write unet.pth."""
+        self.restore()
+        board = _open_board(self.output, self.step) if self.rank == 0 else None
+        sampler = CropSampler(
+            len(self.crops), self.args.batch_size, self.args.seed, self.step, self.schedule.steps, self.rank, self.world
+        )
+        loader = make_loader(self.crops, sampler, self.args.workers, pin=self.device.type == "cuda")
+        batch, total = self.args.batch_size, self.schedule.steps * self.args.batch_size
+        saved = time.monotonic()
+        with Progress(total, "training", "img", self.step * batch, enabled=self.rank == 0) as bar:
+            for crops in loader:
+                if isinstance(crops, str):
+                    raise ImageError(crops)
+                terms = self.train_step(crops.to(self.device, non_blocking=True))
+                self.sums += torch.cat([terms, terms.new_ones(1)])
+                if self.step % READ_EVERY == 0:
+                    bar.update(0, epoch=self.schedule.epoch(self.step), loss=float(self._total(terms)))
+                bar.update(batch)
+                epoch_ends = self.schedule.ends_epoch(self.step)
+                if epoch_ends:
+                    self.end_epoch(board)
+                self.step += 1
+                if self.rank == 0 and (epoch_ends or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                    self.save()
+                    saved = time.monotonic()
+        if self.rank == 0:
+            with atomic_path(self.output / "unet.pth") as path:
+                torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, path)
+
+    def train_step(self, crops: Tensor) -> Tensor:
+        """One step on this process's share of the batch, uint8 [B, C, S, S]. Returns both terms of the loss [2]."""
+        noisy = (crops.float() / 255).contiguous(memory_format=torch.channels_last)
+        reconstruction, regulariser = neighbor_loss(self.predict, noisy, self._pairs(noisy))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.step)
+        self.optimizer.zero_grad()
+        (reconstruction + self.schedule.weight(self.step) * regulariser).backward()
+        if self.world > 1:
+            self._average_gradients()
+        self.optimizer.step()
+        return torch.stack([reconstruction, regulariser]).detach()
+
+    def predict(self, batch: Tensor) -> Tensor:
+        with autocast(self.device, self.args.precision):
+            return self.forward(batch)
+
+    def _pairs(self, noisy: Tensor) -> Tensor:
+        """This process's share of the pairs of the whole batch, a function of the seed and the step."""
+        generator = torch.Generator(self.device).manual_seed(self.args.seed * 2**40 + self.step)
+        everyone = noisy.new_empty((self.args.batch_size, 1, *noisy.shape[2:]))
+        return draw_pairs(everyone, generator).chunk(self.world)[self.rank]
+
+    def _average_gradients(self) -> None:
+        """One reduction for the whole network, which is small."""
+        gradients = [parameter.grad for parameter in self.network.parameters()]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def _total(self, terms: Tensor) -> Tensor:
+        return terms[0] + self.schedule.weight(self.step) * terms[1]
+
+    def end_epoch(self, board) -> None:
+        """Write the epoch's row and, where due, the validation."""
+        epoch = self.schedule.epoch(self.step)
+        if self.world > 1:
+            dist.all_reduce(self.sums)
+        means = self.sums[:2] / self.sums[2]
+        self.sums.zero_()
+        if self.rank > 0:
+            return
+        row = {
+            "epoch": epoch, "step": self.step + 1, "loss": float(self._total(means)),
+            "loss_rec": float(means[0]), "loss_reg": float(means[1]),
+            "lambda": self.schedule.weight(self.step), "lr": self.schedule.rate(self.step),
+        }  # fmt: skip
+        if self.validation and (epoch % self.args.val_every == 0 or epoch == self.schedule.epochs):
+            sheet = self.output / "samples" / f"epoch_{epoch:04d}.png"
+            row |= self.validation.measure(self.network, sheet)
+        append_json(self.output / "metrics.jsonl", row)
+        for name, value in row.items():
+            if isinstance(value, float):
+                board.add_scalar(name, value, self.step + 1)
+        board.flush()
+
+    # --- files ------------------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        state = {
+            "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "step": self.step, "sums": self.sums,
+        }  # fmt: skip
+        with atomic_path(self.output / "checkpoint.pth") as path:
+            torch.save(state, path)
+
+    def restore(self) -> None:
+        """Take up the checkpoint, if there is one, and drop the rows written after it."""
+        path = self.output / "checkpoint.pth"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.sums = state["step"], state["sums"]
+        except Exception as error:
+            raise ValueError(f"{path} cannot be taken up ({error}); remove it to train from the start") from error
+        if self.rank == 0:
+            metrics = self.output / "metrics.jsonl"
+            rows = [row for row in read_json_lines(metrics) if row["step"] <= self.step]
+            with atomic_path(metrics) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            print(f"going on at step {self.step} of {self.schedule.steps}", flush=True)
+
+
+def _open_board(output: Path, step: int):
+    from torch.utils.tensorboard import SummaryWriter  # here, as it loads slowly
+
+    return SummaryWriter(str(output), purge_step=step + 1 if step else None)
+
+
+def claim_output(args: argparse.Namespace) -> None:
+    """Write config.json, or hold the options against those of the run that the folder holds already."""
+    path = Path(args.output, "config.json")
+    config = {name: value for name, value in vars(args).items() if name != "config"}
+    config = json.loads(json.dumps(config))
+    if path.exists():
+        before = json.loads(path.read_text())
+        for name in FIXED:
+            if before.get(name) != config[name]:
+                raise ValueError(
+                    f"{args.output} holds a run with {name} {before.get(name)!r}, not {config[name]!r}; "
+                    "choose another --output, or remove it"
+                )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train a denoiser; see the module's docstring. Returns the exit code."""
+    args = parse_arguments(argv)
+    NoiseSpec.parse(args.noise)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        root = Path(args.data)
+        relatives = training_images(root, args.subset, args.sides, args.seed)
+        side = choose_crop(root, relatives, args.crop, args.depth)
+        if rank == 0:
+            claim_output(args)
+        if Path(args.output, "unet.pth").exists():
+            print(f"{args.output}/unet.pth is finished already", flush=True)
+            return 0
+        if rank == 0:
+            print(f"{len(relatives)} images, crops of {side} px, {args.precision}", flush=True)
+        Training(args, relatives, side, rank, world).run()
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    if rank == 0:
+        print(f"wrote {args.output}/unet.pth", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,69 @@
+"""PSNR and SSIM of a denoiser on clean images of other sets, with noise drawn on the fly, as published results are."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
+from Neighbor2Neighbor.metrics import psnr, ssim
+from Neighbor2Neighbor.unet import UNet
+from utils.images import list_images, read_image, write_image
+from utils.noise import NoiseSpec, perturb
+
+SHEET_IMAGES, SHEET_SIDE = 4, 256  # of the sample sheet: rows, and px of each picture
+TILE = 1024
+
+
+class Validation:
+    """Clean images below root, a folder a set (Kodak/, Set14/), or one set where root holds the images themselves."""
+
+    def __init__(self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str):
+        if spec.kind == "none":
+            raise ValueError("--val-clean needs a noise to add; name it with --val-noise")
+        self.spec, self.device, self.precision = spec, device, precision
+        self.images: dict[str, np.ndarray] = {}
+        for relative in list_images(root):
+            self.images[relative] = image = read_image(root / relative, channels)
+            if min(image.shape[:2]) < 11:
+                raise ValueError(f"{root / relative} is smaller than 11 px, the window of SSIM; remove it")
+        self.name = root.resolve().name
+
+    def measure(self, network: UNet, sheet: Path) -> dict[str, float]:
+        """psnr (dB), ssim of the denoised and noisy_psnr, noisy_ssim of the noisy images: means over all images, and
+        over each set as Kodak_psnr and so on. The noise is the same at each call. Writes the sample sheet.
+        """
+        denoiser = UNetDenoiser(network, self.device, self.precision)
+        generator = torch.Generator().manual_seed(101)
+        rows: dict[str, list[tuple[float, ...]]] = {}
+        pictures = []
+        for relative, clean in self.images.items():
+            noisy = perturb(torch.from_numpy(clean).float() / 255, self.spec, generator).numpy()
+            (denoised,) = denoise_images(denoiser, [noisy], self.device, TILE)
+            noisy = (noisy * 255 + 0.5).astype(np.uint8)
+            values = psnr(denoised, clean), ssim(denoised, clean), psnr(noisy, clean), ssim(noisy, clean)
+            rows.setdefault(relative.rpartition("/")[0].replace("/", "_") or self.name, []).append(values)
+            if len(pictures) < SHEET_IMAGES:
+                pictures.append([clean, noisy, denoised])
+        write_image(sheet, _contact_sheet(pictures))
+        names = ("psnr", "ssim", "noisy_psnr", "noisy_ssim")
+        result = dict(zip(names, _means([row for rows_ in rows.values() for row in rows_]), strict=True))
+        for group, values in rows.items():
+            result |= {f"{group}_{name}": mean for name, mean in zip(names, _means(values), strict=True)}
+        return result
+
+
+def _means(rows: list[tuple[float, ...]]) -> list[float]:
+    return [float(mean) for mean in np.mean(rows, axis=0)]
+
+
+def _contact_sheet(pictures: list[list[np.ndarray]]) -> np.ndarray:
+    """One row an image: clean, noisy, denoised, the top left part of each."""
+    channels = pictures[0][0].shape[2]
+    sheet = np.full((len(pictures) * SHEET_SIDE, 3 * SHEET_SIDE, channels), 255, np.uint8)
+    for i, row in enumerate(pictures):
+        for j, picture in enumerate(row):
+            part = picture[:SHEET_SIDE, :SHEET_SIDE]
+            y, x = i * SHEET_SIDE, j * SHEET_SIDE
+            sheet[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return sheet

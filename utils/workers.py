@@ -1,0 +1,63 @@
+"""Worker processes for tools that read and write many images: none is left behind, whatever ends the parent."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+
+
+class InProcess(Executor):
+    """The pool of no workers: what is submitted is done at once."""
+
+    def submit(self, function: Callable, /, *args, **kwargs) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[Executor]:
+    """An executor of so many processes, or of this one for 0. At the end, also after an error or Ctrl-C, what waits is
+    dropped and what runs is finished, so that no file is left half-written.
+    """
+    if workers == 0:
+        yield InProcess()
+        return
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else None)  # fork: no second import of the tool
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def unordered(pool: Executor, function: Callable, items: Iterable, window: int) -> Iterator:
+    """function(item) for each item, results as they come; at most `window` items are under way at a time."""
+    pending: set[Future] = set()
+    for item in items:
+        pending.add(pool.submit(function, item))
+        while len(pending) >= window:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    for future in pending:
+        yield future.result()
+
+
+def _start_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end soon after a parent that was killed: its queues would never say so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
