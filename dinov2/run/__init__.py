@@ -1,0 +1,1 @@
+"""Running the entry points on a Slurm cluster."""

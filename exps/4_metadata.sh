@@ -1,0 +1,14 @@
+#!/bin/sh
+# Stage 4: file lists of the data and its copies, built ahead. Optional: a missing list is built when it is first needed.
+#   sh exps/4_metadata.sh NOISE... --data DIR
+[ "${exps_options:-}" = read ] || . "$(dirname "$0")/common.sh"
+
+set -- "$data"
+for noise in $noises; do
+    for folder in "$(noisy_tree "$noise")" "$(denoised_tree "$noise")"; do
+        if [ -d "$folder" ]; then
+            set -- "$@" "$folder"
+        fi
+    done
+done
+once "$output/.done/metadata" "$(ls -ld "$@" 2>/dev/null || true)" "$PYTHON" process_metadata.py "$@"

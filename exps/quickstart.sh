@@ -1,0 +1,19 @@
+#!/bin/sh
+# The whole path, from nothing to the report: noise, denoiser, denoised copy, pretraining by all methods, probes, report.
+# Makes .venv if the active environment does not satisfy requirements.txt. What is finished is skipped; what was
+# interrupted goes on. Without --data: scikit-learn's digits under gauss255 on a CPU, in minutes.
+#   bash exps/quickstart.sh
+#   bash exps/quickstart.sh --data DIR --noise shot3 --scale imagenet100
+make_environment=yes
+. "$(dirname "$0")/common.sh"
+
+stages="2_train_denoiser 3_denoise 4_metadata 5_pretrain 6_evaluate 7_report"
+if grep -q '^  storage: disk' "$scale_file"; then
+    stages="1_generate_noise $stages"
+fi
+started=$(date +%s)
+for stage in $stages; do
+    echo "== $stage"
+    . "exps/$stage.sh"
+done
+echo "== $(($(date +%s) - started)) s; the report: $output/report.html"

@@ -1,0 +1,22 @@
+"""Installs the packages of this folder: pip install -e ."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+LINES = [line.partition("#")[0].strip() for line in (HERE / "requirements.txt").read_text().splitlines()]
+
+setup(
+    name="noise-robust-dino",
+    version="0.1.0",
+    description="DINOv2 pretraining on noisy images by noise curricula and denoised regularisation, without a denoiser at inference",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["dinov2*", "Neighbor2Neighbor*", "toy_mnist*", "utils*"]),
+    package_data={"dinov2": ["configs/*.yaml"], "Neighbor2Neighbor": ["*.sh"], "toy_mnist": ["*.sh"]},
+    py_modules=["process_metadata"],
+    install_requires=[line for line in LINES if line],
+)
