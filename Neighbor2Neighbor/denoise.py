@@ -98,14 +98,10 @@ def _finish(target: Path, relatives: list[str], fields: dict, suffix: str, error
         print(f"error: {len(errors)} images could not be denoised; {target} is not finished", file=sys.stderr)
         return 2
     expected = {str(images.twin("", relative, suffix)) for relative in relatives}
-    existing = images.existing_images(target)
-    if extra := sorted(existing - expected):
-        raise ValueError(f"{target} holds {len(extra)} images that the source lacks, such as {extra[0]}; remove them")
-    if missing := len(expected - existing):
+    if missing := images.finish_tree(target, fields, expected):
         assert shards > 1, f"{missing} images were neither written nor named"
         print(f"{target}: this shard is done, {missing} images of other shards are to come", flush=True)
         return 0
-    images.finish_tree(target, fields | {"count": len(relatives)})
     print(f"{target}: {len(relatives)} images", flush=True)
     return 0
 

@@ -205,22 +205,28 @@ def _entropy(array: np.ndarray) -> float:
 def begin_tree(root: Path | str, fields: dict) -> bool:
     """Claim the folder root for the tree that `fields` describe (JSON values); True where it is finished already.
 
-    ValueError where the folder holds something else: another tree, or images that are no tree of ours.
+    ValueError where the folder holds something else: another tree, or files that are no tree of ours.
     """
     root = Path(root)
+    if not check_tree(root, fields):
+        root.mkdir(parents=True, exist_ok=True)
+        _write_json(root / _BEGUN, fields)
+    return (root / MANIFEST).exists()
+
+
+def check_tree(root: Path, fields: dict) -> bool:
+    """Whether begin_tree() has claimed root for such a tree before; the same errors, nothing is written."""
     begun = read_manifest(root) or read_manifest(root, _BEGUN)
     if begun is None:
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise ValueError(f"{root} exists and was not made by this tool; remove it or choose another output")
-        root.mkdir(parents=True, exist_ok=True)
-        _write_json(root / _BEGUN, fields)
         return False
     for key, value in fields.items():
         if begun.get(key) != value:
             raise ValueError(
                 f"{root} was made with {key} {begun.get(key)!r}, not {value!r}; remove it or choose another output"
             )
-    return (root / MANIFEST).exists()
+    return True
 
 
 def check_apart(source: Path | str, target: Path | str) -> None:
@@ -235,12 +241,22 @@ def existing_images(root: Path | str) -> set[str]:
     return set(_walk(Path(root), "", {os.path.realpath(root)})) if Path(root).is_dir() else set()
 
 
-def finish_tree(root: Path | str, fields: dict) -> None:
-    """Mark the tree at root as finished: sweep what killed runs left, then write manifest.json, last of all."""
+def finish_tree(root: Path | str, fields: dict, expected: set[str]) -> int:
+    """Mark the tree at root as finished: sweep what killed runs left, then write manifest.json, last of all.
+
+    expected: relative paths that make the tree whole. Returns how many of them are missing still; the tree is marked
+    when it is none. ValueError where it holds others, such as twins of images that the source has lost.
+    """
+    existing = existing_images(root)
+    if extra := sorted(existing - expected):
+        raise ValueError(f"{root} holds {len(extra)} images that the source lacks, such as {extra[0]}; remove them")
+    if missing := len(expected - existing):
+        return missing
     for leftover in Path(root).rglob(".*.tmp-*"):
         leftover.unlink(missing_ok=True)
-    _write_json(Path(root, MANIFEST), fields)
+    _write_json(Path(root, MANIFEST), fields | {"count": len(expected)})
     Path(root, _BEGUN).unlink(missing_ok=True)
+    return 0
 
 
 def reopen_tree(root: Path | str) -> None:

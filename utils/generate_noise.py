@@ -1,0 +1,199 @@
+"""Write noisy copies of a tree of images: noisy_<source>-<noise>/ with the same relative paths, as PNG or WebP.
+
+    python utils/generate_noise.py                                   all nine noises of mini-imagenet/ in this folder
+    python utils/generate_noise.py --source DIR --noise gauss255 shot3
+
+Training needs none of it: noise is added while loading, with the same bytes. The noise of an image depends on the
+seed, the noise and the image's relative path alone, so that the number of workers, the order and the machine make no
+difference. A run that was killed goes on with the same command; manifest.json in a tree says that it is finished.
+"""
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: Python then looks for modules beside it, not in the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from utils import cli, images
+from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
+from utils.progress import Progress
+from utils.results import VERSION
+from utils.workers import unordered, worker_pool
+
+SAMPLE = 8  # images written to memory to foresee the size on disk
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know: where from, where to, which noises."""
+
+    source: Path
+    targets: dict[NoiseSpec, Path]
+    seed: int
+    format: str
+    channels: int
+
+    def twin_name(self, relative: str) -> str:
+        return str(images.twin("", relative, f".{self.format}"))
+
+
+@dataclass
+class Written:
+    """What became of one image: bytes on disk, signal power and noise power for each noise, or an error."""
+
+    bytes: int
+    powers: dict[NoiseSpec, tuple[float, float]]
+    error: str | None = None
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=Path("mini-imagenet"), help="tree (default mini-imagenet)")
+    parser.add_argument("--noise", nargs="+", default=ALL_NOISES, help=f"such as {EXAMPLES} (default: all nine)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0, as while loading)")
+    parser.add_argument("--output-root", type=Path, help="folder of the noisy trees (default: beside the source)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: none (default: cores)")
+    parser.add_argument("--format", choices=("png", "webp"), default="png", help="both without loss (default png)")
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey images (default 3)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the trees. Returns 0, or 2 where single images could not be read; all others are written then."""
+    args = parse_arguments(argv)
+    specs = list(dict.fromkeys(NoiseSpec.parse(text) for text in args.noise))
+    if any(spec.kind == "none" for spec in specs):
+        raise ValueError("noise 'none' adds nothing: use the source itself")
+    if min(args.seed, args.workers) < 0:
+        raise ValueError("--seed and --workers must not be negative")
+    relatives = images.list_images(args.source)
+    images.check_collisions(relatives)
+    targets = {spec: _target(args, spec) for spec in specs}
+    for target in targets.values():
+        images.check_apart(args.source, target)
+    job = Job(args.source, targets, args.seed, args.format, args.channels)
+    missing = _missing(job, relatives)
+    if missing:
+        _check_disk(job, missing)  # before anything is written
+    for spec, target in targets.items():
+        if images.begin_tree(target, _fields(job, spec)):
+            if any(spec in specs for specs in missing.values()):
+                images.reopen_tree(target)
+            else:
+                print(f"{target} is finished already: {len(relatives)} images", flush=True)
+    if missing and not _write_all(job, missing, args.workers):
+        return 2
+    return _finish(job, relatives)
+
+
+def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
+    root = images.noisy_root(args.source, spec)
+    return root if args.output_root is None else args.output_root / root.name
+
+
+def _fields(job: Job, spec: NoiseSpec) -> dict:
+    return {
+        "kind": "noisy", "source": job.source.resolve().name, "noise": str(spec), "noise_seed": job.seed,
+        "format": job.format, "channels": job.channels, "version": VERSION,
+    }  # fmt: skip
+
+
+def _missing(job: Job, relatives: list[str]) -> dict[str, list[NoiseSpec]]:
+    """The images to do and, for each, the noises that its twins lack. ValueError where a target is something else."""
+    missing: dict[str, list[NoiseSpec]] = {}
+    for spec, target in job.targets.items():
+        images.check_tree(target, _fields(job, spec))
+        existing = images.existing_images(target)
+        for relative in relatives:
+            if job.twin_name(relative) not in existing:
+                missing.setdefault(relative, []).append(spec)
+    return missing
+
+
+def _check_disk(job: Job, missing: dict[str, list[NoiseSpec]]) -> None:
+    """ValueError where the disk cannot hold what is to be written, foreseen from a few of the images."""
+    names = list(missing)
+    size, count = 0, 0
+    for index in np.unique(np.linspace(0, len(names) - 1, SAMPLE).astype(int)):
+        try:
+            image = images.read_image(job.source / names[index], job.channels)
+        except images.ImageError:
+            continue  # named when its turn comes
+        for spec in missing[names[index]]:
+            noisy = keyed_noise(image, spec, job.seed, noise_key(names[index]))
+            size, count = size + len(images.encode_image(noisy, job.format)), count + 1
+    files = sum(len(specs) for specs in missing.values())
+    needed = size / max(count, 1) * files
+    root = next(iter(job.targets.values())).parent
+    free = shutil.disk_usage(next(path for path in (root, *root.resolve().parents) if path.exists())).free
+    print(f"{files} images to write, about {_bytes(needed)}; {_bytes(free)} free", flush=True)
+    if needed > free:
+        raise ValueError(
+            f"{root} has {_bytes(free)} free, and about {_bytes(needed)} are needed; name another --output-root or "
+            "fewer noises, or do without: training adds the noise while loading"
+        )
+
+
+def _bytes(number: float) -> str:
+    power = min(4, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _write_all(job: Job, missing: dict[str, list[NoiseSpec]], workers: int) -> bool:
+    """Write what is missing and print each noise's SNR. False where images could not be read; they are named."""
+    errors, written = [], 0
+    powers = {spec: np.zeros(2) for spec in job.targets}
+    files = sum(len(specs) for specs in missing.values())
+    with worker_pool(workers) as pool, Progress(files, "adding noise", "img") as bar:
+        for result in unordered(pool, partial(_write_twins, job), missing.items(), window=4 * max(workers, 1)):
+            if result.error is not None:
+                errors.append(result.error)
+                continue
+            written += result.bytes
+            for spec, power in result.powers.items():
+                powers[spec] += power
+            bar.update(len(result.powers), written=_bytes(written))
+    for spec, (signal, noise) in powers.items():
+        if signal > 0 and noise > 0:
+            print(f"{spec}: SNR {10 * math.log10(signal / noise):.2f} dB over the images written", flush=True)
+    if errors:
+        print("\n".join(sorted(errors)), file=sys.stderr)
+        print(f"error: {len(errors)} images could not be read; the trees are not finished", file=sys.stderr)
+    return not errors
+
+
+def _write_twins(job: Job, item: tuple[str, list[NoiseSpec]]) -> Written:
+    """Decode one image and write its noisy twins (in a worker process)."""
+    relative, specs = item
+    try:
+        image = images.read_image(job.source / relative, job.channels)
+    except images.ImageError as error:
+        return Written(0, {}, str(error))
+    result = Written(0, {})
+    clean = image.astype(np.float32)
+    for spec in specs:
+        noisy = keyed_noise(image, spec, job.seed, noise_key(relative))
+        path = images.twin(job.targets[spec], relative, f".{job.format}")
+        result.bytes += images.write_image(path, noisy, job.format)
+        result.powers[spec] = (float(np.vdot(clean, clean)), float(np.square(clean - noisy).sum()))
+    return result
+
+
+def _finish(job: Job, relatives: list[str]) -> int:
+    expected = {job.twin_name(relative) for relative in relatives}
+    for spec, target in job.targets.items():
+        missing = images.finish_tree(target, _fields(job, spec), expected)
+        assert not missing, f"{missing} images of {target} were neither written nor named"
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
