@@ -6,7 +6,7 @@ count. The same random.Random stream gives the published code's masks, some five
 
 import math
 import random
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def _add_block(mask: int, limit: int, height: int, width: int, generator: random
     return mask
 
 
-@lru_cache(maxsize=None)
+@cache
 def _block(h: int, w: int, width: int) -> int:
     """h x w patches at the top left of a grid of that width."""
     return sum(((1 << w) - 1) << (row * width) for row in range(h))

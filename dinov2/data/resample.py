@@ -44,8 +44,15 @@ def random_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], rat
     return torch.where(fits.any(-1, keepdim=True), torch.stack((top, left, h, w), -1), central).long()
 
 
-def cut(canvas: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None, grid: Tensor | None = None,
-        offset: Tensor | None = None, dense: bool | None = None) -> Tensor:
+def cut(
+    canvas: Tensor,
+    boxes: Tensor,
+    size: int,
+    flip: Tensor | None = None,
+    grid: Tensor | None = None,
+    offset: Tensor | None = None,
+    dense: bool | None = None,
+) -> Tensor:
     """Cut boxes and resize each to size x size: float32 [n * B, C, size, size] in [0, 1], crop-major.
 
     canvas: uint8 (or float32 in [0, 1]) [B, C, H, W]; boxes: int [n, B, 4] (top, left, height, width), on the CPU;

@@ -10,8 +10,8 @@ class IterationSampler:
     """Yields (iteration, indices) from start_iteration on, up to stop_iteration (None: without end).
 
     The global stream is one permutation of the n images after another, each keyed by (seed, number of the pass);
-    iteration i takes its positions [i * batch_size, (i + 1) * batch_size), and a rank its contiguous part of those. So a
-    run resumes at any iteration, on any number of ranks, with the same images. A batch may be larger than the set.
+    iteration i takes its positions [i * batch_size, (i + 1) * batch_size), and a rank its contiguous part of those. So
+    a run resumes at any iteration, on any number of ranks, with the same images. A batch may be larger than the set.
 
     batch_size: images of one iteration over all ranks. ValueError where ranks do not divide it or outnumber the images.
     """
@@ -46,7 +46,8 @@ class IterationSampler:
         """Indices of this rank's images at an iteration."""
         share = self.batch_size // self.world_size
         first = iteration * self.batch_size + self.rank * share
-        return [int(self._permutation(position // self.n)[position % self.n]) for position in range(first, first + share)]
+        positions = (divmod(position, self.n) for position in range(first, first + share))
+        return [int(self._permutation(number)[place]) for number, place in positions]
 
     def _draw(self, number: int) -> np.ndarray:
         return np.random.default_rng((self.seed, number)).permutation(self.n)

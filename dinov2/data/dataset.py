@@ -1,0 +1,176 @@
+"""Images of a data folder in one view or several: noisy, denoised, clean, or a mix that moves over the training.
+
+The views of an image are arrays of one size: the same pixels of the same scene, so that the same crop can be cut out of
+each. The noisy view carries the image's one fixed realisation of the noise, added while loading or read from the noisy
+tree: the same bytes.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dinov2.data.index import build_index, check_classes
+from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
+from utils.noise import NoiseSpec, keyed_noise, keyed_noise_float, noise_key
+
+VIEWS = ("noisy", "denoised", "clean", "mix")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The view "mix": denoised with a probability that moves linearly from start to end over `iterations`, else noisy.
+
+    The choice is a pure function of (seed, iteration, image).
+    """
+
+    start: float
+    end: float
+    iterations: int
+    seed: int
+
+    def kind(self, iteration: int, index: int) -> str:
+        """ "denoised" or "noisy", for an image at an iteration."""
+        share = self.start + (self.end - self.start) * min(iteration / self.iterations, 1.0)
+        digest = hashlib.blake2b(f"{self.seed} {iteration} {index}".encode(), digest_size=8).digest()
+        return "denoised" if int.from_bytes(digest, "little") < share * 2**64 else "noisy"
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
+
+    Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits. Images with a side above max_side pixels
+    are reduced (antialiased), after the noise. storage: where the noisy view comes from, "on_the_fly" or "disk" (the
+    tree noisy_root). ValueError names denoised (noisy) images that are missing, before anything is read, and, when
+    read, an image that cannot be decoded or whose views differ in size.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str,
+        views: tuple[str, ...] = ("noisy",),
+        noise: NoiseSpec | None = None,
+        noise_seed: int = 0,
+        storage: str = "on_the_fly",
+        noisy: Path | str | None = None,
+        denoised: Path | str | None = None,
+        channels: int = 3,
+        max_side: int | None = None,
+        mix: Mix | None = None,
+        index_cache: Path | str | None = None,
+    ):
+        unknown = [view for view in views if view not in VIEWS]
+        if unknown:
+            raise ValueError(f"view {unknown[0]!r} is unknown: give one of {', '.join(VIEWS)}.")
+        if "mix" in views and mix is None:
+            raise ValueError("view 'mix' needs the shares of denoised images at the start and the end (mix).")
+        if storage not in ("on_the_fly", "disk"):
+            raise ValueError(f"data.storage={storage!r} is unknown: give on_the_fly or disk.")
+        self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
+        self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
+        self.channels, self.max_side = channels, max_side
+        index = build_index(root, split, index_cache)
+        self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
+        # Roots of the kinds of view that are read from twins of the images.
+        self.twins: dict[str, Path] = {}
+        if "denoised" in self.kinds:
+            self.twins["denoised"] = Path(denoised or denoised_root(root, self.noise))
+        if "noisy" in self.kinds and storage == "disk" and self.noise.kind != "none":
+            self.twins["noisy"] = Path(noisy or noisy_root(root, self.noise))
+        for kind, folder in self.twins.items():
+            self._check_twins(kind, folder)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of image that the views are made of; "mix" is made of noisy and denoised ones."""
+        parts = [("noisy", "denoised") if view == "mix" else (view,) for view in self.views]
+        return tuple(dict.fromkeys(kind for part in parts for kind in part))
+
+    def __len__(self) -> int:
+        return len(self.relatives)
+
+    def __getitem__(self, index: int) -> tuple[list[np.ndarray], int]:
+        return self.read(index, self.choose(index)), int(self.labels[index])
+
+    def choose(self, index: int, iteration: int = 0) -> list[str]:
+        """The kind of image of each view, at an iteration of the training."""
+        return [self.mix.kind(iteration, index) if view == "mix" else view for view in self.views]
+
+    def read(self, index: int, kinds: list[str]) -> list[np.ndarray]:
+        """Image `index` as each of these kinds."""
+        relative, source, images = self.relatives[index], None, []
+        for kind in kinds:
+            if kind in self.twins:
+                image = read_image(twin(self.twins[kind], relative), self.channels, "native")
+            else:
+                source = read_image(self.root / relative, self.channels, "native") if source is None else source
+                image = self._add_noise(source, relative) if kind == "noisy" else source
+            images.append(image)
+        shapes = {image.shape[:2]: kind for image, kind in zip(images, kinds, strict=True)}
+        if len(shapes) > 1:
+            found = ", ".join(f"{kind} {h} x {w}" for (h, w), kind in shapes.items())
+            raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
+        return [_reduce(image, self.max_side) for image in images]
+
+    def _add_noise(self, image: np.ndarray, relative: str) -> np.ndarray:
+        add = keyed_noise if image.dtype == np.uint8 else keyed_noise_float
+        return add(image, self.noise, self.noise_seed, noise_key(relative))
+
+    def _check_twins(self, kind: str, folder: Path) -> None:
+        """ValueError unless every image has its twin below folder, made with this noise and seed."""
+        missing = []
+        for parent, group in groupby(self.relatives, key=os.path.dirname):
+            present = set(os.listdir(folder / parent)) if (folder / parent).is_dir() else set()
+            missing += [path for path in group if PurePosixPath(path).stem + ".png" not in present]
+        if missing:
+            tool = "Neighbor2Neighbor.denoise" if kind == "denoised" else "utils.generate_noise"
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of {len(self)} {kind} images, the first for {', '.join(missing[:3])}: "
+                f"write them with python -m {tool}."
+            )
+        made = read_manifest(folder) or {}
+        for key, wanted in (("noise", str(self.noise)), ("seed", self.noise_seed)):
+            if made.get(key, wanted) != wanted:
+                raise ValueError(f"{folder} was made with {key} {made[key]}, but {wanted} is configured: name another.")
+
+
+def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None) -> ImageDataset:
+    """The data set of a run's configuration (keys noise and data.*): what training and evaluation both use.
+
+    ValueError also where train and val have different classes, before anything starts.
+    """
+    data = cfg.data
+    if data.in_chans not in (1, 3):
+        raise ValueError(f"data.in_chans={data.in_chans}: image files are read with 3 (RGB) or 1 (grey) channels.")
+    check_classes(data.root)
+    return ImageDataset(
+        data.root,
+        split,
+        views,
+        noise=NoiseSpec.parse(cfg.noise),
+        noise_seed=data.noise_seed,
+        storage=data.storage,
+        noisy=data.noisy_root,
+        denoised=data.denoised_root,
+        channels=data.in_chans,
+        max_side=data.max_side,
+        mix=mix,
+        index_cache=data.index_cache,
+    )
+
+
+def _reduce(image: np.ndarray, max_side: int | None) -> np.ndarray:
+    """The image with its longer side reduced to max_side (antialiased bicubic), if it is longer."""
+    longer = max(image.shape[:2])
+    if max_side is None or longer <= max_side:
+        return image
+    size = [max(1, round(side * max_side / longer)) for side in image.shape[:2]]
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
+    reduced = F.interpolate(tensor, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    return reduced if reduced.dtype == np.uint8 else reduced.clip(0, 1)

@@ -1,0 +1,137 @@
+"""The list of a data folder's images, classes and labels, built on first use and cached.
+
+DIR/<split>/<class>/<image> has the sorted folder names as classes. DIR/<split>/<image>, without class folders, is for
+pretraining alone: its labels are -1.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images
+from utils.progress import progress
+
+_VERSION = 1  # of the cache file's form
+
+
+@dataclass(frozen=True)
+class Index:
+    """Images of one split. relatives[i] is the posix path below the data folder ("train/n01440764/img_1.jpg"),
+    labels[i] its class number (int64; -1 without classes), classes the sorted class names (empty without classes)."""
+
+    relatives: list[str]
+    labels: np.ndarray
+    classes: list[str]
+
+
+def build_index(root: Path | str, split: str, cache: Path | str | None = None) -> Index:
+    """The index of root/split: from its cache, or by walking the folders when any of them has changed.
+
+    A folder counts as changed by its modification time, which adding, removing or renaming a file sets. cache: folder
+    of the cached lists; None: the data folder itself or, where that is read-only, the user's cache (~/.cache).
+    ValueError names a missing or empty split, a class folder without images, images beside class folders, or two
+    images that differ in their extension alone. Whether an image can be decoded shows when it is read.
+    """
+    root = Path(root)
+    files = _cache_files(root, split, cache)
+    for file in files:
+        index = _load(file, root)
+        if index is not None:
+            return index
+    times, groups = _walk(root, split)
+    index = _index(split, groups)
+    content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(file) as temporary:
+                temporary.write_text(content)
+            break
+        except OSError:
+            continue  # read-only: the next place; with no place left, the index is built at each start
+    return index
+
+
+def class_names(root: Path | str, split: str) -> list[str]:
+    """Sorted names of the class folders of root/split; empty where it has none. ValueError: no such split."""
+    folder = Path(root, split)
+    if not folder.is_dir():
+        raise ValueError(f"{root} has no folder {split!r}: expected {root}/{{train,val}}/<class>/<image>.")
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def check_classes(root: Path | str) -> None:
+    """ValueError that names the classes which only one of train and val has, where root holds both with classes."""
+    if not (Path(root, "train").is_dir() and Path(root, "val").is_dir()):
+        return
+    train, val = set(class_names(root, "train")), set(class_names(root, "val"))
+    parts = [
+        f"only in {split}: {_some(only)}" for split, only in (("train", train - val), ("val", val - train)) if only
+    ]
+    if train and parts:
+        raise ValueError(f"{root}: train and val must have the same class folders; {'; '.join(parts)}.")
+
+
+def _some(names) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _cache_files(root: Path, split: str, cache) -> list[Path]:
+    """Places of the cached list, in order of preference."""
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    named = f"{root.resolve().name}-{name}-{split}.json"
+    if cache is not None:
+        return [Path(cache, named)]
+    return [root / f".index-{split}.json", Path.home() / ".cache" / "noisy_dinov2" / named]
+
+
+def _walk(root: Path, split: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Modification times (ns) of all folders read, and the images (paths below the class folder) of each class; the
+    class is "" where there are no class folders."""
+    classes = class_names(root, split)
+    times = {split: os.stat(root / split).st_mtime_ns}
+    if not classes:
+        return times, {"": list_images(root / split)}
+    loose = sorted(set(os.listdir(root / split)) - set(classes))
+    loose = [name for name in loose if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
+    if loose:
+        raise ValueError(f"{root / split / loose[0]} lies beside class folders: move it into one of them.")
+    groups = {}
+    for name in progress(classes, desc=f"index of {split}", unit="folder"):
+        folder = f"{split}/{name}"
+        before = os.stat(root / folder).st_mtime_ns  # before the listing: a later change is then seen as one
+        groups[name] = list_images(root / folder)
+        times[folder] = before
+        for inner in {parent for path in groups[name] for parent in Path(path).parents} - {Path(".")}:
+            times[f"{folder}/{inner.as_posix()}"] = os.stat(root / folder / inner).st_mtime_ns
+    return times, groups
+
+
+def _index(split: str, groups: dict[str, list[str]]) -> Index:
+    classes = sorted(groups) if "" not in groups else []
+    relatives, labels = [], []
+    for label, name in enumerate(classes) if classes else [(-1, "")]:
+        folder = f"{split}/{name}/" if name else f"{split}/"
+        relatives += [folder + path for path in groups[name]]
+        labels += [label] * len(groups[name])
+    check_collisions(relatives)
+    return Index(relatives, np.array(labels, dtype=np.int64), classes)
+
+
+def _load(file: Path, root: Path) -> Index | None:
+    """The cached index, or None when there is none, it is broken, or the tree has changed since."""
+    try:
+        content = json.loads(file.read_text())
+        if content["version"] != _VERSION:
+            return None
+        if any(os.stat(root / folder).st_mtime_ns != time for folder, time in content["times"].items()):
+            return None
+        return _index(content["split"], content["groups"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

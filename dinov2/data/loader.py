@@ -1,0 +1,186 @@
+"""Batches of padded canvases. Workers decode, add the noise and pad; nothing else is random or slow enough to be here.
+
+An image's bytes depend on the image (and, in the view "mix", on the iteration) alone, so the batches are the same for
+any number of workers, and for a resident set (decoded once, held on the training device) as for one that is decoded
+anew in every pass.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dinov2.data.dataset import ImageDataset
+from dinov2.data.sampler import IterationSampler
+from utils.images import ImageError
+from utils.progress import progress
+
+
+@dataclass
+class Batch:
+    """B images in V views.
+
+    canvases: V tensors [B, C, H, W], uint8 or (files above 8 bits) float32 in [0, 1], each image at the top left, zeros
+    around it. The rest stays on the CPU: sizes int64 [B, 2] (height, width) in pixels, labels int64 [B] (-1 without
+    classes), indices int64 [B] into the data set, iteration.
+    """
+
+    canvases: list[Tensor]
+    sizes: Tensor
+    labels: Tensor
+    indices: Tensor
+    iteration: int
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, canvases=[canvas.pin_memory() for canvas in self.canvases])
+
+    def to(self, device) -> "Batch":
+        """The batch with its canvases on the device (copied without waiting, where they are pinned)."""
+        return replace(self, canvases=[canvas.to(device, non_blocking=True) for canvas in self.canvases])
+
+
+def make_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    seed: int = 0,
+    start_iteration: int = 0,
+    stop_iteration: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    resident: "ResidentImages | None" = None,
+) -> Iterator[Batch]:
+    """Training batches of a rank from start_iteration to stop_iteration (None: without end), canvases on `device`.
+
+    batch_size: images of one iteration over all ranks; the order is that of IterationSampler, with its errors.
+    resident: the decoded set, to serve from instead of reading files. ImageError (a ValueError) names a file that
+    cannot be read.
+    """
+    order = IterationSampler(len(dataset), batch_size, seed, rank, world_size, start_iteration, stop_iteration)
+    if resident is not None:
+        return (resident.batch(iteration, indices) for iteration, indices in order)
+    return _batches(dataset, order, workers, device)
+
+
+def make_eval_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """One pass over the images rank, rank + world_size, ... in order; the last batch is smaller."""
+    own = range(rank, len(dataset), world_size)
+    order = [(k, list(own[start : start + batch_size])) for k, start in enumerate(range(0, len(own), batch_size))]
+    return _batches(dataset, order, workers, device)
+
+
+class ResidentImages:
+    """The decoded images of a set on a device: a canvas [N, C, H, W] for each kind of image that the views need.
+
+    For sets that fit: N * C * H * W bytes for each kind, H and W being the largest sides; twice that while loading.
+    """
+
+    def __init__(self, dataset: ImageDataset, workers: int = 0, device: torch.device | str = "cpu"):
+        self.dataset, self.device = dataset, torch.device(device)
+        order = [(0, list(range(start, min(start + 64, len(dataset))))) for start in range(0, len(dataset), 64)]
+        loaded = _batches(dataset, order, workers, device, kinds=dataset.kinds)
+        parts = list(progress(loaded, total=len(order), desc="decoding the resident set", unit="batch"))
+        self.sizes = torch.cat([part.sizes for part in parts])
+        self.canvases = {
+            kind: _join([part.canvases[number] for part in parts]) for number, kind in enumerate(dataset.kinds)
+        }
+
+    def batch(self, iteration: int, indices: list[int]) -> Batch:
+        """The same batch as from files, but for the padding, which is that of the whole set."""
+        own = torch.tensor(indices)
+        on_device = own.to(self.device, non_blocking=True)
+        canvases = []
+        for number, view in enumerate(self.dataset.views):
+            if view == "mix":
+                chosen = [self.dataset.choose(index, iteration)[number] == "denoised" for index in indices]
+                first, second = (self.canvases[kind].index_select(0, on_device) for kind in ("denoised", "noisy"))
+                chosen = torch.tensor(chosen).view(-1, 1, 1, 1).to(self.device, non_blocking=True)
+                canvases.append(torch.where(chosen, first, second))
+            else:
+                canvases.append(self.canvases[view].index_select(0, on_device))
+        labels = torch.from_numpy(self.dataset.labels[indices])
+        return Batch(canvases, self.sizes[own], labels, own, iteration)
+
+
+class _Batches(Dataset):
+    """Item (iteration, indices) is a whole Batch; an image that cannot be read is returned as its message, because an
+    exception that crosses from a worker process drags two tracebacks along."""
+
+    def __init__(self, dataset: ImageDataset, kinds: tuple[str, ...] | None):
+        self.dataset, self.kinds = dataset, kinds
+
+    def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
+        iteration, indices = key
+        dataset = self.dataset
+        try:
+            images = [dataset.read(index, self.kinds or dataset.choose(index, iteration)) for index in indices]
+        except (ValueError, OSError) as error:
+            return str(error)
+        return Batch(
+            canvases=[_pad(view) for view in zip(*images, strict=True)],
+            sizes=torch.tensor([image[0].shape[:2] for image in images]),
+            labels=torch.from_numpy(dataset.labels[indices]),
+            indices=torch.tensor(indices),
+            iteration=iteration,
+        )
+
+
+def _batches(dataset, order, workers, device, kinds=None) -> Iterator[Batch]:
+    """The batches of the keys (iteration, indices) of `order`, one after another."""
+    loader = DataLoader(
+        _Batches(dataset, kinds),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # its own: the loader would draw its workers' seed from the global stream
+    )
+    for batch in loader:
+        if isinstance(batch, str):
+            raise ImageError(batch)
+        yield batch.to(device)
+
+
+def _ignore_interrupt(_) -> None:
+    """Ctrl-C reaches every process of the terminal; the training process alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _pad(images: tuple[np.ndarray, ...]) -> Tensor:
+    """Images [H, W, C] -> canvas [B, C, H, W] in channels-last memory, which is how they are decoded and cut."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    eight_bit = all(image.dtype == np.uint8 for image in images)
+    canvas = np.zeros((len(images), height, width, images[0].shape[2]), np.uint8 if eight_bit else np.float32)
+    for place, image in zip(canvas, images, strict=True):
+        image = image / np.float32(255) if image.dtype == np.uint8 and not eight_bit else image
+        place[: image.shape[0], : image.shape[1]] = image
+    return torch.from_numpy(canvas).permute(0, 3, 1, 2)
+
+
+def _join(canvases: list[Tensor]) -> Tensor:
+    """One canvas batch of several, padded to the largest and, if one of them is, float."""
+    height, width = (max(canvas.shape[axis] for canvas in canvases) for axis in (2, 3))
+    dtype = torch.uint8 if all(canvas.dtype == torch.uint8 for canvas in canvases) else torch.float32
+    count, channels = sum(map(len, canvases)), canvases[0].shape[1]
+    joined = torch.zeros(
+        count, channels, height, width, dtype=dtype, device=canvases[0].device, memory_format=torch.channels_last
+    )
+    start = 0
+    for canvas in canvases:
+        part = canvas if canvas.dtype == dtype else canvas / 255
+        joined[start : start + len(canvas), :, : canvas.shape[2], : canvas.shape[3]] = part
+        start += len(canvas)
+    return joined
