@@ -10,8 +10,9 @@ import math
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
+from dinov2 import checkpoint
 from dinov2.loss import Center
 from dinov2.train.ssl_model import Batch, SSLModel, StudentOutputs, build_network
 
@@ -60,8 +61,12 @@ class AnchoredSSLModel(SSLModel):
     def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
         self.load_state_dict(state | {f"anchor.{name}": value for name, value in self.anchor.state_dict().items()})
 
-    def load_anchor(self, network: dict[str, Tensor], dino_center: Tensor, ibot_center: Tensor) -> None:
-        """network: teacher of the denoised run under public names; the centres start from that run's."""
-        self.anchor.load_state_dict(network)
-        self.anchor_dino_center.center.copy_(dino_center)
-        self.anchor_ibot_center.center.copy_(ibot_center)
+    def networks(self) -> list[nn.ModuleDict]:
+        return [*super().networks(), self.anchor]
+
+    def load_anchor(self, source: checkpoint.Checkpoint) -> None:
+        """The frozen network becomes the teacher of a denoised run's checkpoint; the centres start from that run's."""
+        state = {f"teacher.{name}": value for name, value in self.anchor.state_dict().items()}
+        state["dino_center.center"] = self.anchor_dino_center.center
+        state["ibot_center.center"] = self.anchor_ibot_center.center
+        checkpoint.load(source, {"model": state})

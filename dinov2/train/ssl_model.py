@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from dinov2.models.vision_transformer import build_backbone
+from dinov2.train.diagnostics import diagnose
 
 GLOBAL_CROPS = 2
 
@@ -86,6 +87,12 @@ class SSLModel(nn.Module):
         self.teacher.requires_grad_(False)
         self.dino_center = Center((1, cfg.dino.prototypes))
         self.ibot_center = Center((1, 1, (cfg.ibot if cfg.ibot.separate_head else cfg.dino).prototypes))
+        self.observing = False  # when set, forward also fills `diagnostics`
+        self.diagnostics: dict[str, float] = {}
+
+    def networks(self) -> list[nn.ModuleDict]:
+        """All networks, to be placed and sharded alike."""
+        return [self.student, self.teacher]
 
     def train(self, mode: bool = True) -> SSLModel:
         super().train(mode)
@@ -96,6 +103,8 @@ class SSLModel(nn.Module):
         """Loss [] and the terms as the public code displays them; progress: share of the schedule done, in [0, 1]."""
         targets = self.teacher_targets(batch, teacher_temp)
         student = self.student_outputs(batch)
+        if self.observing:
+            self.diagnostics = diagnose(targets.cls, student.global_cls, student.cls_tokens)
         loss, terms = self.distillation_losses(student, targets, batch)
         koleo = self.cfg.dino.koleo_weight * sum(koleo_loss(tokens) for tokens in student.cls_tokens)
         terms["koleo_loss"] = koleo / GLOBAL_CROPS

@@ -1,8 +1,318 @@
+"""The training loop: schedules, losses, clipping, AdamW, EMA, checkpoints. Knows no more of a stage than its data set.
+
+Everything random at an iteration (images, crops, masks, drop path) is a function of (seed, iteration), so the position is
+all that a resumed run needs, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
 import torch
-from torch import nn, Tensor
-from dinov2.train.ssl_model import local_tensor
-def clip_gradients(student, limit):
-    norms={}
-    for n,m in student.items():
-        norms[n]=torch.nn.utils.clip_grad_norm_(m.parameters(), limit)
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from dinov2 import checkpoint, distributed
+from dinov2.data.augment import Augment
+from dinov2.data.dataset import ImageDataset
+from dinov2.data.loader import ResidentImages, make_loader
+from dinov2.data.masking import sample_masks
+from dinov2.metrics_log import MetricsLog
+from dinov2.train.diagnostics import diagnose
+from dinov2.train.optim import apply_schedule, build_optimizer
+from dinov2.train.schedules import Schedules
+from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel
+from utils.progress import Progress
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Terminated(SystemExit):
+    """SIGTERM came: the run saved its position and left."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed of its own for each tuple of parts."""
+    return random.Random(repr(parts)).getrandbits(63)
+
+
+def clip_gradients(student: nn.ModuleDict, limit: float) -> dict[str, Tensor]:
+    """Clips each sub-module by itself; its gradient norms before that."""
+    norms = {}
+    for name, module in student.items():
+        norm = nn.utils.clip_grad_norm_(module.parameters(), limit or float("inf"))
+        norms[name] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return norms
+
+
+def shard(network: nn.ModuleDict, device: torch.device) -> None:
+    """FSDP2 over all ranks: each block, then the backbone and each head by themselves."""
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    for module in network.values():
+        for block in getattr(module, "blocks", []):
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+
+
+def whole_state(network: nn.ModuleDict) -> dict[str, Tensor]:
+    """The state dict with shards gathered, on the CPU. All ranks call it."""
+    state = network.state_dict()
+    return {name: (v.full_tensor() if hasattr(v, "full_tensor") else v).cpu() for name, v in state.items()}
+
+
+class BatchMaker:
+    """Canvases of one iteration → micro-batches of crops and masks, the same whatever the number of ranks."""
+
+    def __init__(self, cfg: DictConfig, device: torch.device):
+        self.cfg, self.device = cfg, device
+        self.augment = Augment(cfg.crops, cfg.data.mean, cfg.data.std)
+        self.grid = (cfg.crops.global_size // cfg.model.patch_size,) * 2
+        self.share = cfg.train.batch_size // distributed.world_size()  # images of this rank
+        self.first = distributed.rank() * self.share
+
+    def masks(self, iteration: int) -> Tensor:
+        """Masks of all global crops of all ranks.  # [2, batch_size, N] bool"""
+        cfg, total = self.cfg, self.cfg.train.batch_size
+        generator = random.Random(seed_of(cfg.seed, iteration, "masks"))
+        masks = sample_masks(
+            GLOBAL_CROPS * total, self.grid, cfg.ibot.mask_probability, tuple(cfg.ibot.mask_ratio), generator
+        )
+        return torch.from_numpy(masks).unflatten(0, (GLOBAL_CROPS, total))
+
+    def __call__(self, data) -> Iterator[Batch]:
+        cfg, iteration = self.cfg, data.iteration
+        masks = self.masks(iteration)
+        size = self.share // cfg.train.accumulate
+        for start in range(0, self.share, size):
+            mine = slice(start, start + size)
+            position = self.first + start  # of the micro-batch in the batch of all ranks
+            generator = torch.Generator().manual_seed(seed_of(cfg.seed, iteration, "crops"))
+            sizes = data.sizes[mine]
+            parameters = self.augment.sample(sizes, generator, position, cfg.train.batch_size)
+            views = [canvas[mine] for canvas in data.canvases]
+            yield Batch(
+                global_crops=self.augment.apply_global(views[0], sizes, parameters),
+                local_crops=self.augment.apply_local(views[0], sizes, parameters),
+                masks=masks[:, position : position + size].flatten(0, 1).to(self.device, non_blocking=True),
+                other_global_crops=self.augment.apply_global(views[1], sizes, parameters) if len(views) > 1 else None,
+            )
+
+
+class Watch:
+    """Terms of the last step, averaged over ranks, read one step late so that a GPU is never waited for.
+
+    Stops the run at the first NaN or inf, and tells when any rank was asked to leave.
+    """
+
+    def __init__(self) -> None:
+        self.leaving = False
+        self.pending: tuple[int, list[str], Tensor] | None = None
+        self.terms: dict[str, float] = {}
+
+    def ask_to_leave(self, *_: object) -> None:
+        self.leaving = True
+
+    def put(self, iteration: int, terms: dict[str, Tensor]) -> None:
+        flag = torch.tensor(float(self.leaving), device=next(iter(terms.values())).device)
+        stacked = torch.stack([*(term.detach().float() for term in terms.values()), flag])
+        self.pending = iteration, list(terms), distributed.all_reduce_mean(stacked)
+
+    def read(self) -> bool:
+        """Takes in the last step's terms. True when the run is to leave; FloatingPointError on NaN or inf."""
+        if self.pending is None:
+            return False
+        (iteration, names, stacked), self.pending = self.pending, None
+        *values, leaving = stacked.tolist()
+        self.terms = dict(zip(names, values, strict=True))
+        wrong = [name for name, value in self.terms.items() if value != value or abs(value) == float("inf")]
+        if wrong:
+            raise FloatingPointError(
+                f"{wrong[0]} is {self.terms[wrong[0]]} at iteration {iteration}; the last good checkpoint is kept: "
+                "lower optim.base_lr, or resume with train.precision=fp32"
+            )
+        return leaving > 0
+
+
+class Trainer:
+    """Trains `model` under `cfg` in the folder cfg.output_dir until the epoch `stop_epoch` of its schedule.
+
+    dataset: gives one view of each image, or two: the second one becomes Batch.other_global_crops.
+    keep: epochs kept for evaluation beside every train.eval_every-th.
+    prepare: called when the model stands on its device; start_fresh: after that, if there is no checkpoint to resume.
+    live_knn: (backbone, epoch) → kNN accuracy in percent, called every train.knn_every epochs.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        model: SSLModel,
+        dataset: ImageDataset,
+        stop_epoch: int,
+        keep: tuple[int, ...] = (),
+        prepare: Callable[[SSLModel], None] = lambda model: None,
+        start_fresh: Callable[[SSLModel], None] = lambda model: None,
+        live_knn: Callable[[nn.Module, int], float] | None = None,
+    ):
+        self.cfg, self.dataset, self.stop_epoch, self.keep, self.live_knn = cfg, dataset, stop_epoch, keep, live_knn
+        self.run, self.device = Path(cfg.output_dir), distributed.device()
+        self.length = cfg.train.epoch_length
+        self.model = model.to(self.device).train()
+        if distributed.world_size() > 1:
+            for network in model.networks():
+                shard(network, self.device)
+        prepare(model)
+        backbone = model.student["backbone"]
+        backbone.activation_checkpointing = cfg.train.activation_checkpointing
+        if cfg.train.compile:
+            for network in model.networks():
+                for block in network["backbone"].blocks:
+                    block.compile()
+        self.optimizer = build_optimizer(model.student, cfg)
+        self.schedules = Schedules(cfg)
+        self.autocast_dtype = PRECISIONS[cfg.train.precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.train.precision == "fp16")
+        self.watch = Watch()
+        self.iteration = self.resume()
+        if self.iteration == 0:
+            start_fresh(model)
+
+    # -- position -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        options = StateDictOptions(flatten_optimizer_state_dict=True)
+        optimizer = get_optimizer_state_dict(self.model.student, self.optimizer, options=options)
+        scaler = {k: torch.tensor(float(v)) for k, v in self.scaler.state_dict().items()}
+        return {"model": self.model.checkpoint_state(), "optimizer": optimizer, "scaler": scaler}
+
+    def resume(self) -> int:
+        """Loads the latest whole checkpoint; the number of iterations done."""
+        found = checkpoint.latest(self.run)
+        if found is None:
+            return 0
+        state = checkpoint.load(found, self.state())
+        self.model.load_checkpoint_state(state["model"])
+        options = StateDictOptions(flatten_optimizer_state_dict=True)
+        set_optimizer_state_dict(self.model.student, self.optimizer, state["optimizer"], options=options)
+        self.scaler.load_state_dict({k: v.item() for k, v in state["scaler"].items()})
+        if distributed.is_main():
+            print(f"resumes from {found.path} (iteration {found.iteration})", flush=True)
+        return found.iteration
+
+    def save(self, evaluate: bool) -> None:
+        teacher = whole_state(self.model.teacher) if evaluate else None
+        epoch = self.iteration // self.length
+        checkpoint.save(self.run, self.state(), self.iteration, epoch, teacher, self.cfg.train.keep_last)
+
+    # -- loop -----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Trains to the stop epoch. SIGTERM saves and leaves; a resumed fit goes on with the very next image."""
+        previous = signal.signal(signal.SIGTERM, self.watch.ask_to_leave)
+        total = self.stop_epoch * self.length
+        log = MetricsLog(self.run) if distributed.is_main() else None
+        cfg = self.cfg
+        batches = self.load_batches(total)
+        make_batches = BatchMaker(cfg, self.device)
+        bar = Progress(total * cfg.train.batch_size, self.run.name, "img", self.iteration * cfg.train.batch_size,
+                       enabled=distributed.is_main())
+        try:
+            with bar:
+                clock, waited, steps = time.perf_counter(), 0.0, 0
+                while self.iteration < total:
+                    if self.watch.read():
+                        self.save(evaluate=False)
+                        raise Terminated()
+                    asked = time.perf_counter()
+                    data = next(batches)
+                    waited += time.perf_counter() - asked
+                    self.model.observing = distributed.is_main() and (self.iteration + 1) % cfg.train.log_every == 0
+                    terms, row = self.step(data.iteration, make_batches(data))
+                    self.watch.put(self.iteration, terms)
+                    self.iteration, steps = self.iteration + 1, steps + 1
+                    bar.update(cfg.train.batch_size, **{k: v for k, v in self.watch.terms.items() if k == "total_loss"})
+                    if self.iteration % cfg.train.log_every == 0 or self.iteration == total:
+                        self.watch.leaving |= self.watch.read()
+                        seconds = time.perf_counter() - clock
+                        row |= self.watch.terms | self.cost(seconds, steps, waited) | self.model.diagnostics
+                        if log:
+                            log.write({"iteration": self.iteration, "epoch": self.iteration / self.length} | row)
+                        clock, waited, steps = time.perf_counter(), 0.0, 0
+                    if self.iteration % self.length == 0:
+                        self.end_epoch(log)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            if log:
+                log.close()
+
+    def load_batches(self, stop_iteration: int) -> Iterator:
+        data = self.cfg.data
+        resident = ResidentImages(self.dataset, data.workers, self.device) if data.resident else None
+        return iter(
+            make_loader(
+                self.dataset,
+                self.cfg.train.batch_size,
+                self.cfg.seed,
+                self.iteration,
+                stop_iteration,
+                distributed.rank(),
+                distributed.world_size(),
+                data.workers,
+                self.device,
+                resident,
+            )
+        )
+
+    def step(self, iteration: int, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """One optimiser step: the terms to display, and this iteration's schedule."""
+        cfg, model = self.cfg, self.model
+        torch.manual_seed(seed_of(cfg.seed, iteration, distributed.rank()))  # drop path
+        values = self.schedules(iteration)
+        apply_schedule(self.optimizer, values)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = {}
+        dtype = self.autocast_dtype
+        progress = iteration / max(self.cfg.train.epochs * self.length, 1)
+        for batch in batches:
+            with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
+                loss, new = model(batch, values.teacher_temp, progress)
+            self.scaler.scale(loss / cfg.train.accumulate).backward()
+            for name, value in ({"total_loss": loss} | new).items():
+                terms[name] = terms.get(name, 0.0) + value.detach() / cfg.train.accumulate
+        self.scaler.unscale_(self.optimizer)
+        norms = clip_gradients(model.student, cfg.optim.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        model.finish_step(values.ema_momentum)
+        if not self.scaler.is_enabled():  # a scaler skips steps whose gradients overflow, and goes on
+            terms |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
+        return terms, asdict(values)
+
+    def cost(self, seconds: float, steps: int, waited: float) -> dict[str, float]:
+        images = steps * self.cfg.train.batch_size
+        cost = {"images_per_s": images / seconds, "data_wait": waited / seconds, "seconds": seconds}
+        if self.device.type == "cuda":
+            cost["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return cost
+
+    def end_epoch(self, log: MetricsLog | None) -> None:
+        epoch, train = self.iteration // self.length, self.cfg.train
+        self.watch.leaving |= self.watch.read()  # nothing is saved before its losses are known to be finite
+        evaluate = epoch % train.eval_every == 0 or epoch in self.keep or epoch == self.stop_epoch
+        if evaluate or epoch % train.checkpoint_every == 0:
+            self.save(evaluate)
+        if self.live_knn and train.knn_every and epoch % train.knn_every == 0:
+            accuracy = self.live_knn(self.model.teacher["backbone"], epoch)
+            if log:
+                log.write({"iteration": self.iteration, "epoch": epoch, "live_knn_top1": accuracy})

@@ -1,0 +1,81 @@
+"""Ranks: the only reader of the launch environment (torchrun, or srun and submitit on Slurm). One process without either."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=30)  # rank 0 may build an index of a large tree while the others wait
+
+
+def _slurm_environment() -> dict[str, str]:
+    """torchrun's variables from a Slurm step's; the first node is the master, the port follows the job's number."""
+    nodes = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+    master = subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+    return {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "MASTER_ADDR": master,
+        "MASTER_PORT": str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000),
+    }
+
+
+def init() -> None:
+    """Joins the process group when started as one of several ranks; chooses this rank's GPU. Safe to call twice."""
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        os.environ.update(_slurm_environment())
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+
+
+def close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean over ranks, in place."""
+    return all_reduce_sum(tensor).div_(world_size())
+
+
+def any_rank(flag: bool) -> bool:
+    """True on all ranks when true on one."""
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device())).item())

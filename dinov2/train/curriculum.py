@@ -1,0 +1,175 @@
+"""The curriculum as a plan of stages: what is trained on which view, for how long, and from which weights.
+
+    for stage in plan(cfg): train(stage)
+
+The baseline is a plan of one stage. NC is two: the truncated start of a denoised schedule, then a restart on noisy
+images (optimiser, schedules and iteration count fresh over the epochs that are left). NCT anchors the second one.
+A stage whose folder already holds its last epoch is finished: one denoised run serves n2n, nc and nct.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dinov2 import checkpoint, distributed
+from dinov2.config import load_run_config, stage_overrides
+from dinov2.data.dataset import ImageDataset, Mix, dataset_from_config
+from dinov2.train.anchor import AnchoredSSLModel
+from dinov2.train.ssl_model import SSLModel
+from utils.images import read_manifest
+from utils.noise import NoiseSpec
+
+SHARED = ("model", "dino", "ibot", "crops", "seed")  # sections in which a stage and the run it builds on must agree
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. cfg: the whole configuration it trains under; saved with its run."""
+
+    cfg: DictConfig
+    view: str  # noisy | denoised | clean | mix
+    mix: tuple[float, float] | None  # share of denoised images at the start and the end of the stage
+    stop_epoch: int  # of its schedule of cfg.train.epochs
+    run: Path
+    init: str  # scratch | restart | continue
+    source: Path | None  # run that it starts from
+    from_epoch: int | None
+    anchor: bool
+    keep: tuple[int, ...]  # epochs kept beside those of train.eval_every: later stages start from them
+
+    @property
+    def finished(self) -> bool:
+        return all(any(c.epoch == e and c.evaluate for c in checkpoint.list_checkpoints(self.run)) for e in self.keep)
+
+
+def plan(cfg: DictConfig) -> list[Stage]:
+    stages: list[Stage] = []
+    entries = cfg.curriculum.stages
+    for number, entry in enumerate(entries):
+        last = number == len(entries) - 1
+        before = stages[-1] if stages else None
+        stop = entry.get("stop") or entry.epochs
+        keep = {stop}
+        if not last:
+            following = entries[number + 1]
+            if following.get("from_epoch") is not None:
+                keep.add(following.from_epoch)
+        from_epoch = entry.get("from_epoch")
+        mix = entry.get("mix")
+        stages.append(
+            Stage(
+                cfg=_stage_config(cfg, entry, alone=not last),
+                view=entry.view,
+                mix=tuple(mix) if mix else None,
+                stop_epoch=stop,
+                run=Path(entry.dir),
+                init=entry.get("init") or "scratch",
+                source=before.run if before else None,
+                from_epoch=before.stop_epoch if before and from_epoch is None else from_epoch,
+                anchor=bool(entry.get("anchor")),
+                keep=tuple(sorted(keep)),
+            )
+        )
+    return stages
+
+
+def _stage_config(cfg: DictConfig, entry: DictConfig, alone: bool) -> DictConfig:
+    """The run's config with this stage's schedule, noise and changes.
+
+    alone: an earlier stage is a run of its own, and its saved config says so: the denoised one is an n2n run.
+    """
+    changes = {"train.epochs": entry.epochs, "noise": entry.get("noise") or cfg.noise}
+    stage = stage_overrides(stage_overrides(cfg, changes), entry.get("set") or {})
+    if alone:
+        method = entry.get("method") or {"denoised": "n2n", "clean": "clean"}.get(entry.view, "dinov2")
+        only = {"view": entry.view, "epochs": entry.epochs, "dir": entry.dir}
+        if entry.get("mix"):
+            only["mix"] = entry.mix
+        stage = OmegaConf.merge(stage, {"method": method, "output_dir": entry.dir})
+        stage.curriculum = {"denoised_dir": entry.dir, "stages": [only]}
+        stage.curriculum = OmegaConf.merge(cfg.curriculum, stage.curriculum)
+        stage.curriculum.stages = [only]
+    return stage
+
+
+def build_model(stage: Stage) -> SSLModel:
+    """The stage's model with fresh weights (of the seed); anchored when the stage is."""
+    torch.manual_seed(stage.cfg.seed)
+    if not stage.anchor:
+        return SSLModel(stage.cfg)
+    cfg = stage.cfg.anchor
+    weight = cfg.weights[str(NoiseSpec.parse(stage.cfg.noise))]
+    return AnchoredSSLModel(stage.cfg, weight, cfg.weight_end, own_head=cfg.head == "frozen")
+
+
+def initialise(stage: Stage, model: SSLModel) -> None:
+    """A fresh start of the stage (not a resume): weights of the stage before, frozen teacher of the anchor.
+
+    A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh.
+    """
+    if stage.init != "scratch":
+        _check_same(stage.cfg, stage.source)
+        source = checkpoint.at_epoch(stage.source, stage.from_epoch)
+        carried = {n: v for n, v in model.checkpoint_state().items() if not n.startswith("anchor")}
+        checkpoint.load(source, {"model": carried})
+        if distributed.is_main():
+            print(f"starts from {source.path} (epoch {source.epoch}): student, teacher and centres", flush=True)
+
+
+def load_anchor(stage: Stage, model: SSLModel) -> None:
+    """Reads the frozen teacher from the run it comes from: at a fresh start and at every resume."""
+    if not stage.anchor:
+        return
+    run = Path(stage.cfg.anchor.run) if stage.cfg.anchor.run else stage.source
+    epoch = stage.cfg.anchor.epoch or stage.from_epoch
+    _check_same(stage.cfg, run)
+    source = checkpoint.at_epoch(run, epoch)
+    model.load_anchor(source)
+    if distributed.is_main():
+        print(f"anchored to the teacher of {source.path} (epoch {source.epoch})", flush=True)
+
+
+def _check_same(cfg: DictConfig, run: Path) -> None:
+    other = load_run_config(run)
+    for section in SHARED:
+        if cfg[section] != other[section]:
+            raise ValueError(f"{run} was trained with another {section} section than this run: {_difference(cfg, other, section)}")
+
+
+def _difference(cfg: DictConfig, other: DictConfig, section: str) -> str:
+    if not OmegaConf.is_dict(cfg[section]):
+        return f"{section}={other[section]} there, {cfg[section]} here"
+    keys = [key for key in cfg[section] if cfg[section][key] != other[section].get(key)]
+    return f"{section}.{keys[0]}={other[section].get(keys[0])} there, {cfg[section][keys[0]]} here"
+
+
+def dataset(stage: Stage) -> ImageDataset:
+    """Training images of the stage: its view and, for an anchor, the denoised view beside it."""
+    views = (stage.view, "denoised") if stage.anchor else (stage.view,)
+    iterations = stage.stop_epoch * stage.cfg.train.epoch_length
+    mix = Mix(*stage.mix, iterations, stage.cfg.seed) if stage.mix else None
+    return dataset_from_config(stage.cfg, "train", views, mix)
+
+
+def check_inputs(stages: list[Stage]) -> None:
+    """Before anything is trained: the images that any stage needs are there, the denoised ones whole and up to date."""
+    for stage in stages:
+        if not stage.finished:
+            images = dataset(stage)
+            if "denoised" in images.twins:
+                _check_denoised(images.twins["denoised"], images)
+
+
+def _check_denoised(tree: Path, images: ImageDataset) -> None:
+    advice = "run python -m Neighbor2Neighbor.denoise over it once more, or name another tree by data.denoised_root"
+    if read_manifest(tree) is None:
+        raise ValueError(f"{tree} is not finished (it has no manifest.json): {advice}")
+    made = (tree / "manifest.json").stat().st_mtime
+    for folder in sorted({str(Path(path).parent) for path in images.relatives}):
+        # A folder's time is that of the last file added, removed or renamed in it.
+        if (images.root / folder).stat().st_mtime > made:
+            raise ValueError(f"{tree} is older than its source: {images.root / folder} changed since it was made; {advice}")
