@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -218,7 +218,7 @@ def check_tree(root: Path, fields: dict) -> bool:
     """Whether begin_tree() has claimed root for such a tree before; the same errors, nothing is written."""
     begun = read_manifest(root) or read_manifest(root, _BEGUN)
     if begun is None:
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and not (root.is_dir() and all(".tmp-" in path.name for path in root.iterdir())):
             raise ValueError(f"{root} exists and was not made by this tool; remove it or choose another output")
         return False
     for key, value in fields.items():
@@ -261,7 +261,7 @@ def finish_tree(root: Path | str, fields: dict, expected: set[str]) -> int:
 
 def reopen_tree(root: Path | str) -> None:
     """Take the mark of a finished tree back, before something is added to it."""
-    if Path(root, MANIFEST).exists():
+    with suppress(FileNotFoundError):
         os.replace(Path(root, MANIFEST), Path(root, _BEGUN))
 
 

@@ -99,7 +99,7 @@ def keyed_noise(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -> np.n
 
     Deviation: the release draws one stream over the whole data set in directory order. Here each image has its own.
     A noisy uint8 is a random uint8 whose distribution depends on the pixel's value and the noise alone, so it is drawn
-    from a table of the published formula's probabilities (to 2^-32) by Walker's alias method (ACM TOMS 1977): one
+    from a table of the published formula's probabilities (to 2^-25) by Walker's alias method (ACM TOMS 1977): one
     32-bit draw and one look-up a sample, at the same speed for every noise, an order faster than normals or Poissons.
     """
     assert image.dtype == np.uint8, image.dtype

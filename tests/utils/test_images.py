@@ -1,0 +1,184 @@
+"""Trees of images: what is listed, read, refused and written."""
+
+import errno
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import images
+from utils.images import ImageError, read_image, twin, write_image
+from utils.noise import NoiseSpec, keyed_noise
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+
+
+def test_listing_is_sorted_recursive_and_leaves_out_what_is_no_image(tmp_path):
+    for name in ("train/b/2.JPEG", "train/a/1.png", "x.webp", ".hidden.png", "train/.cache/3.png", "notes.txt",
+                 "train/a/.9.png.tmp-7", "manifest.json"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "train/a/loop").symlink_to(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "train/b")
+    assert images.list_images(tmp_path) == ["linked/2.JPEG", "train/a/1.png", "train/b/2.JPEG", "x.webp"]
+
+
+def test_missing_empty_and_file_as_root_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, reason in (("nowhere", "missing"), ("empty", "no images"), ("file", "not a folder")):
+        with pytest.raises(ValueError, match=f"{name}.*{reason}"):
+            images.list_images(tmp_path / name)
+
+
+def test_collisions_are_named():
+    images.check_collisions(["a/x.jpg", "b/x.png", "a/x.y.png"])
+    with pytest.raises(ValueError, match="a/x.jpg and a/x.png"):
+        images.check_collisions(["a/x.jpg", "a/x.png"])
+
+
+def test_names_of_twins(tmp_path, monkeypatch):
+    spec = NoiseSpec.parse("speckle1.0")
+    assert str(images.noisy_root("d/mini-imagenet/", spec)) == "d/noisy_mini-imagenet-speckle1.0"
+    assert str(images.denoised_root("d/mini-imagenet", spec)) == "d/noisy_mini-imagenet-speckle1.0-denoised"
+    assert str(images.denoised_root("d/mstar", NoiseSpec.parse("none"))) == "d/mstar-denoised"
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path / "set")
+    assert images.noisy_root(".", spec) == tmp_path / "noisy_set-speckle1.0"
+    assert str(twin("root", "train/a/x.v1.JPEG")) == "root/train/a/x.v1.png"
+    for relative in ("../x.png", "a/../../x.png", "/etc/x.png"):
+        with pytest.raises(ValueError, match="leaves"):
+            twin("root", relative)
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+def _save(path, mode: str) -> None:
+    Image.fromarray(COLOUR).convert(mode).save(path)
+
+
+@pytest.mark.parametrize("mode,extension", [("RGB", "png"), ("L", "png"), ("1", "png"), ("P", "png"), ("RGBA", "png"),
+                                            ("LA", "png"), ("CMYK", "jpg"), ("L", "jpg"), ("RGB", "webp"),
+                                            ("RGB", "bmp"), ("RGBA", "webp"), ("CMYK", "tif")])  # fmt: skip
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_is_read_as_asked(tmp_path, mode, extension, channels):
+    path = tmp_path / f"x.{extension}"
+    _save(path, mode)
+    image = read_image(path, channels)
+    assert image.shape == (9, 7, channels) and image.dtype == np.uint8 and image.flags.writeable
+    with Image.open(path) as opened:
+        expected = np.asarray(opened.convert("RGB" if channels == 3 else "L")).reshape(9, 7, channels)
+    assert np.array_equal(image, expected)
+    assert read_image(path, channels, "native").dtype == np.uint8
+
+
+def test_sixteen_bits_are_scaled_and_kept_when_asked(tmp_path):
+    deep = np.linspace(0, 65535, 63).astype(np.uint16).reshape(9, 7)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(read_image(tmp_path / "deep.png")[:, :, 2], np.rint(deep / 257))
+    native = read_image(tmp_path / "deep.png", 1, "native")
+    assert native.dtype == np.float32 and np.array_equal(np.rint(native[:, :, 0] * 65535), deep)
+    Image.fromarray((deep / 65535).astype(np.float32)).save(tmp_path / "float.tif")
+    assert np.abs(read_image(tmp_path / "float.tif", 1, "native") - native).max() < 1e-6
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "large.tif")
+    with pytest.raises(ImageError, match="large.tif.*outside"):
+        read_image(tmp_path / "large.tif")
+
+
+def test_broken_files_are_named(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(COLOUR, (20, 20, 1))).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    contents = {
+        "empty.png": b"", "text.png": b"hello", "cut.png": whole[: len(whole) // 2], "head.png": whole[:20],
+        "header.png": whole[:40],
+    }  # fmt: skip
+    Image.fromarray(np.tile(COLOUR, (20, 20, 1))).save(buffer := io.BytesIO(), "JPEG")
+    contents["cut.jpg"] = buffer.getvalue()[: buffer.tell() // 2]
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=name) as caught:
+            read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    for name in ("missing.png", "."):
+        with pytest.raises(ImageError, match="cannot be read"):
+            read_image(tmp_path / name)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("format", ["png", "webp"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1), (8, 5, 1), (5, 8, 3), (64, 33, 3), (200, 3, 3)])
+def test_writing_is_lossless(tmp_path, shape, format):
+    height, width = shape[:2]
+    smooth = (np.add.outer(np.arange(height), np.arange(width)) % 256).astype(np.uint8)
+    smooth = smooth if len(shape) == 2 else np.repeat(smooth[:, :, None], shape[2], axis=2)
+    for array in (RNG.integers(0, 256, shape, dtype=np.uint8), smooth, np.zeros(shape, np.uint8)):
+        size = write_image(tmp_path / "a/b/x", array, format)
+        with Image.open(tmp_path / "a/b/x") as image:
+            assert image.format == format.upper()
+            image.verify()
+        channels = shape[2] if len(shape) == 3 else 1
+        assert np.array_equal(read_image(tmp_path / "a/b/x", channels), array.reshape(height, width, channels))
+        assert size == (tmp_path / "a/b/x").stat().st_size
+
+
+def test_png_is_not_larger_than_pillows_quickest_on_noise():
+    noisy = keyed_noise(np.full((200, 300, 3), 90, np.uint8), NoiseSpec.parse("gauss100"), 0, "k")
+    Image.fromarray(noisy).save(buffer := io.BytesIO(), "PNG", compress_level=1)
+    assert len(images.encode_image(noisy)) <= buffer.tell()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    write_image(path, COLOUR)
+    before = path.read_bytes()
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_image(path, COLOUR[::-1])
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.png"]
+
+
+# --- trees in work --------------------------------------------------------------------------------------------------
+def test_a_tree_is_claimed_finished_and_reopened(tmp_path):
+    root, fields = tmp_path / "tree", {"noise": "gauss50", "noise_seed": 0}
+    assert images.begin_tree(root, fields) is False and images.read_manifest(root) is None
+    assert images.begin_tree(root, fields) is False
+    write_image(root / "a/x.png", COLOUR)
+    (root / "a/.y.png.tmp-12").write_bytes(b"left by a killed run")
+    assert images.finish_tree(root, fields, {"a/x.png", "a/y.png"}) == 1 and images.read_manifest(root) is None
+    with pytest.raises(ValueError, match="source lacks.*a/x.png"):
+        images.finish_tree(root, fields, {"a/y.png"})
+    assert images.finish_tree(root, fields, {"a/x.png"}) == 0
+    assert images.read_manifest(root) == fields | {"count": 1}
+    assert sorted(path.name for path in root.rglob("*")) == ["a", "manifest.json", "x.png"]
+    assert images.begin_tree(root, fields) is True
+    with pytest.raises(ValueError, match="noise_seed 0, not 1"):
+        images.begin_tree(root, fields | {"noise_seed": 1})
+    images.reopen_tree(root)
+    images.reopen_tree(root)
+    assert images.read_manifest(root) is None and images.begin_tree(root, fields) is False
+
+
+def test_foreign_folders_and_broken_manifests_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos/x.png", COLOUR)
+    with pytest.raises(ValueError, match="photos exists and was not made by this tool"):
+        images.begin_tree(tmp_path / "photos", {})
+    (tmp_path / "tree").mkdir()
+    for content in ("{", "[]", "\xff"):
+        (tmp_path / "tree/manifest.json").write_bytes(content.encode("latin1"))
+        with pytest.raises(ValueError, match="is no manifest"):
+            images.begin_tree(tmp_path / "tree", {})
+
+
+def test_trees_inside_each_other_are_refused(tmp_path):
+    images.check_apart(tmp_path / "a", tmp_path / "ab")
+    for source, target in (("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "b/../a")):
+        with pytest.raises(ValueError, match="separate"):
+            images.check_apart(tmp_path / source, tmp_path / target)
