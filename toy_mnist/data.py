@@ -115,7 +115,7 @@ def load_digits_or_mnist(data: str | None = None, cache: Path = CACHE) -> Digits
     try:
         download(cache)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[-1]  # torchvision's first lines name mirrors
         print(
             f"WARNING: THE FIGURES BELOW ARE NOT MNIST'S: it could not be downloaded ({reason}), so scikit-learn's "
             "1,797 digits, enlarged to 28 x 28, stand in for it; give a folder of MNIST's idx files with --data.",
