@@ -175,9 +175,8 @@ def _join(canvases: list[Tensor]) -> Tensor:
     height, width = (max(canvas.shape[axis] for canvas in canvases) for axis in (2, 3))
     dtype = torch.uint8 if all(canvas.dtype == torch.uint8 for canvas in canvases) else torch.float32
     count, channels = sum(map(len, canvases)), canvases[0].shape[1]
-    joined = torch.zeros(
-        count, channels, height, width, dtype=dtype, device=canvases[0].device, memory_format=torch.channels_last
-    )
+    shape, device = (count, channels, height, width), canvases[0].device
+    joined = torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last).zero_()
     start = 0
     for canvas in canvases:
         part = canvas if canvas.dtype == dtype else canvas / 255
