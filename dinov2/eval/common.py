@@ -1,0 +1,216 @@
+"""The one command line of all evaluators: checkpoints of a run in, rows of results.jsonl out.
+
+Each evaluator is a function `evaluate(backbone, cfg, job)` that yields (metric, value, details). A key of `details`
+that is a field of the result row (noise, view, dataset, protocol) replaces the run's own there; the rest is kept as the
+row's details.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from dinov2 import distributed
+from dinov2.checkpoint import Checkpoint, list_checkpoints
+from dinov2.config import config_hash, load_run_config
+from dinov2.eval.features import eval_view
+from utils import cli
+from utils.progress import Progress
+from utils.results import append_result, read_results
+
+Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
+DEFAULTS = Path(__file__).parent / "defaults.yaml"
+ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
+OPEN_SECTIONS = ("eval", "data", "seed")  # of a run's config: an evaluation can't change what was trained
+USAGE = """
+  run=DIR              the run's folder
+  checkpoints=WHICH    last (default) | best | all | an epoch; kept ones only
+  key=value            of eval.*, data.* or seed; keys: dinov2/configs/default.yaml and dinov2/eval/defaults.yaml
+Checkpoints that have their rows already, made with the same settings, are skipped. Several GPUs: torchrun -m ...
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where one evaluation writes: pictures into the run, the state that a killed call goes on from into `scratch`."""
+
+    run: Path
+    checkpoint: str  # the checkpoint folder's name
+
+    def scratch(self, name: str) -> Path:
+        """A hidden file of this run and checkpoint."""
+        return self.run / f".eval-{self.checkpoint}-{name}"
+
+
+Evaluator = Callable[[nn.Module, DictConfig, Job], Iterator[Result]]
+
+
+def main(
+    name: str,
+    evaluate: Evaluator,
+    help_text: str,
+    variants: Callable[[DictConfig], list[DictConfig]] = lambda cfg: [cfg],
+) -> None:
+    """The whole program of an evaluator; `variants` gives the settings to evaluate each checkpoint under."""
+    cli.run(lambda: run(name, evaluate, help_text, variants, sys.argv[1:]))
+
+
+def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str]) -> int:
+    """Evaluates the chosen checkpoints of a run, appends their rows, and prints them."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(help_text.strip() + "\n" + USAGE)
+        return 0 if argv else 2
+    folder, which, overrides = parse(argv)
+    cfg = load_settings(folder, overrides)
+    distributed.init()
+    chosen = choose(folder, which)
+    jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
+    todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
+    if len(todo) < len(jobs) and distributed.is_main():
+        print(f"{name}: {len(jobs) - len(todo)} of {len(jobs)} evaluations are there already, skipped")
+    with Progress(len(todo), name, "evaluation", enabled=distributed.is_main() and len(todo) > 1) as bar:
+        for checkpoint, variant in todo:
+            evaluate_one(folder, name, evaluate, checkpoint, variant)
+            bar.update(1)
+    distributed.close()
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[Path, str, list[str]]:
+    """run=, checkpoints= and the overrides. Raises ValueError for anything that is no key=value, or without a run."""
+    given = {}
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{argument!r} is not key=value; --help shows the arguments")
+        given[key] = value
+    if not given.get("run"):
+        raise ValueError("which run? give run=DIR, the folder that training wrote")
+    overrides = [f"{key}={value}" for key, value in given.items() if key not in ("run", "checkpoints")]
+    return Path(given["run"]), given.get("checkpoints", "last"), overrides
+
+
+def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
+    """The run's config over the evaluators' defaults, with key=value of OPEN_SECTIONS on top.
+
+    Raises ValueError naming a key that does not exist, with the nearest one that does, or one of another type.
+    """
+    cfg = OmegaConf.merge(OmegaConf.load(DEFAULTS), load_run_config(folder))
+    for override in overrides:
+        key, _, text = override.partition("=")
+        known = [k for k in flat_keys(cfg) if k.split(".")[0] in OPEN_SECTIONS]
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{key} is no key of an evaluation{hint}")
+        try:
+            value = OmegaConf.from_dotlist([f"value={text}"])["value"]
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{override!r} can't be read: {error}") from error
+        old = OmegaConf.select(cfg, key)
+        numeric = isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool)
+        if old is not None and value is not None and type(old) is not type(value) and not numeric:
+            raise ValueError(f"{key}={text} should be of the kind of its default, {old}")
+        OmegaConf.update(cfg, key, value)
+    if cfg.eval.crop % cfg.model.patch_size:
+        raise ValueError(f"eval.crop={cfg.eval.crop} is no multiple of model.patch_size={cfg.model.patch_size}")
+    return cfg
+
+
+def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all values that are no sections themselves."""
+    keys = []
+    for key in cfg:
+        value = None if OmegaConf.is_missing(cfg, key) else cfg[key]
+        keys += flat_keys(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
+    return keys
+
+
+def choose(folder: Path, which: str) -> list[Checkpoint]:
+    """The run's kept checkpoints that `which` means, in order. Raises ValueError when there are none such."""
+    kept = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.evaluate]
+    if not kept:
+        raise ValueError(f"{folder} has no complete checkpoint to evaluate yet (checkpoints/*/teacher_checkpoint.pth)")
+    if which == "all":
+        return kept
+    if which == "last":
+        return kept[-1:]
+    if which == "best":
+        return [best_of(folder, kept)]
+    found = [checkpoint for checkpoint in kept if str(checkpoint.epoch) == which]
+    if not found:
+        epochs = ", ".join(str(checkpoint.epoch) for checkpoint in kept)
+        raise ValueError(f"checkpoints={which}: choose last, best, all or one of the epochs {epochs}")
+    return found
+
+
+def best_of(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
+    """The checkpoint with the highest linear probe or, without any probe, the highest kNN with the most common k."""
+    by_iteration = {checkpoint.iteration: checkpoint for checkpoint in kept}
+    rows = [row for row in read_results(folder) if row["iteration"] in by_iteration]
+    for metric in ("linear_top1", "knn20_top1", "knn10_top1"):
+        candidates = [row for row in rows if row["metric"] == metric]
+        if candidates:
+            return by_iteration[max(candidates, key=lambda row: row["value"])["iteration"]]
+    raise ValueError(f"checkpoints=best: {folder} has no linear probe or kNN yet; evaluate with checkpoints=all first")
+
+
+def settings_hash(name: str, cfg: DictConfig) -> str:
+    """Hash of what decides these figures: the run, and of eval.* the common keys and the evaluator's own section."""
+    own = {"linear", "knn"} if name == "robustness" else {"retrieval" if name == "instance_recog" else name}
+    reduced = OmegaConf.create(OmegaConf.to_container(cfg))
+    reduced.eval = {k: v for k, v in reduced.eval.items() if not isinstance(v, DictConfig) or k in own | {name}}
+    return config_hash(reduced)
+
+
+def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) -> bool:
+    """Whether the rows of this evaluation, with these settings, are in the run's results."""
+    mark = {"evaluator": name, "settings": settings_hash(name, cfg)}
+    rows = (row for row in read_results(folder) if row["iteration"] == checkpoint.iteration)
+    return any(row["details"].get("last") and mark.items() <= row["details"].items() for row in rows)
+
+
+def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Checkpoint, cfg: DictConfig) -> list[dict]:
+    """Loads a checkpoint's backbone, evaluates it, and appends the rows, all of them or none, on the main rank."""
+    from dinov2 import load_backbone
+
+    backbone = load_backbone(checkpoint.path).to(distributed.device()).eval()
+    data = cfg.data.name or Path(cfg.data.root).resolve().name
+    start, rows = time.perf_counter(), []
+    try:
+        results = list(evaluate(backbone, cfg, Job(folder, checkpoint.path.name)))
+    except FloatingPointError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from error
+    base = {
+        "method": cfg.method,
+        "noise": cfg.noise,
+        "dataset": data,
+        "seed": cfg.seed,
+        "view": eval_view(cfg),
+        "protocol": "full",
+    }
+    base |= {"epoch": checkpoint.epoch, "iteration": checkpoint.iteration, "config_hash": config_hash(cfg)}
+    for i, (metric, value, details) in enumerate(results):
+        replaced = {field: details[field] for field in ROW_FIELDS if field in details}
+        kept = {key: entry for key, entry in details.items() if key not in ROW_FIELDS}
+        kept |= {"evaluator": name, "settings": settings_hash(name, cfg)}
+        if i == len(results) - 1:  # marks the evaluation as whole, and carries its cost once
+            kept |= {"last": True, "seconds": round(time.perf_counter() - start, 2)}
+        rows.append(base | {"metric": metric, "value": value} | replaced | {"details": kept})
+    if distributed.is_main():
+        for row in rows:
+            append_result(folder / "results.jsonl", row)
+            print(
+                f"epoch {row['epoch']}, {row['dataset']}, {row['noise']}: {row['metric']} = {row['value']:.2f}",
+                flush=True,
+            )
+    distributed.barrier()
+    return rows

@@ -1,0 +1,149 @@
+"""Features of a frozen backbone over a data set: what every evaluator starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from dinov2 import distributed
+from dinov2.data.dataset import ImageDataset, dataset_from_config
+from dinov2.data.eval_transforms import CentreCrop
+from dinov2.data.loader import Batch, ResidentImages, make_eval_loader
+from utils.progress import progress
+
+LAST_BLOCKS = 4  # of which the linear probe reads CLS tokens
+
+
+@dataclass(frozen=True)
+class Features:
+    """One row an image: values float32 [N, F] and labels int64 [N] on the device, names [N], names of the classes."""
+
+    values: Tensor
+    labels: Tensor
+    names: list[str]
+    classes: list[str]
+
+    def take(self, rows: np.ndarray) -> Features:
+        """These rows only."""
+        index = torch.as_tensor(rows, device=self.values.device)
+        return replace(self, values=self.values[index], labels=self.labels[index], names=[self.names[i] for i in rows])
+
+    def split_per_class(self, n: int, seed: int) -> tuple[Features, Features]:
+        """n random images of every class, and the rest. Raises ValueError naming a class with fewer than n."""
+        labels, rng, chosen = self.labels.cpu().numpy(), np.random.default_rng(seed), []
+        for label, name in enumerate(self.classes):
+            own = np.flatnonzero(labels == label)
+            if len(own) < n:
+                raise ValueError(
+                    f"n_per_class={n}, but class {name} has {len(own)} training images: take a smaller number"
+                )
+            chosen.append(rng.permutation(own)[:n])
+        few = np.sort(np.concatenate(chosen))
+        return self.take(few), self.take(np.setdiff1d(np.arange(len(labels)), few))
+
+
+def eval_view(cfg: DictConfig) -> str:
+    """The view that the run is evaluated on: eval.view, else that of its last stage (after a mix: noisy)."""
+    view = cfg.eval.view or cfg.curriculum.stages[-1].view
+    return "noisy" if view == "mix" else view
+
+
+def autocast(cfg: DictConfig) -> AbstractContextManager:
+    """The precision that the run trained in, on a GPU; float32 on a CPU."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if distributed.device().type != "cuda" or cfg.train.precision not in dtypes:
+        return nullcontext()
+    return torch.autocast("cuda", dtypes[cfg.train.precision])
+
+
+def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Normalised CLS token of the last block: [B, D]."""
+    return backbone(images)["x_norm_clstoken"].float()
+
+
+def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Normalised CLS tokens of the last four blocks (of a shallower model all), then the mean patch token: [B, 5 D]."""
+    outputs = backbone.get_intermediate_layers(
+        images, n=min(LAST_BLOCKS, len(backbone.blocks)), return_class_token=True
+    )
+    return torch.cat([*(cls for _, cls in outputs), outputs[-1][0].mean(dim=1)], dim=1).float()
+
+
+def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
+    """Images of a split in the run's evaluation view. Raises ValueError when the folder has no classes."""
+    dataset = dataset_from_config(cfg, split, views=(eval_view(cfg),))
+    if not dataset.classes:
+        raise ValueError(f"{cfg.data.root}/{split} has no class folders: accuracies need <class>/<image>")
+    return dataset
+
+
+def resident_images(cfg: DictConfig, split: str) -> ResidentImages | None:
+    """With data.resident the decoded set, kept between the checkpoints of one call; else None."""
+    return _resident(OmegaConf.to_yaml(cfg), split) if cfg.data.resident else None
+
+
+@lru_cache(maxsize=2)
+def _resident(config: str, split: str) -> ResidentImages:
+    cfg = OmegaConf.create(config)
+    return ResidentImages(labelled_dataset(cfg, split), cfg.data.workers, distributed.device())
+
+
+def ordered_batches(
+    cfg: DictConfig, dataset: ImageDataset, resident: ResidentImages | None, size: int
+) -> Iterator[Batch]:
+    """This rank's images, rank, rank + ranks, ..., once and in order."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    if resident is None:
+        yield from make_eval_loader(dataset, size, rank, ranks, cfg.data.workers, distributed.device())
+        return
+    own = list(range(rank, len(dataset), ranks))
+    for start in range(0, len(own), size):
+        yield resident.batch(0, own[start : start + size])
+
+
+@torch.inference_mode()
+def extract(
+    backbone: nn.Module, cfg: DictConfig, split: str, read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens
+) -> Features:
+    """Features of every image of a split, resized and centre-cropped; the ranks share the work, each gets all of them.
+
+    `read(backbone, images [B, C, H, W])` gives [B, F]. Raises FloatingPointError naming the first image whose features
+    are not finite.
+    """
+    dataset, resident = labelled_dataset(cfg, split), resident_images(cfg, split)
+    transform = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
+    size = max(1, cfg.eval.batch_size // distributed.world_size())
+    steps, values = -(-len(dataset) // (size * distributed.world_size())), None
+    for batch in progress(
+        ordered_batches(cfg, dataset, resident, size), total=steps, desc=f"features of {split}", unit="batch"
+    ):
+        with autocast(cfg):
+            rows = read(backbone, transform(batch.canvases[0], batch.sizes))
+        if values is None:
+            values = rows.new_zeros(len(dataset), rows.shape[1])
+        values[batch.indices.to(values.device)] = rows
+    values = distributed.all_reduce_sum(values)  # every row is one rank's, and zero on the others
+    check_finite(values, dataset.relatives)
+    labels = torch.from_numpy(dataset.labels).to(values.device)
+    return Features(values, labels, list(dataset.relatives), dataset.classes)
+
+
+def check_finite(values: Tensor, names: list[str]) -> None:
+    """Raises FloatingPointError when a row of `values` [N, F] has a NaN or an infinity, naming the first image and the
+    count.
+
+    The command line adds the checkpoint's name and makes it a ValueError.
+    """
+    bad = (~values.isfinite().all(dim=1)).nonzero().flatten()
+    if len(bad):
+        raise FloatingPointError(
+            f"the features of {len(bad)} of {len(names)} images are not finite, the first of {names[int(bad[0])]}: "
+            "the training has diverged, evaluate an earlier checkpoint"
+        )

@@ -1,0 +1,97 @@
+"""k nearest neighbours on CLS tokens: what the features are worth without training anything on them.
+
+    python -m dinov2.eval.knn run=runs/nct-gauss255 checkpoints=all
+    python -m dinov2.eval.knn run=runs/nct-gauss255 eval.knn.n_per_class=[1,5] eval.knn.tries=5
+
+Cosine similarity to every training image; the k most similar vote for their class with weight exp(similarity /
+temperature).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from dinov2 import distributed
+from dinov2.eval import common
+from dinov2.eval.features import Features, extract
+
+CHUNK = 1024  # test images at a time
+GALLERY_CHUNK = 65536  # training images at a time: 1024 x 65536 similarities are 256 MiB
+
+
+def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k most similar rows of `gallery` [N, D] for each of `queries` [B, D], both L2-normalised.
+
+    Returns similarities [B, k], falling, and indices [B, k]. Memory is bounded by GALLERY_CHUNK, not by N.
+    """
+    best, where = (
+        queries.new_full((len(queries), 0), 0.0),
+        torch.zeros(len(queries), 0, dtype=torch.long).to(queries.device),
+    )
+    for start in range(0, len(gallery), GALLERY_CHUNK):
+        similarity = queries @ gallery[start : start + GALLERY_CHUNK].T  # [B, chunk]
+        top, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        best, order = torch.cat([best, top], dim=1).sort(dim=1, descending=True, stable=True)
+        where = torch.cat([where, index + start], dim=1).gather(1, order)
+        best, where = best[:, :k], where[:, :k]
+    return best, where
+
+
+def vote(similarity: Tensor, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+    """Summed votes of the k nearest: `similarity` and `labels` [B, >= k] ordered nearest first → [B, classes]."""
+    # exp of the difference to the nearest: the same order of classes as exp(similarity / temperature), without overflow
+    weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
+    return similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels[:, :k], weights)
+
+
+def accuracies(train: Features, test: Features, ks: list[int], temperature: float) -> dict[int, dict[str, float]]:
+    """Top-1 and top-5 in percent for every k: {k: {"top1", "top5"}}; test images are shared out between the ranks.
+
+    Raises ValueError when a k is larger than the training set.
+    """
+    if max(ks) > len(train.labels):
+        raise ValueError(
+            f"eval.knn.k={max(ks)} is larger than the training set of {len(train.labels)} images: give smaller numbers"
+        )
+    gallery = torch.nn.functional.normalize(train.values, dim=1)
+    queries = torch.nn.functional.normalize(test.values, dim=1)[distributed.rank() :: distributed.world_size()]
+    truth = test.labels[distributed.rank() :: distributed.world_size()]
+    right = torch.zeros(len(ks), 2, dtype=torch.float64, device=gallery.device)
+    top = min(5, len(train.classes))
+    for start in range(0, len(queries), CHUNK):
+        similarity, index = nearest(gallery, queries[start : start + CHUNK], max(ks))
+        labels, expected = train.labels[index], truth[start : start + CHUNK, None]
+        for i, k in enumerate(ks):
+            order = vote(similarity, labels, k, temperature, len(train.classes)).topk(top, dim=1).indices
+            hit = order == expected  # [B, top]
+            right[i, 0] += hit[:, 0].sum()
+            right[i, 1] += hit.any(dim=1).sum()
+    percent = distributed.all_reduce_sum(right) * 100 / len(test.labels)
+    return {k: {"top1": float(percent[i, 0]), "top5": float(percent[i, 1])} for i, k in enumerate(ks)}
+
+
+def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
+    """Yields knn<k>_top1 (percent); with eval.knn.n_per_class also knn<k>_top1_<n>_per_class, the mean of the tries."""
+    train, test = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
+    knn = cfg.eval.knn
+    for k, accuracy in accuracies(train, test, list(knn.k), knn.temperature).items():
+        yield f"knn{k}_top1", accuracy["top1"], {"top5": accuracy["top5"], "images": len(test.labels)}
+    for n in knn.n_per_class:
+        ks = sorted({k for k in knn.k if k < n} | {n})  # more than n neighbours can't all be of one class
+        tries = [accuracies(train.split_per_class(n, s)[0], test, ks, knn.temperature) for s in range(knn.tries)]
+        for k in ks:
+            yield f"knn{k}_top1_{n}_per_class", *summarise([one[k]["top1"] for one in tries])
+
+
+def summarise(values: list[float]) -> tuple[float, dict]:
+    """Mean of the tries, and the details of a few-shot row: seeds, the single values, their standard deviation."""
+    return float(np.mean(values)), {"seeds": list(range(len(values))), "values": values, "std": float(np.std(values))}
+
+
+if __name__ == "__main__":
+    common.main("knn", evaluate, __doc__)

@@ -1,0 +1,193 @@
+"""Linear probe, the main figure: linear classifiers on a frozen backbone, as public DINOv2 trains them.
+
+    python -m dinov2.eval.linear run=runs/nct-gauss255 checkpoints=all
+    python -m dinov2.eval.linear run=runs/nct-gauss255 checkpoints=all eval.linear.protocol=cached
+
+One forward pass feeds 52 classifiers: 13 learning rates, CLS tokens of the last 1 or 4 blocks, with and without the
+mean patch token. The best on the validation images is reported, with the figures of all. protocol=exact crops every
+training image anew each time it comes; protocol=cached computes features of a few such crops once, and takes them in
+turn. A killed probe goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from dinov2 import distributed
+from dinov2.checkpoint import load_tensors
+from dinov2.data.eval_transforms import RandomCrop
+from dinov2.data.loader import make_loader
+from dinov2.data.sampler import IterationSampler
+from dinov2.eval import common
+from dinov2.eval.features import (
+    Features,
+    autocast,
+    block_tokens,
+    extract,
+    labelled_dataset,
+    ordered_batches,
+    resident_images,
+)
+from dinov2.eval.probes import Probes
+from utils.images import atomic_path
+from utils.progress import Progress, progress
+
+SAVE_SECONDS = 300  # between two savings of a probe's state
+CHUNK = 2048  # validation images at a time: 2,048 x 52 x 1,000 logits are 400 MiB
+Source = Iterator[tuple[Tensor, Tensor]]  # this rank's features [B, F] and labels [B] of one iteration after another
+
+
+def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
+    """Yields linear_top1 (percent) of the best classifier; details: its name, top-5, and the top-1 of every classifier.
+
+    Raises ValueError for an unknown protocol, and as `extract` does.
+    """
+    probe = cfg.eval.linear
+    if probe.protocol not in ("exact", "cached"):
+        raise ValueError(f"eval.linear.protocol={probe.protocol}: choose exact or cached")
+    val = extract(backbone, cfg, "val", block_tokens)  # first, as broken weights show here before hours of training
+    rates = [rate * cfg.eval.batch_size / 256 for rate in probe.learning_rates]
+    depth = val.values.shape[1] // backbone.embed_dim - 1
+    probes = Probes(depth, backbone.embed_dim, len(val.classes), rates, cfg.seed, val.values.device)
+    total = probe.epochs * probe.epoch_length
+    state = job.scratch(f"linear-{common.settings_hash('linear', cfg)}.pth")
+    start = resume(probes, state)
+    if start < total:
+        if probe.protocol == "exact":
+            source = exact_source(backbone, cfg, start, total)
+        else:
+            source = cached_source(backbone, cfg, start, job.scratch(f"features-{os.getpid()}.f16"))
+        train(probes, source, start, total, state)
+    yield "linear_top1", *summary(probes, val, probe.protocol)
+    if distributed.is_main():
+        state.unlink(missing_ok=True)
+
+
+def train(probes: Probes, source: Source, start: int, total: int, state: Path) -> None:
+    """Iterations start to total over `source`; the state is saved every SAVE_SECONDS and at the end."""
+    saved = time.monotonic()
+    with Progress(total, "linear probe", "it", initial=start, enabled=distributed.is_main()) as bar:
+        for iteration in range(start, total):
+            features, labels = next(source)
+            probes.step(features, labels, iteration / total)
+            if distributed.is_main() and (time.monotonic() - saved >= SAVE_SECONDS or iteration == total - 1):
+                save(probes, iteration + 1, state)
+                saved = time.monotonic()
+            bar.update(1)
+
+
+def save(probes: Probes, iteration: int, path: Path) -> None:
+    """Weights, momenta and the number of iterations done; atomic. The ranks' classifiers are equal: one saves."""
+    with atomic_path(path) as temporary:
+        torch.save({"iteration": iteration} | probes.state_dict(), temporary)
+
+
+def resume(probes: Probes, path: Path) -> int:
+    """Takes up a saved state; returns the iterations done, 0 without one."""
+    if not path.is_file():
+        return 0
+    content = load_tensors(path)
+    probes.load_state_dict(content)
+    return content["iteration"]
+
+
+def summary(probes: Probes, val: Features, protocol: str) -> tuple[float, dict]:
+    """Best top-1 in percent, and details; validation images are shared out between the ranks."""
+    rows = slice(distributed.rank(), None, distributed.world_size())
+    parts = zip(val.values[rows].split(CHUNK), val.labels[rows].split(CHUNK), strict=True)
+    hits = sum((probes.hits(*part) for part in parts), torch.zeros(1, 2, dtype=torch.float64, device=val.values.device))
+    hits = hits.expand(len(probes.names), 2).contiguous()  # a rank without an image has a single row of zeros
+    percent = (distributed.all_reduce_sum(hits) * 100 / len(val.labels)).cpu()
+    best = int(percent[:, 0].argmax())
+    classifiers = {name: round(float(value), 4) for name, value in zip(probes.names, percent[:, 0], strict=True)}
+    details = {"classifier": probes.names[best], "top5": float(percent[best, 1]), "images": len(val.labels)}
+    return float(percent[best, 0]), {"protocol": protocol} | details | {"classifiers": classifiers}
+
+
+def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) -> Source:
+    """A fresh random crop and flip of each image each time. Iteration i depends on (seed, i) alone: resumable."""
+    dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
+    rank, ranks, batch_size = distributed.rank(), distributed.world_size(), cfg.eval.batch_size
+    transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
+    loader = make_loader(
+        dataset, batch_size, cfg.seed, start, stop, rank, ranks, cfg.data.workers, distributed.device(), resident
+    )
+    for batch in loader:
+        crops = _generator(cfg.seed, 0, batch.iteration)
+        images = transform(batch.canvases[0], batch.sizes, crops, rank * (batch_size // ranks), batch_size)
+        with torch.inference_mode(), autocast(cfg):
+            features = block_tokens(backbone, images)
+        yield features, batch.labels.to(features.device)
+
+
+def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) -> Source:
+    """Features of eval.linear.cached_views random crops of each image, computed once; each pass takes the next."""
+    values, labels = cache_views(backbone, cfg, file)  # [V, N, F]
+    views, n, _ = values.shape
+    order = IterationSampler(n, cfg.eval.batch_size, cfg.seed, distributed.rank(), distributed.world_size(), start)
+    share = cfg.eval.batch_size // distributed.world_size()
+    device = distributed.device()
+    for iteration, indices in order:
+        first = iteration * cfg.eval.batch_size + distributed.rank() * share
+        passes = torch.arange(first, first + share) // n
+        rows = torch.tensor(indices)
+        yield values[passes % views, rows].to(device, torch.float32), labels[rows].to(device)
+
+
+@torch.inference_mode()
+def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tensor, Tensor]:
+    """Features of all views of the training images: float16 [V, N, F], and labels [N], on the CPU.
+
+    Above eval.linear.cache_gib they lie in `file`, which vanishes with the process; float16 halves the size and costs a
+    rounding of 0.05 %, far below the spread between crops. Each rank computes its share; each holds all of them.
+    """
+    dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
+    views, ranks = cfg.eval.linear.cached_views, distributed.world_size()
+    if views < 1:
+        raise ValueError(f"eval.linear.cached_views={views}: at least one view is needed")
+    transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
+    size = max(1, cfg.eval.batch_size // ranks)
+    steps, values = views * -(-len(dataset) // (size * ranks)), None
+    batches = (
+        (v, k, batch) for v in range(views) for k, batch in enumerate(ordered_batches(cfg, dataset, resident, size))
+    )
+    for view, k, batch in progress(batches, total=steps, desc="features of random crops", unit="batch"):
+        crops = _generator(cfg.seed, 1 + view, k * ranks + distributed.rank())
+        with autocast(cfg):
+            rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, crops))
+        if values is None:
+            values = _cache((views, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
+        values[view, batch.indices] = rows.cpu().half()
+    if ranks > 1:  # every row is one rank's, and zero on the others
+        for part in values.flatten(0, 1).split(CHUNK):
+            part.copy_(distributed.all_reduce_sum(part.to(distributed.device(), torch.float32)))
+    return values, torch.from_numpy(dataset.labels)
+
+
+def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
+    """Zeros of float16: in memory or, above the limit, in a file that is mapped."""
+    if 2 * math.prod(shape) <= limit_gib * 2**30:
+        return torch.zeros(shape, dtype=torch.float16)
+    mapped = np.memmap(file, np.float16, "w+", shape=shape)
+    file.unlink()  # the mapping keeps it alive: nothing is left behind, however the process ends
+    return torch.from_numpy(mapped)
+
+
+def _generator(seed: int, stream: int, number: int) -> torch.Generator:
+    """A CPU generator that depends on these three alone."""
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0] >> 1)
+    )
+
+
+if __name__ == "__main__":
+    common.main("linear", evaluate, __doc__)

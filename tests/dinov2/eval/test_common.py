@@ -1,0 +1,160 @@
+"""The one command line of the evaluators: choice of checkpoints, settings, skipping, and errors of the user."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dinov2 import load_backbone
+from dinov2.eval import common, knn
+from tests.conftest import ROOT
+from tests.dinov2.eval.conftest import make_run, save_weights, write_digits
+from utils.results import append_result, read_results
+
+
+def evaluate(run, *arguments):
+    return common.run("knn", knn.evaluate, "", lambda cfg: [cfg], [f"run={run}", *arguments])
+
+
+def test_rows_say_what_they_are_and_are_made_once(run, capsys):
+    assert evaluate(run, "checkpoints=all") == 0
+    rows = read_results(run)
+    assert [(row["epoch"], row["metric"]) for row in rows] == [(e, f"knn{k}_top1") for e in (1, 2) for k in (3, 10)]
+    for row in rows:
+        assert (row["method"], row["noise"], row["dataset"], row["seed"]) == ("dinov2", "gauss50", "digits", 0)
+        assert row["iteration"] == 10 * row["epoch"] and row["config_hash"] and row["version"]
+    assert [row["details"].get("last", False) for row in rows] == [False, True, False, True]
+    evaluate(run, "checkpoints=all")
+    assert "2 of 2 evaluations are there already" in capsys.readouterr().out
+    assert len(read_results(run)) == 4
+    evaluate(run, "checkpoints=last", "eval.knn.k=[5]")  # other settings: other rows
+    assert [row["metric"] for row in read_results(run)[4:]] == ["knn5_top1"]
+    evaluate(run, "checkpoints=last", "eval.linear.epochs=99", "data.workers=1")  # not this evaluator's: nothing to do
+    assert len(read_results(run)) == 5
+
+
+def test_an_evaluation_cut_short_leaves_no_rows(run, monkeypatch):
+    monkeypatch.setattr(knn, "accuracies", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run)
+    assert read_results(run) == []
+
+
+def test_choice_of_checkpoints(run):
+    assert [c.epoch for c in common.choose(run, "all")] == [1, 2]
+    assert [c.epoch for c in common.choose(run, "last")] == [2]
+    assert [c.epoch for c in common.choose(run, "1")] == [1]
+    with pytest.raises(ValueError, match="checkpoints=7: choose last, best, all or one of the epochs 1, 2"):
+        common.choose(run, "7")
+    with pytest.raises(ValueError, match="no linear probe or kNN yet"):
+        common.choose(run, "best")
+    row = {"method": "dinov2", "noise": "gauss50", "dataset": "digits", "seed": 0, "view": "noisy", "protocol": "full"}
+    for iteration, metric, value in ((10, "knn20_top1", 60), (20, "knn20_top1", 50), (20, "linear_top1", 40)):
+        append_result(
+            run / "results.jsonl", row | {"epoch": 0, "iteration": iteration, "metric": metric, "value": value}
+        )
+    assert [c.epoch for c in common.choose(run, "best")] == [2]  # the only one with a probe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval.knn.kk=[5]"], "eval.knn.kk is no key of an evaluation; did you mean eval.knn.k"),
+        (["model.depth=3"], "model.depth is no key of an evaluation"),
+        (["eval.batch_size=many"], "eval.batch_size=many should be of the kind of its default, 32"),
+        (["eval.crop=30"], "eval.crop=30 is no multiple of model.patch_size=8"),
+        (["quickly"], "'quickly' is not key=value"),
+        (["eval.view=denoised"], "denoised"),
+    ],
+)
+def test_errors_of_the_user(run, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, *arguments)
+
+
+def test_weights_that_diverged_are_named(run):
+    backbone = load_backbone(run)
+    backbone.norm.weight.data.fill_(float("nan"))
+    save_weights(run, backbone, 3)
+    with pytest.raises(ValueError, match=r"iter_0000000030.*32|iter_0000000030.*60 of 60 .*train/digit_0/0.png"):
+        evaluate(run)
+    assert read_results(run) == []
+
+
+def test_a_run_without_checkpoints_and_a_folder_that_is_none(tmp_path, digits):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        evaluate(make_run(tmp_path / "new", digits, epochs=()))
+    with pytest.raises(ValueError, match="config.yaml"):
+        evaluate(tmp_path)
+    with pytest.raises(ValueError, match="run=DIR"):
+        common.parse(["checkpoints=all"])
+
+
+def test_classes_that_differ_are_refused(tmp_path):
+    data = write_digits(tmp_path / "uneven", train=4, val=4)
+    (data / "train" / "digit_3").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="digit_3"):
+        evaluate(make_run(tmp_path / "run", data, epochs=(1,)))
+    (data / "train" / "digit_3").mkdir()
+    with pytest.raises(ValueError, match="digit_3"):
+        evaluate(make_run(tmp_path / "run2", data, epochs=(1,)))
+
+
+def test_command_line_ends_with_one_line(run):
+    command = [sys.executable, "-m", "dinov2.eval.knn", f"run={run}", "eval.knn.k=[100]"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("error: eval.knn.k=100 is larger than the training set of 60")
+    )
+
+
+RANKS = """
+import sys
+from dinov2.eval import common, knn, linear
+run = sys.argv[1]
+common.run("knn", knn.evaluate, "", lambda cfg: [cfg], [f"run={run}"])
+for protocol in ("exact", "cached"):
+    common.run("linear", linear.evaluate, "", lambda cfg: [cfg], [f"run={run}", f"eval.linear.protocol={protocol}"])
+"""
+
+
+def test_two_ranks_give_the_figures_of_one(tmp_path, digits):
+    figures = []
+    for ranks in (1, 2):
+        run = make_run(tmp_path / f"run{ranks}", digits, epochs=(1,))
+        (tmp_path / "ranks.py").write_text(RANKS)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        done = subprocess.run(
+            [*command, tmp_path / "ranks.py", run], cwd=ROOT, capture_output=True, text=True, env=_env(), check=False
+        )
+        assert done.returncode == 0, done.stderr
+        figures.append({(row["metric"], row["protocol"]): row for row in read_results(run)})
+    one, two = figures
+    assert (
+        set(one)
+        == set(two)
+        == {("knn3_top1", "full"), ("knn10_top1", "full"), ("linear_top1", "exact"), ("linear_top1", "cached")}
+    )
+    for key in one:
+        if key[1] == "cached":  # the ranks draw other crops
+            assert two[key]["details"]["images"] == 32
+        else:
+            assert two[key]["value"] == one[key]["value"]
+    exact = ("linear_top1", "exact")
+    assert two[exact]["details"]["classifiers"] == one[exact]["details"]["classifiers"]
+
+
+def _env():
+    import os
+
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_settings_of_an_older_run_get_defaults(run):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("    protocol: exact\n", ""))
+    cfg = common.load_settings(run, [])
+    assert cfg.eval.linear.protocol == "exact" and cfg.eval.retrieval.crop_queries is True
+    assert torch.tensor(list(cfg.data.mean)).shape == (3,)

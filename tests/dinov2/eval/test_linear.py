@@ -1,0 +1,105 @@
+"""The linear probe on a real run's folder: protocols, resume, and its row."""
+
+import pytest
+import torch
+
+from dinov2 import load_backbone
+from dinov2.eval import common, linear
+from dinov2.eval.features import block_tokens, extract, labelled_dataset
+from utils.results import read_results
+
+
+def probe(run, *settings):
+    """Evaluates the last checkpoint; returns (value, details)."""
+    cfg = common.load_settings(run, list(settings))
+    checkpoint = common.choose(run, "last")[0]
+    backbone = load_backbone(checkpoint.path)
+    ((_, value, details),) = linear.evaluate(backbone, cfg, common.Job(run, checkpoint.path.name))
+    return value, details
+
+
+def test_row_names_the_best_of_all_classifiers(run):
+    assert common.run("linear", linear.evaluate, "", lambda cfg: [cfg], [f"run={run}"]) == 0
+    (row,) = read_results(run)
+    figures = row["details"]["classifiers"]
+    assert len(figures) == 13 * 2 * 2  # learning rates x depths x with and without the mean patch token
+    assert row["value"] == pytest.approx(max(figures.values()), abs=1e-3)
+    assert figures[row["details"]["classifier"]] == max(figures.values())
+    assert (row["metric"], row["protocol"], row["view"], row["noise"]) == ("linear_top1", "exact", "noisy", "gauss50")
+    assert row["details"]["top5"] == 100.0  # of four classes the first five hold the right one
+    assert row["details"]["images"] == 32
+    assert not list(run.glob(".eval-*"))  # the state for resuming is gone
+
+
+def test_features_are_those_of_the_public_model(run):
+    cfg = common.load_settings(run, [])
+    backbone = load_backbone(run)
+    images = torch.randn(3, 3, 32, 32)
+    tokens = block_tokens(backbone, images)
+    (_, before_last), (patches, last) = backbone.get_intermediate_layers(images, n=2, return_class_token=True)
+    torch.testing.assert_close(tokens, torch.cat([before_last, last, patches.mean(dim=1)], dim=1))
+    val = extract(backbone, cfg, "val", block_tokens)
+    assert val.values.shape == (32, 3 * 192) and val.classes == [f"digit_{i}" for i in range(4)]
+    assert val.labels.tolist() == labelled_dataset(cfg, "val").labels.tolist()
+
+
+@pytest.mark.parametrize("protocol", ["exact", "cached"])
+def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
+    settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_views=2")
+    whole = probe(run, *settings)
+    monkeypatch.setattr(linear, "SAVE_SECONDS", 0)
+    step, done = linear.Probes.step, []
+
+    def interrupted(self, features, labels, share):
+        if len(done) == 7:
+            raise KeyboardInterrupt
+        done.append(share)
+        step(self, features, labels, share)
+
+    monkeypatch.setattr(linear.Probes, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe(run, *settings)
+    resumed = []
+    monkeypatch.setattr(
+        linear.Probes, "step", lambda self, f, y, share: (resumed.append(share), step(self, f, y, share))
+    )
+    assert probe(run, *settings) == whole
+    assert resumed == [i / 20 for i in range(7, 20)]
+
+
+def test_cache_in_a_file_equals_cache_in_memory(run):
+    settings = ("eval.linear.protocol=cached", "eval.linear.cached_views=2")
+    assert probe(run, *settings, "eval.linear.cache_gib=0") == probe(run, *settings)
+    assert not list(run.glob("**/*.f16"))
+
+
+def test_cached_views_are_different_crops_of_the_same_images(run, tmp_path):
+    cfg = common.load_settings(run, ["eval.linear.cached_views=3"])
+    backbone = load_backbone(run)
+    values, labels = linear.cache_views(backbone, cfg, tmp_path / "cache")
+    assert values.shape == (3, 60, 3 * 192) and values.dtype == torch.float16
+    assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
+    again, _ = linear.cache_views(backbone, cfg, tmp_path / "cache")
+    assert torch.equal(values, again)
+    # Iteration 2 of batch 32 holds the images 64 to 95 of the stream: the last ones of pass 1 (from 60 on), in view 1.
+    source = linear.cached_source(backbone, cfg, 2, tmp_path / "cache")
+    features, own = next(source)
+    found = (features[:, None].half() == values[1][None]).all(dim=2)  # [B, N]
+    assert found.sum(dim=1).eq(1).all() and torch.equal(labels[found.int().argmax(dim=1)], own)
+
+
+def test_learning_rates_scale_with_the_batch(run):
+    _, details = probe(run, "eval.batch_size=64", "eval.linear.learning_rates=[0.1]", "eval.linear.epoch_length=1")
+    assert set(details["classifiers"]) == {
+        f"classifier_{n}_blocks_avgpool_{average}_lr_0.025" for n in (1, 2) for average in (False, True)
+    }
+
+
+@pytest.mark.parametrize("setting", ["eval.linear.protocol=quick", "eval.linear.cached_views=0"])
+def test_unknown_protocol_and_no_views(run, setting):
+    with pytest.raises(ValueError, match=setting.replace(".", r"\.")):
+        probe(run, "eval.linear.protocol=cached", setting)
+
+
+def test_resident_images_give_the_same_figures(run):
+    assert probe(run, "data.resident=true") == probe(run)
