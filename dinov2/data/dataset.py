@@ -83,8 +83,7 @@ class ImageDataset(torch.utils.data.Dataset):
             self.twins["denoised"] = Path(denoised or denoised_root(root, self.noise))
         if "noisy" in self.kinds and storage == "disk" and self.noise.kind != "none":
             self.twins["noisy"] = Path(noisy or noisy_root(root, self.noise))
-        for kind, folder in self.twins.items():
-            self._check_twins(kind, folder)
+        self.suffixes = {kind: self._check_twins(kind, folder) for kind, folder in self.twins.items()}
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -107,7 +106,7 @@ class ImageDataset(torch.utils.data.Dataset):
         relative, source, images = self.relatives[index], None, []
         for kind in kinds:
             if kind in self.twins:
-                image = read_image(twin(self.twins[kind], relative), self.channels, "native")
+                image = read_image(twin(self.twins[kind], relative, self.suffixes[kind]), self.channels, "native")
             else:
                 source = read_image(self.root / relative, self.channels, "native") if source is None else source
                 image = self._add_noise(source, relative) if kind == "noisy" else source
@@ -122,22 +121,29 @@ class ImageDataset(torch.utils.data.Dataset):
         add = keyed_noise if image.dtype == np.uint8 else keyed_noise_float
         return add(image, self.noise, self.noise_seed, noise_key(relative))
 
-    def _check_twins(self, kind: str, folder: Path) -> None:
-        """ValueError unless every image has its twin below folder, made with this noise and seed."""
+    def _check_twins(self, kind: str, folder: Path) -> str:
+        """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""
+        made = read_manifest(folder) or {}
+        wanted = {"kind": kind, "noise": str(self.noise)}
+        if self.noise.kind != "none":
+            wanted["noise_seed"] = self.noise_seed
+        for key, value in wanted.items():
+            if made.get(key, value) != value:
+                raise ValueError(
+                    f"{folder} was made with {key} {made[key]}, but {value} is configured: name another tree."
+                )
+        suffix = "." + made.get("format", "png")
         missing = []
         for parent, group in groupby(self.relatives, key=os.path.dirname):
             present = set(os.listdir(folder / parent)) if (folder / parent).is_dir() else set()
-            missing += [path for path in group if PurePosixPath(path).stem + ".png" not in present]
+            missing += [path for path in group if PurePosixPath(path).stem + suffix not in present]
         if missing:
             tool = "Neighbor2Neighbor.denoise" if kind == "denoised" else "utils.generate_noise"
             raise ValueError(
                 f"{folder} lacks {len(missing)} of {len(self)} {kind} images, the first for {', '.join(missing[:3])}: "
                 f"write them with python -m {tool}."
             )
-        made = read_manifest(folder) or {}
-        for key, wanted in (("noise", str(self.noise)), ("seed", self.noise_seed)):
-            if made.get(key, wanted) != wanted:
-                raise ValueError(f"{folder} was made with {key} {made[key]}, but {wanted} is configured: name another.")
+        return suffix
 
 
 def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None) -> ImageDataset:

@@ -22,7 +22,9 @@ def test_centre_crop_is_torchvisions(resize, crop):
     for image, crop_of_ours in zip(images, out, strict=True):
         width, height = transforms.Resize(resize)(Image.fromarray(image)).size
         # One pass after the other: Pillow 13 may reverse them.
-        resized = Image.fromarray(image).resize((width, len(image)), Image.BICUBIC).resize((width, height), Image.BICUBIC)
+        resized = (
+            Image.fromarray(image).resize((width, len(image)), Image.BICUBIC).resize((width, height), Image.BICUBIC)
+        )
         expected = TF.to_tensor(TF.center_crop(resized, [crop, crop]))
         restored = crop_of_ours * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
         assert_pillows(restored, expected, dense=False)

@@ -106,7 +106,9 @@ def scalar_box(u, height, width, scale, ratio=(3 / 4, 4 / 3)):
 
 def test_boxes_follow_torchvisions_attempts_and_fallbacks():
     sizes = torch.tensor([(375, 500), (96, 96), (1, 1), (1, 50), (200, 3), (30, 300), (7, 5)])
-    uniform = torch.rand(40, len(sizes), 2 * ATTEMPTS + 2, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    uniform = torch.rand(
+        40, len(sizes), 2 * ATTEMPTS + 2, generator=torch.Generator().manual_seed(1), dtype=torch.double
+    )
     for scale in ((0.32, 1.0), (0.05, 0.32), (0.9, 1.0)):
         boxes = random_boxes(uniform, sizes, scale)
         expected = [
