@@ -44,7 +44,7 @@ def test_half_of_the_crops_are_masked_with_ratios_spread_evenly():
     per_place = (ratios > 0).mean(0)
     assert per_place.min() > 0.2 and per_place.max() < 0.8, "the masked crops are shuffled"
     per_patch = np.concatenate(draws).mean(0).reshape(14, 14)
-    assert 0.005 < per_patch.min() and per_patch.max() < 0.25, "every patch is masked at times, the corners least"
+    assert 0.01 < per_patch.min() and per_patch.max() < 0.4, "every patch is masked at times, the corners least"
 
 
 def test_masks_are_made_of_blocks():
