@@ -10,7 +10,7 @@ LINES = [line.partition("#")[0].strip() for line in (HERE / "requirements.txt").
 setup(
     name="noise-robust-dino",
     version="0.1.0",
-    description="DINOv2 pretraining on noisy images by noise curricula and denoised regularisation, without a denoiser at inference",
+    description="DINOv2 pretraining on noisy images: a noise curriculum instead of a denoiser at inference",
     long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

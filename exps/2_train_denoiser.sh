@@ -3,12 +3,12 @@
 #   sh exps/2_train_denoiser.sh NOISE... --data DIR --scale NAME
 [ "${exps_options:-}" = read ] || . "$(dirname "$0")/common.sh"
 
-# What the published schedule (100 epochs, batches of 4 crops of 256 pixels, depth 5) becomes at the other scales.
+# The published schedules, and what fits images too small for them.
 case $scale_name in
     quickstart) set -- --epochs 12 --batch-size 16 --crop 32 --depth 3 ;;
     imagenette) set -- --epochs 20 --batch-size 16 --crop 96 --depth 4 ;;
-    imagenet1k) set -- --batch-size 8 --subset 100000 ;;
-    *) set -- ;;
+    imagenet1k) set -- --config Neighbor2Neighbor/imagenet1k.yaml ;;
+    *) set -- --config Neighbor2Neighbor/published.yaml ;;
 esac
 for noise in $noises; do
     once "$output/.done/denoiser-$noise" "$(data_state)" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" --noise "$noise" \

@@ -8,7 +8,7 @@ pretrain() { # NOISE METHOD key=value...
     folder=$(run_folder "$1" "$2") noise=$1 method=$2
     shift 2
     set -- "$scale" "$method" "data.root=$data" "output_dir=$folder" "$@"
-    eval "set -- \"\$@\" $overrides$eval_overrides"
+    eval "set -- \"\$@\" $overrides"
     if [ "$gpus" -gt 1 ]; then
         set -- "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$gpus" -m dinov2.train "$@"
     else

@@ -10,6 +10,7 @@
 #   --eval NAME               linear, knn, log_regression, pca, robustness; may be repeated [linear knn pca]
 #   --checkpoints WHICH       last, best, all or an epoch                                   [last]
 #   --gpus N                  processes of the pretraining, one a GPU                       [1]
+#   --partition P --time LIMIT  Slurm's, for the scripts that submit jobs
 #   --steps N                 a trial: every schedule cut to about N iterations
 #   --per-class N             a trial: the first N images of each class
 #   --dry-run                 print the commands, run nothing
@@ -97,7 +98,8 @@ tree() {
         [ ! -d "$place/$1" ] || break
         place=$trees
     done
-    printf '%s\n' "$place/$1"
+    place=$place/$1
+    printf '%s\n' "${place#./}"
 }
 noisy_tree() { tree "noisy_$(basename "$data")-$1"; }
 denoised_tree() {
@@ -142,10 +144,11 @@ with_ceiling() {
 script=$0
 # A script that is one experiment sets default_... before it sources this.
 noises='' methods='' evals='' overrides='' eval_overrides='' scale=${default_scale:-quickstart} data='' output=''
-checkpoints=${default_checkpoints:-last} gpus=1 steps='' per_class='' dry=''
+checkpoints=${default_checkpoints:-last} gpus=${default_gpus:-1} partition='' time='' steps='' per_class='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --noise | --scale | --data | --output | --method | --eval | --checkpoints | --gpus | --steps | --per-class)
+        --noise | --scale | --data | --output | --method | --eval | --checkpoints | --gpus | --partition | --time | \
+            --steps | --per-class)
             [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; } ;;
     esac
     case $1 in
@@ -157,6 +160,8 @@ while [ $# -gt 0 ]; do
         --eval) evals="$evals $2" && shift ;;
         --checkpoints) checkpoints=$2 && shift ;;
         --gpus) gpus=$2 && shift ;;
+        --partition) partition=$2 && shift ;;
+        --time) time=$2 && shift ;;
         --steps) steps=$2 && shift ;;
         --per-class) per_class=$2 && shift ;;
         --dry-run) dry=yes ;;

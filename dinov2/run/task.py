@@ -10,6 +10,8 @@ import sys
 import time
 from dataclasses import dataclass
 
+from submitit.helpers import TorchDistributedEnvironment
+
 PREEMPTED = 143  # exit code of a run that saved its checkpoint and left because of SIGTERM (128 + 15)
 
 
@@ -41,6 +43,8 @@ class Task:
         # sets its own SIGTERM handler; tools that have none leave through `leave`, their open files cleaned up.
         signal.signal(signal.SIGUSR2, on_time_limit)
         signal.signal(signal.SIGTERM, leave)
+        # Each task is a rank; all its GPUs stay visible, the entry point takes the one of LOCAL_RANK as under torchrun.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         sys.argv = [self.module, *self.arguments]
         try:
             runpy.run_module(self.module, run_name="__main__", alter_sys=True)

@@ -35,7 +35,8 @@ SrunPortRange=$((port + 10))-$((port + 60))
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge/socket
+# A requeued job starts again after cred_expire seconds (120 by default).
+AuthInfo=socket=$dir/munge/socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -1,0 +1,10 @@
+#!/bin/bash
+# All tests, in the environment of the quickstart (made if need be) with the test dependencies added.
+#   bash tests/run.sh [PYTEST OPTION...]
+set -eu
+cd "$(dirname "$0")/.."
+. exps/env.sh
+make_python requirements.txt tests/requirements.txt
+"$PYTHON" -m ruff check .
+# One thread a process: two processes share two cores, and sums are the same on every machine.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n "${PYTEST_WORKERS:-2}" -q tests "$@"
