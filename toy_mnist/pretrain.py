@@ -55,13 +55,12 @@ def pretrain(
     fresh weights, which depend on the seed alone. Goes on from the last checkpoint of the stage; every epoch has a
     random stream of its own, so an interrupted run ends in the same weights as one that was not.
     """
-    encoder = load_encoder(initial) if initial else seeded(Encoder, stream_seed(seed, "encoder"))
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, fused=True)
     done = max((e for e in range(epochs + 1) if checkpoint_path(folder, stage, e).is_file()), default=0)
+    start = checkpoint_path(folder, stage, done) if done else initial
+    encoder = load_encoder(start) if start else seeded(Encoder, stream_seed(seed, "encoder"))
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, fused=True)
     if done:
-        state = torch.load(checkpoint_path(folder, stage, done), weights_only=True)
-        encoder.load_state_dict(state["encoder"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(torch.load(start, weights_only=True)["optimizer"])
     if done < epochs:
         with Progress(epochs, f"seed {seed}: pretrain {stage}", "epochs", initial=done) as bar:
             for epoch in range(done + 1, epochs + 1):
@@ -83,14 +82,14 @@ def train_epoch(
     generator: torch.Generator,
 ) -> dict[str, float]:
     """One pass over the shuffled images, the last batch smaller. Returns the means of both losses over the steps."""
-    invariance_sum = covariance_sum = steps = 0
+    invariance_sum, covariance_sum, steps = 0.0, 0.0, 0
     for index in torch.randperm(len(images), generator=generator).split(BATCH):
         z = encoder(two_views(images[index], spec, generator))
         invariance, covariance = invariance_loss(*z.chunk(2)), covariance_penalty(z)
         optimizer.zero_grad()
         (invariance + COVARIANCE_WEIGHT * covariance).backward()
         optimizer.step()
-        invariance_sum, covariance_sum, steps = (
-            invariance_sum + invariance.item(), covariance_sum + covariance.item(), steps + 1
-        )  # fmt: skip
+        invariance_sum += invariance.item()
+        covariance_sum += covariance.item()
+        steps += 1
     return {"invariance": invariance_sum / steps, "covariance": covariance_sum / steps}

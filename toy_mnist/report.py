@@ -10,7 +10,7 @@ from utils.noise import NoiseSpec
 from utils.results import read_results
 
 PAPER_NOISE = "gauss102"  # 102 / 255 = 0.4, the standard deviation of the paper's toy
-# Accuracy on MNIST in the paper, and of the released weights when probed by this code.
+# Accuracy on MNIST in the paper, and of the released weights (one run), probed twice.
 PUBLISHED = {
     (PAPER_NOISE, 0): ("64.55", "67.4"),
     (PAPER_NOISE, 30): ("83.05", "83.8"),
