@@ -74,6 +74,13 @@ def test_interrupted_run_ends_in_the_same_weights(tmp_path, monkeypatch):
     assert pretrain(IMAGES, NOISY, 7, 0, tmp_path / "b", "noisy").stat().st_mtime_ns == before  # finished: untouched
 
 
+def test_damaged_checkpoint_is_named(tmp_path):
+    path = pretrain(IMAGES, NOISY, 1, 0, tmp_path, "noisy")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="noisy_1.pth is not a checkpoint"):
+        pretrain(IMAGES, NOISY, 2, 0, tmp_path, "noisy")
+
+
 def test_second_stage_starts_from_the_first_ones_encoder_with_a_fresh_optimizer(tmp_path):
     first = pretrain(IMAGES, CLEAN, 1, 0, tmp_path, "clean")
     second = pretrain(IMAGES, NOISY, 1, 0, tmp_path, "noisy_from1", first)
