@@ -60,7 +60,14 @@ def main(
     variants: Callable[[DictConfig], list[DictConfig]] = lambda cfg: [cfg],
 ) -> None:
     """The whole program of an evaluator; `variants` gives the settings to evaluate each checkpoint under."""
-    cli.run(lambda: run(name, evaluate, help_text, variants, sys.argv[1:]))
+
+    def program() -> int:
+        try:
+            return run(name, evaluate, help_text, variants, sys.argv[1:])
+        finally:
+            distributed.close()
+
+    cli.run(program)
 
 
 def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str]) -> int:
@@ -80,7 +87,6 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
         for checkpoint, variant in todo:
             evaluate_one(folder, name, evaluate, checkpoint, variant)
             bar.update(1)
-    distributed.close()
     return 0
 
 

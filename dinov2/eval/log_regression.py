@@ -1,7 +1,7 @@
 """Logistic regression (scikit-learn) on CLS tokens; C is chosen on a held-out part of the training images.
 
-    python -m dinov2.eval.log_regression run=runs/nct-gauss255 checkpoints=best
-    python -m dinov2.eval.log_regression run=runs/nct-gauss255 eval.log_regression.n_per_class=[1,5]
+python -m dinov2.eval.log_regression run=runs/nct-gauss255 checkpoints=best
+python -m dinov2.eval.log_regression run=runs/nct-gauss255 eval.log_regression.n_per_class=[1,5]
 """
 
 from __future__ import annotations

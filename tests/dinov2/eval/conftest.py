@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,12 @@ def digits(tmp_path_factory) -> Path:
     return write_digits(tmp_path_factory.mktemp("data") / "digits")
 
 
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, digits) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run", digits)
+
+
 @pytest.fixture
-def run(tmp_path, digits) -> Path:
-    return make_run(tmp_path / "run", digits)
+def run(tmp_path, finished_run) -> Path:
+    """A run of its own with kept checkpoints of epochs 1 and 2."""
+    return shutil.copytree(finished_run, tmp_path / "run")

@@ -1,5 +1,7 @@
 """The one command line of the evaluators: choice of checkpoints, settings, skipping, and errors of the user."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from dinov2 import load_backbone
-from dinov2.eval import common, knn
+from dinov2.eval import common, knn, linear
 from tests.conftest import ROOT
 from tests.dinov2.eval.conftest import make_run, save_weights, write_digits
 from utils.results import append_result, read_results
@@ -112,44 +114,42 @@ def test_command_line_ends_with_one_line(run):
 
 RANKS = """
 import sys
-from dinov2.eval import common, knn, linear
-run = sys.argv[1]
-common.run("knn", knn.evaluate, "", lambda cfg: [cfg], [f"run={run}"])
-for protocol in ("exact", "cached"):
-    common.run("linear", linear.evaluate, "", lambda cfg: [cfg], [f"run={run}", f"eval.linear.protocol={protocol}"])
+from dinov2 import distributed
+from tests.dinov2.eval.test_common import evaluate_all
+evaluate_all(sys.argv[1])
+distributed.close()
 """
 
 
-def test_two_ranks_give_the_figures_of_one(tmp_path, digits):
-    figures = []
-    for ranks in (1, 2):
-        run = make_run(tmp_path / f"run{ranks}", digits, epochs=(1,))
-        (tmp_path / "ranks.py").write_text(RANKS)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        done = subprocess.run(
-            [*command, tmp_path / "ranks.py", run], cwd=ROOT, capture_output=True, text=True, env=_env(), check=False
-        )
-        assert done.returncode == 0, done.stderr
-        figures.append({(row["metric"], row["protocol"]): row for row in read_results(run)})
-    one, two = figures
-    assert (
-        set(one)
-        == set(two)
-        == {("knn3_top1", "full"), ("knn10_top1", "full"), ("linear_top1", "exact"), ("linear_top1", "cached")}
-    )
-    for key in one:
-        if key[1] == "cached":  # the ranks draw other crops
-            assert two[key]["details"]["images"] == 32
-        else:
-            assert two[key]["value"] == one[key]["value"]
-    exact = ("linear_top1", "exact")
-    assert two[exact]["details"]["classifiers"] == one[exact]["details"]["classifiers"]
+def evaluate_all(run):
+    evaluate(run)
+    for protocol in ("exact", "cached"):
+        settings = [f"run={run}", f"eval.linear.protocol={protocol}"]
+        common.run("linear", linear.evaluate, "", lambda cfg: [cfg], settings)
 
 
-def _env():
-    import os
-
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def test_two_ranks_give_the_figures_of_one(run, finished_run, tmp_path):
+    evaluate_all(run)
+    other = shutil.copytree(finished_run, tmp_path / "two_ranks")
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        tmp_path / "ranks.py",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, other], cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = ({(row["metric"], row["protocol"]): row for row in read_results(folder)} for folder in (run, other))
+    assert list(one) == list(two) and len(one) == 4
+    for key, row in one.items():
+        assert two[key]["details"]["images"] == 32
+        if key != ("linear_top1", "cached"):  # there the ranks draw other crops
+            assert two[key]["value"] == row["value"]
+            assert two[key]["details"].get("classifiers") == row["details"].get("classifiers")
 
 
 def test_settings_of_an_older_run_get_defaults(run):
