@@ -40,7 +40,7 @@ CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
 # What a resumed run must share with the one it goes on with.
 FIXED = ("data", "noise", "noise_seed", "seed", "subset", "sides", "crop", "depth", "channels", "batch_size", "epochs",
-         "steps", "lr", "increase_ratio", "precision")  # fmt: skip
+         "steps", "lr", "increase_ratio", "init_scale", "precision")  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--channels", type=int, choices=(1, 3), default=3, help="of the images (default 3)")
     add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
     add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
+    add("--init-scale", type=float, default=0.1, help="of the first weights; 1 for short trainings (default 0.1)")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where the hardware has it")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes; 0: none")
@@ -81,7 +82,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("data", "noise", "output"):
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is missing; see --help")
-    for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every"):
+    for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every", "init_scale"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")
@@ -151,7 +152,8 @@ class Training:
         self.args, self.rank, self.world = args, rank, world
         self.device = choose_device()
         torch.manual_seed(args.seed)
-        self.network = UNet(args.channels, depth=args.depth).to(self.device, memory_format=torch.channels_last)
+        network = UNet(args.channels, depth=args.depth, init_scale=args.init_scale)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
         self.forward = torch.compile(self.network) if args.compile else self.network
         self.optimizer = torch.optim.Adam(self.network.parameters(), args.lr)
         steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
