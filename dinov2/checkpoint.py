@@ -14,6 +14,7 @@ import os
 import pickle
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from dinov2 import distributed
+
+# One process saves and loads by itself on purpose; said at every checkpoint, it would bury what matters.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 MARK = "COMPLETE"
 TEACHER = "teacher_checkpoint.pth"
@@ -96,7 +100,7 @@ def save(
     distributed.barrier()
     try:
         # The writer's own error on a full disk is a long chain; the folder never gets its mark either way.
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), no_dist=_alone())
         if distributed.is_main():
             if teacher is not None:
                 torch.save({"teacher": teacher}, temporary / TEACHER)
@@ -112,6 +116,10 @@ def save(
     if distributed.is_main():
         _prune(run, keep_last)
     return Checkpoint(final, iteration, epoch, teacher is not None)
+
+
+def _alone() -> bool:
+    return distributed.world_size() == 1
 
 
 def _finish(temporary: Path, final: Path, iteration: int, epoch: int, evaluate: bool) -> None:
@@ -151,7 +159,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        description = module in self.MODULES and (name[:1].isupper() or name == "_StorageInfo")
+        description = module in self.MODULES and name.lstrip("_")[:1].isupper()  # its classes, none of its functions
         if dtype or description or (module, name) in self.ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
@@ -189,7 +197,7 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ValueError(f"{checkpoint.path} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    dcp.load(state, checkpoint_id=checkpoint.path)
+    dcp.load(state, checkpoint_id=checkpoint.path, no_dist=_alone())
     return state
 
 

@@ -63,7 +63,8 @@ def shard(network: nn.ModuleDict, device: torch.device) -> None:
     for module in network.values():
         for block in getattr(module, "blocks", []):
             fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
+        # Left to itself, the outermost module stays whole after a forward without backward: the EMA works on shards.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def whole_state(network: nn.ModuleDict) -> dict[str, Tensor]:
@@ -117,7 +118,8 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.leaving = False
+        self.leaving = False  # this rank was asked to
+        self.all_leaving = False  # some rank was: known to all one step later
         self.pending: tuple[int, list[str], Tensor] | None = None
         self.terms: dict[str, float] = {}
 
@@ -132,7 +134,7 @@ class Watch:
     def read(self) -> bool:
         """Takes in the last step's terms. True when the run is to leave; FloatingPointError on NaN or inf."""
         if self.pending is None:
-            return False
+            return self.all_leaving
         (iteration, names, stacked), self.pending = self.pending, None
         *values, leaving = stacked.tolist()
         self.terms = dict(zip(names, values, strict=True))
@@ -142,7 +144,8 @@ class Watch:
                 f"{wrong[0]} is {self.terms[wrong[0]]} at iteration {iteration}; the last good checkpoint is kept: "
                 "lower optim.base_lr, or resume with train.precision=fp32"
             )
-        return leaving > 0
+        self.all_leaving |= leaving > 0
+        return self.all_leaving
 
 
 class Trainer:
@@ -243,7 +246,7 @@ class Trainer:
                     self.iteration, steps = self.iteration + 1, steps + 1
                     bar.update(cfg.train.batch_size, **{k: v for k, v in self.watch.terms.items() if k == "total_loss"})
                     if self.iteration % cfg.train.log_every == 0 or self.iteration == total:
-                        self.watch.leaving |= self.watch.read()
+                        self.watch.read()
                         seconds = time.perf_counter() - clock
                         row |= self.watch.terms | self.cost(seconds, steps, waited) | self.model.diagnostics
                         if log:
@@ -308,7 +311,7 @@ class Trainer:
 
     def end_epoch(self, log: MetricsLog | None) -> None:
         epoch, train = self.iteration // self.length, self.cfg.train
-        self.watch.leaving |= self.watch.read()  # nothing is saved before its losses are known to be finite
+        self.watch.read()  # nothing is saved before its losses are known to be finite
         evaluate = epoch % train.eval_every == 0 or epoch in self.keep or epoch == self.stop_epoch
         if evaluate or epoch % train.checkpoint_every == 0:
             self.save(evaluate)

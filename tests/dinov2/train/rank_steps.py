@@ -1,0 +1,30 @@
+"""One of several ranks that run the recorded steps on their part of the batch: python -m … NAME OUTPUT (torchrun's environment)."""
+
+import sys
+
+import torch
+
+from dinov2 import distributed
+from dinov2.train.trainer import shard
+from tests.dinov2.train.steps import final_parameters, run_steps, steps_config, steps_model
+
+
+def main(name: str, output: str) -> None:
+    distributed.init()
+    cfg = steps_config(name, dino={"koleo_weight": 0.0})
+    model = steps_model(name, cfg)
+    for network in model.networks():
+        shard(network, distributed.device())
+    history, centers = run_steps(name, model, cfg, part=distributed.rank(), parts=distributed.world_size())
+    means = []
+    for terms in history:
+        stacked = distributed.all_reduce_mean(torch.tensor(list(terms.values())))
+        means.append(dict(zip(terms, stacked.tolist(), strict=True)))
+    state = {key: value.clone() for key, value in final_parameters(model).items()}
+    if distributed.is_main():
+        torch.save({"history": means, "centers": centers, "state": state}, output)
+    distributed.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
