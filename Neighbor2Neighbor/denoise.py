@@ -59,14 +59,15 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("--batch-size and --tile must be at least 1")
     relatives = images.list_images(args.data)
     images.check_collisions(relatives)
+    source = images.describe_source(args.data, spec, args.noise_seed)
     target = args.output or images.denoised_root(args.data, spec)
     images.check_apart(args.data, target)
     device = choose_device()
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
-        fields = {
-            "kind": "denoised", "source": args.data.resolve().name, "noise": str(spec), "noise_seed": args.noise_seed,
-            "denoiser": denoiser.identity, "precision": args.precision, "format": args.format, "version": VERSION,
+        fields = source | {
+            "kind": "denoised", "denoiser": denoiser.identity, "precision": args.precision, "format": args.format,
+            "version": VERSION,
         }  # fmt: skip
         begun = images.begin_tree(target, fields)
         suffix = f".{args.format}"

@@ -31,16 +31,16 @@ from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
 from utils import cli
-from utils.images import ImageError, atomic_path
+from utils.images import ImageError, atomic_path, describe_source
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import append_json, read_json_lines
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
-# What a resumed run must share with the one it goes on with.
-FIXED = ("data", "noise", "noise_seed", "seed", "subset", "sides", "crop", "depth", "channels", "batch_size", "epochs",
-         "steps", "lr", "increase_ratio", "init_scale", "precision")  # fmt: skip
+# What a resumed run must share with the one it goes on with, besides the images and their noise.
+FIXED = ("seed", "subset", "sides", "depth", "channels", "batch_size", "epochs", "lr", "increase_ratio", "init_scale",
+         "precision")  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -165,12 +165,13 @@ class Training:
         if args.val_clean and rank == 0:
             val_spec = NoiseSpec.parse(args.val_noise or args.noise)
             self.validation = Validation(Path(args.val_clean), val_spec, args.channels, self.device, args.precision)
+        self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
+        self.settings |= {name: getattr(args, name) for name in FIXED}
         self.step = 0
         self.sums = torch.zeros(3, device=self.device)  # both terms over the epoch so far, and the number of steps
 
     def run(self) -> None:
         """Train from the last checkpoint to the end, then write unet.pth."""
-        self.restore()
         board = _open_board(self.output, self.step) if self.rank == 0 else None
         sampler = CropSampler(
             len(self.crops), self.args.batch_size, self.args.seed, self.step, self.schedule.steps, self.rank, self.world
@@ -260,53 +261,48 @@ class Training:
     def save(self) -> None:
         state = {
             "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "step": self.step, "sums": self.sums,
+            "step": self.step, "sums": self.sums, "settings": self.settings,
         }  # fmt: skip
         with atomic_path(self.output / "checkpoint.pth") as path:
             torch.save(state, path)
 
     def restore(self) -> None:
-        """Take up the checkpoint, if there is one, and drop the rows written after it."""
+        """Take up the checkpoint, if there is one. ValueError where it is damaged or of another run."""
         path = self.output / "checkpoint.pth"
         if not path.exists():
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.sums = state["step"], state["sums"]
-        except Exception as error:
-            raise ValueError(f"{path} cannot be taken up ({error}); remove it to train from the start") from error
-        if self.rank == 0:
-            metrics = self.output / "metrics.jsonl"
-            rows = [row for row in read_json_lines(metrics) if row["step"] <= self.step]
-            with atomic_path(metrics) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            print(f"going on at step {self.step} of {self.schedule.steps}", flush=True)
+            before = state["settings"]
+        except Exception as error:  # torch.load fails in many ways on a damaged file
+            reason = type(error).__name__
+            raise ValueError(f"{path} cannot be taken up ({reason}); remove it to train from the start") from error
+        for name, value in self.settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{self.output} holds a run with {name} {before.get(name)!r}, not {value!r}; "
+                    "choose another --output, or remove it"
+                )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.sums = state["step"], state["sums"]
+
+    def record(self) -> None:
+        """Write config.json, and drop the rows of metrics.jsonl that were written after the checkpoint."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        config = {name: value for name, value in vars(self.args).items() if name != "config"}
+        with atomic_path(self.output / "config.json") as path:
+            path.write_text(json.dumps(config, indent=1) + "\n")
+        metrics = self.output / "metrics.jsonl"
+        rows = [row for row in read_json_lines(metrics) if row["step"] <= self.step]
+        with atomic_path(metrics) as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _open_board(output: Path, step: int):
     from torch.utils.tensorboard import SummaryWriter  # here, as it loads slowly
 
     return SummaryWriter(str(output), purge_step=step + 1 if step else None)
-
-
-def claim_output(args: argparse.Namespace) -> None:
-    """Write config.json, or hold the options against those of the run that the folder holds already."""
-    path = Path(args.output, "config.json")
-    config = {name: value for name, value in vars(args).items() if name != "config"}
-    config = json.loads(json.dumps(config))
-    if path.exists():
-        before = json.loads(path.read_text())
-        for name in FIXED:
-            if before.get(name) != config[name]:
-                raise ValueError(
-                    f"{args.output} holds a run with {name} {before.get(name)!r}, not {config[name]!r}; "
-                    "choose another --output, or remove it"
-                )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -322,14 +318,16 @@ def main(argv: list[str] | None = None) -> int:
         root = Path(args.data)
         relatives = training_images(root, args.subset, args.sides, args.seed)
         side = choose_crop(root, relatives, args.crop, args.depth)
-        if rank == 0:
-            claim_output(args)
-        if Path(args.output, "unet.pth").exists():
-            print(f"{args.output}/unet.pth is finished already", flush=True)
+        training = Training(args, relatives, side, rank, world)
+        training.restore()
+        if training.step == training.schedule.steps and (training.output / "unet.pth").exists():
+            print(f"{training.output}/unet.pth is finished already", flush=True)
             return 0
         if rank == 0:
-            print(f"{len(relatives)} images, crops of {side} px, {args.precision}", flush=True)
-        Training(args, relatives, side, rank, world).run()
+            training.record()
+            going_on = f", going on at step {training.step}" if training.step else ""
+            print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
+        training.run()
     finally:
         if world > 1:
             dist.destroy_process_group()

@@ -100,10 +100,8 @@ def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
 
 
 def _fields(job: Job, spec: NoiseSpec) -> dict:
-    return {
-        "kind": "noisy", "source": job.source.resolve().name, "noise": str(spec), "noise_seed": job.seed,
-        "format": job.format, "channels": job.channels, "version": VERSION,
-    }  # fmt: skip
+    source = images.describe_source(job.source, spec, job.seed)
+    return source | {"kind": "noisy", "format": job.format, "channels": job.channels, "version": VERSION}
 
 
 def _missing(job: Job, relatives: list[str]) -> dict[str, list[NoiseSpec]]:

@@ -229,6 +229,24 @@ def check_tree(root: Path, fields: dict) -> bool:
     return True
 
 
+def describe_source(root: Path | str, spec: NoiseSpec, seed: int) -> dict:
+    """Which images these are, for manifests and checkpoints: source (name of the clean tree), noise, noise_seed.
+
+    A noisy tree of ours, read with noise "none", is the same as its clean source read with the noise that it holds.
+    ValueError for a tree that is not finished, for noise on a noisy tree, and for a denoised tree.
+    """
+    if read_manifest(root, _BEGUN):
+        raise ValueError(f"{root} is not finished; run the command that writes it once more")
+    made = read_manifest(root) or {}
+    if made.get("kind") == "denoised" or (made.get("kind") == "noisy" and spec.kind != "none"):
+        raise ValueError(
+            f"{root} holds {made['kind']} images ({made.get('noise')}) already; name the clean tree, or use --noise none "
+            "on a noisy one"
+        )
+    given = {"source": Path(root).resolve().name, "noise": str(spec), "noise_seed": seed if spec.kind != "none" else 0}
+    return {name: made.get(name, value) for name, value in given.items()}
+
+
 def check_apart(source: Path | str, target: Path | str) -> None:
     """ValueError where one of two trees is the other or lies inside it: a tool would read what it writes."""
     a, b = Path(source).resolve(), Path(target).resolve()

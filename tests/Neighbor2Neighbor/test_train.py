@@ -172,8 +172,18 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(tree, tmp_path, cap
     run(tree, tmp_path / "run")
     assert "finished already" in capsys.readouterr().out
     assert (tmp_path / "run/unet.pth").stat().st_mtime_ns == stamp
-    with pytest.raises(ValueError, match="run with noise 'gauss50', not 'shot3'"):
-        run(tree, tmp_path / "run", "--noise", "shot3")
+    for options, reason in (
+        (["--noise", "shot3"], "noise 'gauss50', not 'shot3'"),
+        (["--lr", "1"], "lr 0.0003, not 1.0"),
+        (["--steps", "13"], "steps 12, not 13"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a run with {reason}"):
+            run(tree, tmp_path / "run", *options)
+    tree.rename(tmp_path / "elsewhere")
+    (tmp_path / "moved").mkdir()
+    moved = (tmp_path / "elsewhere").rename(tmp_path / "moved" / "set")
+    run(moved, tmp_path / "run")
+    assert "finished already" in capsys.readouterr().out, "the same images at another place"
 
 
 def test_config_files(tree, tmp_path):
