@@ -1,0 +1,113 @@
+"""Pictures of the report: what the models see, the components of their patch tokens, and rankings of landmarks."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from utils.images import denoised_root, list_images, read_image, twin
+from utils.noise import NoiseSpec, keyed_noise, noise_key
+from utils.report_data import Run
+from utils.report_plots import data_uri, psnr
+from utils.report_style import cell, esc, heading, label, table_html
+
+GRID_IMAGES = 4
+THUMBNAIL = 112  # pixels, as shown
+
+
+def picture(image: np.ndarray | None, decibel: float | None = None, side: int = 2 * THUMBNAIL) -> str:
+    """A table cell with an image uint8 [H, W, C] and its PSNR; None leaves it empty."""
+    if image is None:
+        return cell("")
+    pixel = ' class="pixel"' if max(image.shape[:2]) < THUMBNAIL else ""
+    below = f'<span class="db">{decibel:.1f} dB</span>' if decibel is not None and math.isfinite(decibel) else ""
+    return cell(f'<img{pixel} alt="" src="{data_uri(image, side)}">{below}', raw=True)
+
+
+def noise_grid(runs: list[Run]) -> str:
+    """Clean, noisy and denoised views of a few validation images; "" with a note when the images are not at hand."""
+    data, spec = runs[0].config.get("data") or {}, NoiseSpec.parse(runs[0].noise)
+    root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
+    denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
+    try:
+        relatives = list_images(root / "val")
+        chosen = np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1])
+        columns = [
+            _views(root, f"val/{relatives[i]}", spec, int(data.get("noise_seed", 0)), channels, denoised)
+            for i in chosen
+        ]
+    except (ValueError, OSError) as error:
+        return f'<p class="sub">No pictures of the data: {esc(str(error))}.</p>'
+    names = ["noisy by nature", None, "denoised"] if spec.kind == "none" else ["clean", str(spec), "denoised"]
+    rows = []
+    for i, name in enumerate(names):
+        if any(column[i] is not None for column in columns):
+            figures = [psnr(c[i], c[0]) if i and c[i] is not None and spec.kind != "none" else None for c in columns]
+            row = [picture(column[i], figure) for column, figure in zip(columns, figures, strict=True)]
+            rows.append([cell(name, "th", "side"), *row])
+    note = "PSNR against the clean image under each. Only the clean ceiling is trained on clean images."
+    note = "" if spec.kind == "none" else f'<p class="sub">{note}</p>'
+    return f"<h3>What the models see</h3>{table_html([], rows, 'pictures')}{note}"
+
+
+def _views(
+    root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, denoised: Path
+) -> list[np.ndarray | None]:
+    """[the file, with noise, denoised]: None for what there is not."""
+    source, path = read_image(root / relative, channels), twin(denoised, relative)
+    noisy = None if spec.kind == "none" else keyed_noise(source, spec, seed, noise_key(relative))
+    return [source, noisy, read_image(path, channels) if path.is_file() else None]
+
+
+def pca_section(runs: list[Run]) -> str:
+    """First three principal components of patch tokens as colours; a row a run, a pair of columns an image."""
+    groups: dict[tuple, list[tuple[Run, dict]]] = {}
+    for run in runs:
+        if (run.path / "pca.npz").is_file():
+            with np.load(run.path / "pca.npz", allow_pickle=False) as file:
+                content = {key: file[key] for key in file.files}
+            groups.setdefault((run.dataset, run.noise, *content["names"].tolist()), []).append((run, content))
+    if not groups:
+        return ""
+    note = (
+        "Patch tokens of the last block; their first three principal components, fitted for each image over all of its "
+        "views together, as red, green and blue. The closer the colours of the noisy image are to those of the clean "
+        "one, the less the features care about the noise."
+    )
+    tables = "".join(_pca_table(members) for members in groups.values())
+    return f'{heading("pca", "Patch features, clean and noisy")}<p class="sub">{note}</p>{tables}'
+
+
+def _pca_table(members: list[tuple[Run, dict]]) -> str:
+    """Pictures on top, below them the components: a row for each run and each view besides the clean one."""
+    count, runs = len(members[0][1]["names"]), [run for run, _ in members]
+    inputs = [(run, content, view) for run, content in members for view in content["views"].tolist() if view != "clean"]
+
+    def line(title: str, content: dict, view: str, kind: str) -> list[str]:
+        at = {name: v for v, name in enumerate(content["views"].tolist())}
+        shown = [content[kind][i, at[v]] if v in at else None for i in range(count) for v in ("clean", view)]
+        name = cell(f"{esc(title)}<small>input: {esc(view)}</small>", "th", "side", raw=True)
+        return [name, *[picture(one, side=THUMBNAIL) for one in shown]]
+
+    rows = [line("image", content, view, "images") for view, content in {v: c for _, c, v in inputs}.items()]
+    rows += [line(label(run, runs), content, view, "components") for run, content, view in inputs]
+    head = [cell("", "th"), *[cell(text, "th") for _ in range(count) for text in ("clean", "input")]]
+    return table_html([head], rows, "pictures")
+
+
+def rankings(name: str, path: Path) -> str:
+    """Strips of pictures of one run's retrieval/<set>.json: the query, then what was found, framed by its kind."""
+    content = json.loads(path.read_text())
+    strips = []
+    for ranking in content["rankings"]:
+        figures = []
+        for entry in [ranking["query"], *ranking["found"]]:
+            kind, title = esc(entry["kind"]), esc(entry["name"])
+            source = data_uri(read_image(twin(path.parent, entry["picture"])), THUMBNAIL)
+            image = f'<img alt="{title}" title="{title}" src="{source}">'
+            figures.append(f'<figure class="{kind}">{image}<figcaption>{kind}</figcaption></figure>')
+        strips.append(f'<div class="scroll" tabindex="0"><div class="ranking">{"".join(figures)}</div></div>')
+    return f"<h3>{esc(name)}, {esc(content['dataset'])}</h3>{''.join(strips)}"
