@@ -21,6 +21,7 @@ class Progress:
         self.total, self.desc, self.unit, self.done, self.initial = total, desc, unit, initial, initial
         self.enabled, self.values = enabled, ""
         self.started = self.last_line = time.monotonic()
+        self.printed = initial  # units done when the last plain line was printed
         interactive = enabled and sys.stderr.isatty()
         self.bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, smoothing=0.1) if interactive else None
 
@@ -37,6 +38,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        self.printed = self.done
         seconds = time.monotonic() - self.started
         rate = (self.done - self.initial) / max(seconds, 1e-9)
         of = f"/{self.total}" if self.total else ""
@@ -50,7 +52,7 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif self.enabled and time.monotonic() - self.started >= 2.0:
+        elif self.enabled and self.printed != self.done and time.monotonic() - self.started >= 2.0:
             self._line()
 
 
