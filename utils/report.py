@@ -38,7 +38,7 @@ CURVES = {  # heading: columns of metrics.jsonl
 # Sections: each returns markup, or "" when the runs hold nothing for it.
 
 
-def results_section(table: Table, runs: list[Run]) -> str:
+def results_section(table: Table) -> str:
     """The table, what it says about the paper's ordering, and accuracy over epochs."""
     groups = [(title_of(metric), ["best", "final"]) for metric in table.metrics]
     head = head_of(["Method", "Pretrained on", "Evaluated on"], groups, "wide")
@@ -63,11 +63,11 @@ def results_section(table: Table, runs: list[Run]) -> str:
     )
     sentences = "".join(f"<p>{esc(sentence)}</p>" for sentence in verdict(table))
     finding = f'<div class="finding">{sentences}</div>' if sentences else ""
-    return table_html(head, rows) + f'<p class="sub">{caption}</p>' + finding + accuracy_curves(table, runs)
+    return table_html(head, rows) + f'<p class="sub">{caption}</p>' + finding + accuracy_curves(table)
 
 
-def accuracy_curves(table: Table, runs: list[Run]) -> str:
-    charts = []
+def accuracy_curves(table: Table) -> str:
+    runs, charts = table.runs, []
     for metric in table.metrics:
         series = []
         for run in runs:
@@ -228,12 +228,11 @@ def page(runs: list[Run], title: str, denoiser: Path | None = None) -> str:
     """The whole page as one string of HTML."""
     tables, parts, tail = make_tables(runs), [], []
     for i, table in enumerate(tables):
-        members = [run for run in runs if (run.dataset, run.noise) == (table.dataset, table.noise)]
         name = f"{table.dataset}, {'noisy by nature' if table.noise == 'none' else table.noise}"
-        parts += [heading(f"results{i}", name), results_section(table, members), noise_grid(members)]
+        parts += [heading(f"results{i}", name), results_section(table), noise_grid(table), pca_section(table)]
         group = f": {name}" if len(tables) > 1 else ""
-        tail += [robustness_section(members, group, i), curves_section(members, denoiser, group, i)]
-    parts += [pca_section(runs), *tail[::2], retrieval_section(runs), *tail[1::2]]
+        tail += [robustness_section(table.runs, group, i), curves_section(table.runs, denoiser, group, i)]
+    parts += [*tail[::2], retrieval_section(runs), *tail[1::2]]
     parts += [cost_section(runs), configs_section(runs)]
     body = "".join(parts)
     links = "".join(f'<a href="#{i}">{name}</a>' for i, name in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', body))

@@ -19,6 +19,7 @@ METHODS = {  # label of the rows: (name, pretrained on), in the paper's order fr
     "n2n": ("N2N + DINOv2", "denoised"),
     "clean": ("DINOv2 (clean)", "clean"),
 }
+RANK = {method: i for i, method in enumerate(METHODS)}
 SHORT = {"dinov2": "DINOv2", "nc": "NC", "nct": "NCT", "n2n": "N2N + DINOv2", "clean": "clean"}
 EQUAL_ALLOWED = {"n2n", "clean"}  # NCT <= N2N + DINOv2 <= clean; up to NCT each is strictly above the one before
 LINEAR = "linear_top1"
@@ -131,9 +132,7 @@ def find_runs(paths: list[Path]) -> list[Run]:
             raise ValueError(f"{path} holds no run: no config.yaml in it or directly below it")
         for folder in folders:
             found.setdefault(folder.resolve(), read_run(folder))
-    order = list(METHODS)
-    rank = {method: i for i, method in enumerate(order)}
-    return sorted(found.values(), key=lambda r: (r.dataset, r.noise, rank.get(r.method, len(order)), r.method, r.seed))
+    return sorted(found.values(), key=lambda r: (r.dataset, r.noise, RANK.get(r.method, len(RANK)), r.method, r.seed))
 
 
 def knn_metric(runs: list[Run]) -> str | None:
@@ -178,25 +177,30 @@ class Table:
 
     dataset: str
     noise: str
+    runs: list[Run]
     metrics: list[str]  # of LINEAR and one kNN, those at hand
     lines: list[Line]
     val_images: int | None
 
 
 def make_tables(runs: list[Run]) -> list[Table]:
-    """One table for each data set and noise."""
-    tables = []
-    for dataset, noise in sorted({(run.dataset, run.noise) for run in runs}):
-        group = [run for run in runs if (run.dataset, run.noise) == (dataset, noise)]
-        knn = knn_metric(group)
-        metrics = [m for m in (LINEAR, knn) if m and any(run.select(m) for run in group)]
-        methods = list(dict.fromkeys(run.method for run in group))
-        lines = [_line([run for run in group if run.method == method], metrics) for method in methods]
-        sizes = {
-            r["details"]["images"] for run in group for m in metrics for r in run.select(m) if "images" in r["details"]
-        }
-        tables.append(Table(dataset, noise, metrics, lines, sizes.pop() if len(sizes) == 1 else None))
-    return tables
+    """One table for each data set and noise; a ceiling trained on clean images stands in all of its data set's."""
+    ceilings = [run for run in runs if run.view == "clean" and run.noise == "none"]
+    groups = {(run.dataset, run.noise): [] for run in runs if run not in ceilings}
+    groups = groups or {(run.dataset, run.noise): [] for run in runs}
+    for (dataset, noise), group in groups.items():
+        group += [run for run in runs if run.dataset == dataset and (run.noise == noise or run in ceilings)]
+    return [_table(dataset, noise, group) for (dataset, noise), group in groups.items()]
+
+
+def _table(dataset: str, noise: str, runs: list[Run]) -> Table:
+    knn = knn_metric(runs)
+    metrics = [m for m in (LINEAR, knn) if m and any(run.select(m) for run in runs)]
+    runs = sorted(runs, key=lambda run: (RANK.get(run.method, len(RANK)), run.method, run.seed))
+    methods = dict.fromkeys(run.method for run in runs)
+    lines = [_line([run for run in runs if run.method == method], metrics) for method in methods]
+    sizes = {r["details"].get("images") for run in runs for m in metrics for r in run.select(m)}
+    return Table(dataset, noise, runs, metrics, lines, sizes.pop() if len(sizes) == 1 else None)
 
 
 def _line(runs: list[Run], metrics: list[str]) -> Line:
@@ -256,8 +260,8 @@ def verdict(table: Table) -> list[str]:
     if table.val_images:
         margin = 100 * 1.96 * (0.25 / table.val_images) ** 0.5
         sentences.append(
-            f"With {table.val_images} validation images a figure near 50\u00a0% is known to about ±{margin:.1f} points "
-            "(95\u00a0%): smaller differences say little."
+            f"With {table.val_images} validation images a figure near 50\u00a0% is known to about ±{margin:.1f} "
+            "points (95\u00a0%): smaller differences say little."
         )
     return sentences
 

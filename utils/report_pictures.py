@@ -10,9 +10,9 @@ import numpy as np
 
 from utils.images import denoised_root, list_images, read_image, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
-from utils.report_data import Run
+from utils.report_data import Run, Table
 from utils.report_plots import data_uri, psnr
-from utils.report_style import cell, esc, heading, label, table_html
+from utils.report_style import cell, esc, label, table_html
 
 GRID_IMAGES = 4
 THUMBNAIL = 112  # pixels, as shown
@@ -27,9 +27,9 @@ def picture(image: np.ndarray | None, decibel: float | None = None, side: int = 
     return cell(f'<img{pixel} alt="" src="{data_uri(image, side)}">{below}', raw=True)
 
 
-def noise_grid(runs: list[Run]) -> str:
-    """Clean, noisy and denoised views of a few validation images; "" with a note when the images are not at hand."""
-    data, spec = runs[0].config.get("data") or {}, NoiseSpec.parse(runs[0].noise)
+def noise_grid(table: Table) -> str:
+    """Clean, noisy and denoised views of a few validation images; a note when the images are not at hand."""
+    data, spec = table.runs[0].config.get("data") or {}, NoiseSpec.parse(table.noise)
     root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
     denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
     try:
@@ -62,14 +62,14 @@ def _views(
     return [source, noisy, read_image(path, channels) if path.is_file() else None]
 
 
-def pca_section(runs: list[Run]) -> str:
-    """First three principal components of patch tokens as colours; a row a run, a pair of columns an image."""
-    groups: dict[tuple, list[tuple[Run, dict]]] = {}
-    for run in runs:
+def pca_section(table: Table) -> str:
+    """First three principal components of patch tokens as colours, for the runs that have them."""
+    groups: dict[tuple, list[tuple[Run, dict]]] = {}  # by the images shown
+    for run in table.runs:
         if (run.path / "pca.npz").is_file():
             with np.load(run.path / "pca.npz", allow_pickle=False) as file:
                 content = {key: file[key] for key in file.files}
-            groups.setdefault((run.dataset, run.noise, *content["names"].tolist()), []).append((run, content))
+            groups.setdefault(tuple(content["names"].tolist()), []).append((run, content))
     if not groups:
         return ""
     note = (
@@ -78,13 +78,14 @@ def pca_section(runs: list[Run]) -> str:
         "one, the less the features care about the noise."
     )
     tables = "".join(_pca_table(members) for members in groups.values())
-    return f'{heading("pca", "Patch features, clean and noisy")}<p class="sub">{note}</p>{tables}'
+    return f'<h3>Patch features, clean and noisy</h3><p class="sub">{note}</p>{tables}'
 
 
 def _pca_table(members: list[tuple[Run, dict]]) -> str:
     """Pictures on top, below them the components: a row for each run and each view besides the clean one."""
     count, runs = len(members[0][1]["names"]), [run for run, _ in members]
     inputs = [(run, content, view) for run, content in members for view in content["views"].tolist() if view != "clean"]
+    inputs += [(run, content, "clean only") for run, content in members if content["views"].tolist() == ["clean"]]
 
     def line(title: str, content: dict, view: str, kind: str) -> list[str]:
         at = {name: v for v, name in enumerate(content["views"].tolist())}
@@ -92,7 +93,8 @@ def _pca_table(members: list[tuple[Run, dict]]) -> str:
         name = cell(f"{esc(title)}<small>input: {esc(view)}</small>", "th", "side", raw=True)
         return [name, *[picture(one, side=THUMBNAIL) for one in shown]]
 
-    rows = [line("image", content, view, "images") for view, content in {v: c for _, c, v in inputs}.items()]
+    pictures = {view: content for _, content, view in inputs}
+    rows = [line("image", content, view, "images") for view, content in pictures.items() if view != "clean only"]
     rows += [line(label(run, runs), content, view, "components") for run, content, view in inputs]
     head = [cell("", "th"), *[cell(text, "th") for _ in range(count) for text in ("clean", "input")]]
     return table_html([head], rows, "pictures")

@@ -118,7 +118,7 @@ def to_svg(figure: Figure, label: str) -> str:
 
 
 def data_uri(image: np.ndarray, max_side: int = 224) -> str:
-    """uint8 [H, W, 3] or [H, W, 1] → data URI of a PNG of at most `max_side` pixels; noise never goes through JPEG."""
+    """uint8 [H, W, 3 or 1] → data URI of a PNG of at most `max_side` pixels; noise never goes through JPEG."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if max(picture.size) > max_side:
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)

@@ -23,17 +23,17 @@ from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config
 from dinov2.eval.features import eval_view
 from utils import cli
+from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results
 
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
-DEFAULTS = Path(__file__).parent / "defaults.yaml"
 ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
-OPEN_SECTIONS = ("eval", "data", "seed")  # of a run's config: an evaluation can't change what was trained
+OPEN_SECTIONS = ("eval", "data", "seed", "noise")  # of a run's config: an evaluation can't change what was trained
 USAGE = """
   run=DIR              the run's folder
   checkpoints=WHICH    last (default) | best | all | an epoch; kept ones only
-  key=value            of eval.*, data.* or seed; keys: dinov2/configs/default.yaml and dinov2/eval/defaults.yaml
+  key=value            of eval.*, data.*, seed or noise (another than the run's); see dinov2/configs/default.yaml
 Checkpoints that have their rows already, made with the same settings, are skipped. Several GPUs: torchrun -m ...
 """
 
@@ -105,11 +105,11 @@ def parse(argv: list[str]) -> tuple[Path, str, list[str]]:
 
 
 def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
-    """The run's config over the evaluators' defaults, with key=value of OPEN_SECTIONS on top.
+    """The run's config with key=value of OPEN_SECTIONS on top.
 
     Raises ValueError naming a key that does not exist, with the nearest one that does, or one of another type.
     """
-    cfg = OmegaConf.merge(OmegaConf.load(DEFAULTS), load_run_config(folder))
+    cfg = load_run_config(folder)
     for override in overrides:
         key, _, text = override.partition("=")
         known = [k for k in flat_keys(cfg) if k.split(".")[0] in OPEN_SECTIONS]
@@ -126,6 +126,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
         if old is not None and value is not None and type(old) is not type(value) and not numeric:
             raise ValueError(f"{key}={text} should be of the kind of its default, {old}")
         OmegaConf.update(cfg, key, value)
+    cfg.noise = str(NoiseSpec.parse(cfg.noise))
     if cfg.eval.crop % cfg.model.patch_size:
         raise ValueError(f"eval.crop={cfg.eval.crop} is no multiple of model.patch_size={cfg.model.patch_size}")
     return cfg

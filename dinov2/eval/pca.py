@@ -3,8 +3,8 @@
     python -m dinov2.eval.pca run=runs/nct-gauss255
 
 Writes <run>/pca.npz, which the report reads, and <run>/pca.png; the row is the mean cosine similarity of patch tokens
-at the same place of the clean and the noisy (or denoised) view. Images that are noisy by nature have one view and no
-row.
+at the same place of the clean and the noisy (or denoised) view. Without a noise there is one view and no row: images
+noisy by nature, and the clean ceiling, unless it is given a noise (noise=gauss255).
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ def patch_views(backbone: nn.Module, cfg: DictConfig, batch: Batch, names: list[
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
     """Yields patch_similarity_<view> for each view besides the clean one, a cosine in [-1, 1]; writes the pictures."""
-    views = ("noisy",) if cfg.noise == "none" else ("clean", "noisy")
-    if eval_view(cfg) == "denoised":
-        views += ("denoised",)
+    own = eval_view(cfg)
+    views = (own,) if cfg.noise == "none" else ("clean", "noisy", *(["denoised"] if own == "denoised" else []))
     dataset = dataset_from_config(cfg, "val", views=views)
     chosen = spread_over_classes(dataset.labels, cfg.eval.pca.images)
     dataset.relatives, dataset.labels = [dataset.relatives[i] for i in chosen], dataset.labels[chosen]

@@ -46,6 +46,7 @@ def make_run(
     stages.append(
         {"view": view, "epochs": last, "stop": None, "dir": str(path), "init": "restart" if restart else "scratch"}
     )
+    noise = "none" if method == "clean" else noise
     config = {
         "method": method, "noise": noise, "seed": seed, "output_dir": str(path),
         "data": {"root": str(data), "name": None, "noise_seed": 0, "in_chans": 3, "denoised_root": None},
@@ -97,7 +98,7 @@ def make_run(
 
 def _make_pca(path: Path, method: str, data: Path) -> None:
     rng = np.random.default_rng(1)
-    views = ["clean", "noisy"] + (["denoised"] if method == "n2n" else [])
+    views = {"n2n": ["clean", "noisy", "denoised"], "clean": ["clean"]}.get(method, ["clean", "noisy"])
     names = [f"val/{relative}" for relative in list_images(data / "val")[:3]]
     clean = np.stack([read_image(data / name) for name in names])
     images = np.stack([clean, rng.integers(0, 256, clean.shape, dtype=np.uint8), clean][: len(views)], axis=1)

@@ -158,7 +158,7 @@ def test_page_is_whole_and_asks_nothing_of_a_network(page):
     audit.feed(text)
     assert audit.open == [] and audit.fetched == []
     assert "script" not in audit.tags and "link" not in audit.tags
-    assert audit.ids == ["results0", "pca", "robustness0", "retrieval", "training0", "cost", "configs"]
+    assert audit.ids == ["results0", "robustness0", "retrieval", "training0", "cost", "configs"]
     assert "url(" not in re.sub(r"url\(#", "", text) and "@import" not in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert text.count(">restart</text>") == 2 and text.count(">trained</text>") == 2
@@ -232,8 +232,8 @@ def browse(page, tmp_path, width, *flags):
     if CHROMIUM is None:
         pytest.skip("no chromium installed (Debian: apt-get install chromium): the page can't be looked at")
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--hide-scrollbars", "--disable-background-networking", "--disable-component-update", "--disable-sync",
         f"--user-data-dir={tmp_path}/profile", f"--window-size={width},1400", *flags, page.as_uri(),
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
