@@ -1,22 +1,42 @@
-"""Backbones from files: runs of this project, teacher checkpoints, public DINOv2 weights."""
+"""Backbones from files: runs of this project, teacher checkpoints, public DINOv2 weights, Hugging Face's and timm's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dinov2 import checkpoint
 from dinov2.config import load_run_config
+from dinov2.models.formats import public_names
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
+
+WEIGHTS = "model.safetensors"  # in a folder of Hugging Face or timm
+
+
+def read_weights(path: Path | str) -> dict:
+    """Content of a torch file, a .safetensors file, or a folder with model.safetensors. ValueError when unreadable."""
+    path = Path(path)
+    path = path / WEIGHTS if path.is_dir() else path
+    if path.suffix != ".safetensors":
+        return checkpoint.load_tensors(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} can't be read as a safetensors file: {str(error).splitlines()[0]}") from None
 
 
 def backbone_state(content: dict) -> dict[str, Tensor]:
-    """The backbone's tensors of a loaded file: {"teacher": {"backbone.…"}}, or bare public names."""
-    state = content.get("teacher", content)
+    """The backbone's tensors of a loaded file under public names.
+
+    content: {"teacher": {"backbone.…"}}, or bare names: public, Hugging Face's or timm's.
+    """
+    state = content.get("teacher", content) if isinstance(content, dict) else {}
     prefixed = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
-    return prefixed or dict(state)
+    return public_names(prefixed or dict(state))
 
 
 def fit_pos_embed(model: VisionTransformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -25,6 +45,8 @@ def fit_pos_embed(model: VisionTransformer, state: dict[str, Tensor]) -> dict[st
     if own == given:
         return state
     side, target = round(given**0.5), round(own**0.5)
+    if side * side != given:
+        raise ValueError(f"its position embeddings, {given} patches, are no square grid")
     grid = state["pos_embed"][:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, size=(target, target), mode="bicubic", antialias=target < side)
     patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(state["pos_embed"].dtype)
@@ -33,15 +55,19 @@ def fit_pos_embed(model: VisionTransformer, state: dict[str, Tensor]) -> dict[st
 
 def load_pretrained(model: VisionTransformer, path: Path | str) -> None:
     """Fills a backbone from a file of weights; strict but for the size that the position embeddings are built for."""
-    state = backbone_state(checkpoint.load_tensors(path))
+    state = backbone_state(read_weights(path))
     if "pos_embed" not in state:
         raise ValueError(f"{path} holds no DINOv2 backbone: it has no pos_embed")
-    state = fit_pos_embed(model, state)
+    try:
+        state = fit_pos_embed(model, state)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be used: {error}") from None
     own = model.state_dict()
     if any(hasattr(value, "full_tensor") for value in own.values()):
         from torch.distributed.tensor import distribute_tensor
 
-        state = {n: distribute_tensor(v, own[n].device_mesh, own[n].placements) if n in own else v for n, v in state.items()}
+        for name in own.keys() & state.keys():
+            state[name] = distribute_tensor(state[name], own[name].device_mesh, own[name].placements)
     checkpoint.load_strict(model, state, path)
 
 
