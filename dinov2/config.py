@@ -14,15 +14,37 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dinov2.models.vision_transformer import ARCHS
 from utils.noise import NoiseSpec
 
 CONFIGS = Path(__file__).parent / "configs"
 FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # their keys are the user's
-STAGE_KEYS = ("name", "view", "noise", "epochs", "stop", "dir", "init", "from_epoch", "anchor", "mix", "set", "method")
+STAGE_KEYS = {  # key of a stage: a value of its type
+    "view": "", "noise": "", "epochs": 0, "stop": 0, "dir": "", "init": "", "from_epoch": 0, "anchor": False, "mix": [0.0],
+    "set": {}, "method": "",
+}  # fmt: skip
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
 VIEWS = ("noisy", "denoised", "clean", "mix")
+OPTIONAL = {  # keys that may be null, whose type their default does not show
+    "model.depth": 0, "model.pos_embed_size": 0, "curriculum.restart_epoch": 0, "curriculum.noisy_epochs": 0,
+    "anchor.epoch": 0, "anchor.weight_end": 0.0, "anchor.run": "", "model.pretrained": "", "data.name": "",
+    "data.noisy_root": "", "data.denoised_root": "", "data.index_cache": "", "data.max_side": 0, "eval.view": "",
+}  # fmt: skip
+AT_LEAST = {  # smallest value: keys
+    1: ("data.in_chans", "data.max_side", "crops.global_size", "crops.local_size", "model.depth", "model.patch_size",
+        "model.pos_embed_size", "dino.prototypes", "dino.bottleneck", "dino.layers", "dino.hidden", "ibot.prototypes",
+        "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs", "train.epoch_length",
+        "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every", "curriculum.restart_epoch",
+        "curriculum.noisy_epochs", "anchor.epoch"),
+    0: ("data.workers", "crops.local_number", "model.layerscale", "dino.weight", "dino.koleo_weight", "ibot.weight",
+        "teacher.warmup_temp_epochs", "optim.base_lr", "optim.min_lr", "optim.warmup_epochs", "optim.weight_decay",
+        "optim.weight_decay_end", "optim.clip_grad", "optim.freeze_last_layer_epochs", "optim.head_warmup_epochs",
+        "train.keep_last", "train.knn_every", "anchor.weight_end"),
+}  # fmt: skip
+SHARES = ("crops.flip", "crops.grey", "ibot.mask_probability", "teacher.momentum", "teacher.final_momentum")  # in [0, 1]
+RANGES = ("crops.global_scale", "crops.local_scale", "ibot.mask_ratio")  # [low, high] in [0, 1]
 
 
 def load_defaults() -> DictConfig:
@@ -60,11 +82,10 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
     cfg = load_defaults()
     for argument in arguments:
         if "=" not in argument or Path(argument).is_file():
-            overlay = OmegaConf.load(find_overlay(argument))
-            source = f"overlay {argument}"
+            overlay = _read_yaml(find_overlay(argument))
+            source = f" in overlay {argument}"
         else:
-            overlay = _from_argument(argument)
-            source = argument
+            overlay, source = _from_argument(argument), ""
         _check_keys(overlay, load_defaults(), source)
         cfg = OmegaConf.merge(cfg, overlay)
     return finish(cfg, validated)
@@ -89,7 +110,17 @@ def load_run_config(run: Path | str) -> DictConfig:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no config.yaml")
-    return OmegaConf.merge(load_defaults(), OmegaConf.load(path))
+    return OmegaConf.merge(load_defaults(), _read_yaml(path))
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        content = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(content):
+        raise ValueError(f"{path} must hold keys and values")
+    return content
 
 
 def save_run_config(cfg: DictConfig, run: Path | str) -> None:
@@ -135,31 +166,47 @@ def _check_keys(overlay: DictConfig, known: DictConfig, source: str, prefix: str
         if key not in known.keys():
             close = difflib.get_close_matches(name, _all_keys(load_defaults()), n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"unknown key {name} in {source}{hint}")
-        if name in FREE_FORM or OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
+            raise ValueError(f"unknown key {name}{source}{hint}")
+        if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
             continue
         value = overlay[key]
-        default = None if OmegaConf.is_missing(known, key) else OmegaConf.to_container(known)[key]
+        default = _example(known, key, name)
         if isinstance(default, dict):
             if not OmegaConf.is_dict(value):
-                raise ValueError(f"{name} in {source} is a section: give {name}.KEY=VALUE")
-            _check_keys(value, known[key], source, f"{name}.")
-        elif default is not None and value is not None and not _same_type(value, default):
-            raise ValueError(f"{name}={value} in {source} must be {_type_name(default)}")
+                raise ValueError(f"{name}{source} is a section: give {name}.KEY=VALUE")
+            if name not in FREE_FORM:
+                _check_keys(value, known[key], source, f"{name}.")
+        elif default is not None and not _same_type(value, default):
+            if value is not None or name not in OPTIONAL:
+                text = "null" if value is None else value
+                raise ValueError(f"{name}={text}{source} must be {_type_name(default)}")
+
+
+def _example(known: DictConfig, key: str, name: str) -> object:
+    """A value of the type that a key has: its default, or for keys that are null by default one of OPTIONAL."""
+    if name in OPTIONAL:
+        return OPTIONAL[name]
+    return None if OmegaConf.is_missing(known, key) else OmegaConf.to_container(known)[key]
 
 
 def _same_type(value: object, default: object) -> bool:
     if isinstance(default, str) and default.startswith("${"):
         return True
+    if isinstance(default, list):
+        return OmegaConf.is_list(value) and all(_same_type(entry, default[0]) for entry in value if default)
+    if isinstance(default, dict):
+        return OmegaConf.is_dict(value)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, int | float):
         return isinstance(value, int if isinstance(default, int) else int | float)
-    return OmegaConf.is_list(value) if isinstance(default, list) else isinstance(value, str | int | float)
+    return isinstance(value, str | int | float)
 
 
 def _type_name(default: object) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", list: "a list"}
+    if isinstance(default, list):
+        return f"a list, each entry {_type_name(default[0])}" if default else "a list"
+    names = {bool: "true or false", int: "a whole number", float: "a number", dict: "{key: value}"}
     return names.get(type(default), "a text")
 
 
@@ -190,21 +237,29 @@ def validate(cfg: DictConfig) -> None:
     one_of("train.precision", cfg.train.precision, ("fp32", "bf16", "fp16"))
     one_of("anchor.head", cfg.anchor.head, ("ema", "frozen"))
     NoiseSpec.parse(cfg.noise)
+    for least, keys in AT_LEAST.items():
+        for key in keys:
+            value = OmegaConf.select(cfg, key)
+            require(value is None or value >= least, f"{key}={value} must be at least {least}")
+    for key in SHARES:
+        require(0 <= OmegaConf.select(cfg, key) <= 1, f"{key}={OmegaConf.select(cfg, key)} must lie within 0 and 1")
+    for key in RANGES:
+        pair = list(OmegaConf.select(cfg, key))
+        require(len(pair) == 2 and 0 <= pair[0] <= pair[-1] <= 1, f"{key}={pair} must be two numbers that rise within 0 and 1")
     channels = cfg.data.in_chans
     for key in ("mean", "std"):
         count = len(cfg.data[key])
         require(count == channels, f"data.{key} has {count} values for data.in_chans={channels}")
-    for key in ("global_size", "local_size"):
-        size, patch = cfg.crops[key], cfg.model.patch_size
-        require(size % patch == 0, f"crops.{key}={size} is no multiple of model.patch_size={patch}")
+    patch = cfg.model.patch_size
+    for key in ("crops.global_size", "crops.local_size", "model.pos_embed_size"):
+        size = OmegaConf.select(cfg, key) or 0
+        require(size % patch == 0, f"{key}={size} is no multiple of model.patch_size={patch}")
     require(0 <= cfg.model.registers <= 4, f"model.registers={cfg.model.registers} must be 0 to 4")
     require(0 <= cfg.model.drop_path < 1, f"model.drop_path={cfg.model.drop_path} must be at least 0 and below 1")
-    for key in ("batch_size", "epochs", "epoch_length", "accumulate", "eval_every", "checkpoint_every", "log_every"):
-        require(cfg.train[key] >= 1, f"train.{key}={cfg.train[key]} must be at least 1")
     batch, micro = cfg.train.batch_size, cfg.train.accumulate
     require(batch % micro == 0, f"train.batch_size={batch} is no multiple of train.accumulate={micro}")
-    low, high = cfg.ibot.mask_ratio
-    require(0 <= low <= high <= 1, f"ibot.mask_ratio=[{low}, {high}] must rise within 0 and 1")
+    for noise, weight in cfg.anchor.weights.items():
+        require(_same_type(weight, 0.0), f"anchor.weights.{noise}={weight} must be a number")
     _validate_stages(cfg, require, one_of)
 
 
@@ -212,44 +267,78 @@ def _validate_stages(cfg: DictConfig, require, one_of) -> None:
     stages = cfg.curriculum.stages
     require(len(stages) > 0, "curriculum.stages is empty: give at least one stage")
     for number, stage in enumerate(stages):
-        name = f"curriculum.stages[{number}]"
+        name, before = f"curriculum.stages[{number}]", stages[number - 1] if number else None
         for key in stage:
-            one_of(f"key of {name}", key, STAGE_KEYS)
+            one_of(f"key of {name}", key, tuple(STAGE_KEYS))
+            value, kind = stage[key], STAGE_KEYS[key]
+            require(value is None or _same_type(value, kind), f"{name}.{key}={value} must be {_type_name(kind)}")
         for key in ("view", "epochs", "dir"):
             require(stage.get(key) is not None, f"{name}.{key} is not set (a scale's overlay sets the curriculum's epochs)")
+        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), load_defaults(), f" in {name}.set")
         one_of(f"{name}.view", stage.view, VIEWS)
-        one_of(f"{name}.init", stage.get("init") or "scratch", ("scratch", "restart", "continue"))
-        noise = NoiseSpec.parse(stage.get("noise") or cfg.noise)
-        stop = stage.get("stop") or stage.epochs
-        require(0 < stop <= stage.epochs, f"{name}.stop={stop} lies beyond its schedule of {stage.epochs} epochs")
         init = stage.get("init") or "scratch"
-        require(number > 0 or init == "scratch", f"{name}.init={init} needs a stage before it")
+        one_of(f"{name}.init", init, ("scratch", "restart", "continue"))
+        require(before is not None or init == "scratch", f"{name}.init={init} needs a stage before it")
+        stop = stage_end(stage)
+        require(0 < stop <= stage.epochs, f"{name}.stop={stop} lies beyond its schedule of {stage.epochs} epochs")
+        warmup = stage_overrides(cfg, stage.get("set") or {}).optim.warmup_epochs
+        require(warmup <= stage.epochs, f"optim.warmup_epochs={warmup} is longer than {name}.epochs={stage.epochs}")
         if stage.get("from_epoch") is not None:
-            before = stages[number - 1]
-            end = before.get("stop") or before.epochs
+            end = stage_end(before) if before else 0
             require(
-                init != "scratch" and stage.from_epoch <= end,
-                f"{name}.from_epoch={stage.from_epoch} lies beyond the end of the stage before it, epoch {end}",
+                init != "scratch" and 0 < stage.from_epoch <= end,
+                f"{name}.from_epoch={stage.from_epoch} must lie within the stage before it, which ends at epoch {end}",
             )
         mix = stage.get("mix")
         require(
             (stage.view == "mix") == (mix is not None), f"{name}.mix: [start, end] belongs to view mix, and to it alone"
         )
+        require(
+            mix is None or len(mix) == 2 and 0 <= min(mix) <= max(mix) <= 1,
+            f"{name}.mix={mix} must be [start, end], two shares within 0 and 1",
+        )
+        NoiseSpec.parse(stage.get("noise") or cfg.noise)
         if stage.get("anchor"):
-            require(
-                stage.view == "noisy",
-                f"{name}.anchor needs view noisy: the anchor compares the noisy view with the denoised one",
-            )
-            require(
-                str(noise) in cfg.anchor.weights,
-                f"anchor.weights has no λ for {noise}: give anchor.weights.{noise}=NUMBER",
-            )
-            require(number > 0 or cfg.anchor.run is not None, f"{name}.anchor needs a denoised stage before it or anchor.run")
-        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), load_defaults(), f"{name}.set")
+            _validate_anchor(cfg, number, require)
+    folders = [str(Path(stage.dir)) for stage in stages]
+    twice = [folder for number, folder in enumerate(folders) if folder in folders[:number]]
+    require(not twice, f"curriculum.stages: two of them have dir={twice[0] if twice else ''}; each trains in its own folder")
     require(
-        str(Path(stages[-1].dir)) == str(Path(cfg.output_dir)),
+        folders[-1] == str(Path(cfg.output_dir)),
         f"the last stage must train in output_dir={cfg.output_dir}, not in {stages[-1].dir}",
     )
+
+
+def _validate_anchor(cfg: DictConfig, number: int, require) -> None:
+    stage, name = cfg.curriculum.stages[number], f"curriculum.stages[{number}]"
+    noise = NoiseSpec.parse(stage.get("noise") or cfg.noise)
+    require(
+        stage.view == "noisy",
+        f"{name}.anchor needs view noisy: the anchor compares the noisy view with the denoised one",
+    )
+    anchor = stage_overrides(cfg, stage.get("set") or {}).anchor
+    require(str(noise) in anchor.weights, f"anchor.weights has no λ for {noise}: give anchor.weights.{noise}=NUMBER")
+    require(number > 0 or anchor.run is not None, f"{name}.anchor needs a denoised stage before it or anchor.run")
+    run, epoch = anchor_source(cfg, number)
+    require(epoch is not None, f"anchor.epoch is not set: give the epoch of anchor.run={run} to anchor to")
+    for other in cfg.curriculum.stages[:number]:
+        if str(Path(other.dir)) == run:
+            require(
+                epoch <= other.epochs, f"anchor.epoch={epoch} lies beyond the {other.epochs} epochs of the schedule in {run}"
+            )
+
+
+def stage_end(stage: DictConfig) -> int:
+    """Epoch of its schedule at which a stage ends."""
+    return stage.epochs if stage.get("stop") is None else stage.stop
+
+
+def anchor_source(cfg: DictConfig, number: int) -> tuple[str, int | None]:
+    """Run and epoch of the frozen teacher of the stage curriculum.stages[number]."""
+    stage, before = cfg.curriculum.stages[number], cfg.curriculum.stages[number - 1] if number else None
+    anchor = stage_overrides(cfg, stage.get("set") or {}).anchor
+    epoch = anchor.epoch or stage.get("from_epoch") or (stage_end(before) if before else None)
+    return str(Path(anchor.run or before.dir)), epoch
 
 
 def _nested(dotted: DictConfig | dict) -> dict:

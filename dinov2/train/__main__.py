@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from torch import nn
+from torch.optim import Optimizer
 
 from dinov2 import checkpoint, distributed
 from dinov2.config import load_config, load_run_config, overlay_help, save_run_config
@@ -36,6 +37,8 @@ def check_resumable(stage: Stage) -> None:
     if not (stage.run / "config.yaml").exists() or checkpoint.latest(stage.run) is None:
         return
     old, new = (OmegaConf.to_container(c, resolve=True) for c in (load_run_config(stage.run), stage.cfg))
+    if not stage.anchor:  # nothing of it is used: nct shares the denoised run of an nc with another anchor
+        old["anchor"] = new["anchor"]
     for key in CHANGEABLE:
         *path, last = key.split(".")
         for content in (old, new):
@@ -53,8 +56,8 @@ def check_resumable(stage: Stage) -> None:
             raise ValueError(f"{stage.run} holds a run with {key}={a}, this one has {b}: choose another output_dir")
 
 
-def start_fresh(stage: Stage, model: SSLModel) -> None:
-    curriculum.initialise(stage, model)
+def start_fresh(stage: Stage, model: SSLModel, optimizer: Optimizer) -> None:
+    curriculum.initialise(stage, model, optimizer)
     if stage.init == "scratch" and stage.cfg.model.pretrained:
         load_pretrained(model.student["backbone"], stage.cfg.model.pretrained)
         load_pretrained(model.teacher["backbone"], stage.cfg.model.pretrained)
@@ -85,7 +88,7 @@ def run_stage(stage: Stage) -> None:
         stage.stop_epoch,
         stage.keep,
         prepare=lambda model: curriculum.load_anchor(stage, model),
-        start_fresh=lambda model: start_fresh(stage, model),
+        start_fresh=lambda model, optimizer: start_fresh(stage, model, optimizer),
         live_knn=lambda backbone, epoch: live_knn(stage, backbone),
     )
     trainer.fit()
@@ -104,6 +107,9 @@ def main(arguments: list[str]) -> None:
     try:
         stages = curriculum.plan(cfg)
         curriculum.check_inputs(stages)
+        for stage in stages:
+            if not stage.finished:
+                check_resumable(stage)
         for stage in stages:
             run_stage(stage)
     finally:

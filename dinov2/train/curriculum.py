@@ -16,9 +16,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2 import checkpoint, distributed
-from dinov2.config import load_run_config, stage_overrides
+from dinov2.config import anchor_source, load_run_config, stage_end, stage_overrides
 from dinov2.data.dataset import ImageDataset, Mix, dataset_from_config
 from dinov2.train.anchor import AnchoredSSLModel
+from dinov2.train.optim import load_optimizer_state, optimizer_state
 from dinov2.train.ssl_model import SSLModel
 from utils.images import read_manifest
 from utils.noise import NoiseSpec
@@ -38,7 +39,7 @@ class Stage:
     init: str  # scratch | restart | continue
     source: Path | None  # run that it starts from
     from_epoch: int | None
-    anchor: bool
+    anchor: tuple[Path, int] | None  # run and epoch of the frozen teacher
     keep: tuple[int, ...]  # epochs kept beside those of train.eval_every: later stages start from them
 
     @property
@@ -47,30 +48,26 @@ class Stage:
 
 
 def plan(cfg: DictConfig) -> list[Stage]:
-    stages: list[Stage] = []
     entries = cfg.curriculum.stages
+    anchors = {number: anchor_source(cfg, number) for number, entry in enumerate(entries) if entry.get("anchor")}
+    stages: list[Stage] = []
     for number, entry in enumerate(entries):
-        last = number == len(entries) - 1
-        before = stages[-1] if stages else None
-        stop = entry.get("stop") or entry.epochs
-        keep = {stop}
-        if not last:
-            following = entries[number + 1]
-            if following.get("from_epoch") is not None:
-                keep.add(following.from_epoch)
-        from_epoch = entry.get("from_epoch")
-        mix = entry.get("mix")
+        before = entries[number - 1] if number else None
+        # A stage goes on to the last epoch that a later one starts from or is anchored to.
+        keep = {stage_end(entry)} | {epoch for run, epoch in anchors.values() if run == str(Path(entry.dir))}
+        if number + 1 < len(entries):
+            keep.add(entries[number + 1].get("from_epoch") or stage_end(entry))
         stages.append(
             Stage(
-                cfg=_stage_config(cfg, entry, alone=not last),
+                cfg=_stage_config(cfg, entry, alone=number + 1 < len(entries)),
                 view=entry.view,
-                mix=tuple(mix) if mix else None,
-                stop_epoch=stop,
+                mix=tuple(entry.mix) if entry.get("mix") else None,
+                stop_epoch=max(keep),
                 run=Path(entry.dir),
                 init=entry.get("init") or "scratch",
-                source=before.run if before else None,
-                from_epoch=before.stop_epoch if before and from_epoch is None else from_epoch,
-                anchor=bool(entry.get("anchor")),
+                source=Path(before.dir) if before else None,
+                from_epoch=entry.get("from_epoch") or (stage_end(before) if before else None),
+                anchor=(Path(anchors[number][0]), anchors[number][1]) if number in anchors else None,
                 keep=tuple(sorted(keep)),
             )
         )
@@ -86,13 +83,9 @@ def _stage_config(cfg: DictConfig, entry: DictConfig, alone: bool) -> DictConfig
     stage = stage_overrides(stage_overrides(cfg, changes), entry.get("set") or {})
     if alone:
         method = entry.get("method") or {"denoised": "n2n", "clean": "clean"}.get(entry.view, "dinov2")
-        only = {"view": entry.view, "epochs": entry.epochs, "dir": entry.dir}
-        if entry.get("mix"):
-            only["mix"] = entry.mix
-        stage = OmegaConf.merge(stage, {"method": method, "output_dir": entry.dir})
-        stage.curriculum = {"denoised_dir": entry.dir, "stages": [only]}
-        stage.curriculum = OmegaConf.merge(cfg.curriculum, stage.curriculum)
-        stage.curriculum.stages = [only]
+        only = {key: entry[key] for key in ("view", "epochs", "dir", "mix", "init", "anchor") if entry.get(key)}
+        own = {"denoised_dir": entry.dir, "stages": [only]}
+        stage = OmegaConf.merge(stage, {"method": method, "output_dir": entry.dir, "curriculum": own})
     return stage
 
 
@@ -106,26 +99,35 @@ def build_model(stage: Stage) -> SSLModel:
     return AnchoredSSLModel(stage.cfg, weight, cfg.weight_end, own_head=cfg.head == "frozen")
 
 
-def initialise(stage: Stage, model: SSLModel) -> None:
-    """A fresh start of the stage (not a resume): weights of the stage before, frozen teacher of the anchor.
+def initialise(stage: Stage, model: SSLModel, optimizer: torch.optim.Optimizer) -> None:
+    """A fresh start of the stage (not a resume): weights of the stage before.
 
-    A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh.
+    A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh. A continuation
+    carries the optimiser's moments too; schedules and the iteration count are this stage's own either way.
     """
-    if stage.init != "scratch":
-        _check_same(stage.cfg, stage.source)
-        source = checkpoint.at_epoch(stage.source, stage.from_epoch)
-        carried = {n: v for n, v in model.checkpoint_state().items() if not n.startswith("anchor")}
-        checkpoint.load(source, {"model": carried})
-        if distributed.is_main():
-            print(f"starts from {source.path} (epoch {source.epoch}): student, teacher and centres", flush=True)
+    if stage.init == "scratch":
+        return
+    _check_same(stage.cfg, stage.source)
+    source = checkpoint.at_epoch(stage.source, stage.from_epoch)
+    carried = {n: v for n, v in model.checkpoint_state().items() if not n.startswith("anchor")}
+    state = {"model": carried}
+    if stage.init == "continue":
+        # Moments and step counts only: multipliers and betas of the groups are this stage's configuration.
+        own = optimizer_state(model.student, optimizer)
+        state["optimizer"] = {name: value for name, value in own.items() if name.startswith("state.")}
+    checkpoint.load(source, state)
+    if stage.init == "continue":
+        load_optimizer_state(model.student, optimizer, own | state["optimizer"])
+    if distributed.is_main():
+        what = "student, teacher, centres" + (" and optimiser" if stage.init == "continue" else "")
+        print(f"starts from {source.path} (epoch {source.epoch}): {what}", flush=True)
 
 
 def load_anchor(stage: Stage, model: SSLModel) -> None:
     """Reads the frozen teacher from the run it comes from: at a fresh start and at every resume."""
     if not stage.anchor:
         return
-    run = Path(stage.cfg.anchor.run) if stage.cfg.anchor.run else stage.source
-    epoch = stage.cfg.anchor.epoch or stage.from_epoch
+    run, epoch = stage.anchor
     _check_same(stage.cfg, run)
     source = checkpoint.at_epoch(run, epoch)
     model.load_anchor(source)
@@ -156,12 +158,40 @@ def dataset(stage: Stage) -> ImageDataset:
 
 
 def check_inputs(stages: list[Stage]) -> None:
-    """Before anything is trained: the images that any stage needs are there, the denoised ones whole and up to date."""
+    """Before anything is trained: what each stage needs is there.
+
+    The folders hold runs of the same kind or none, a foreign anchor's checkpoint exists and fits, and the images can be
+    listed, the denoised ones whole and up to date.
+    """
+    own = [stage.run for stage in stages]
     for stage in stages:
-        if not stage.finished:
-            images = dataset(stage)
-            if "denoised" in images.twins:
-                _check_denoised(images.twins["denoised"], images)
+        _check_held(stage)
+        if stage.finished:
+            continue
+        if stage.anchor and stage.anchor[0] not in own:
+            _check_same(stage.cfg, stage.anchor[0])
+            checkpoint.at_epoch(*stage.anchor)
+        images = dataset(stage)
+        if "denoised" in images.twins:
+            _check_denoised(images.twins["denoised"], images)
+
+
+def _check_held(stage: Stage) -> None:
+    """A run that is there already, to be finished or used as it is, must have been trained on this stage's view."""
+    if not (stage.run / "config.yaml").exists() or checkpoint.latest(stage.run) is None:
+        return
+    _check_same(stage.cfg, stage.run)
+    held, entry = load_run_config(stage.run), stage.cfg.curriculum.stages[-1]
+    there, here = (
+        {"noise": str(NoiseSpec.parse(cfg.noise)), "view": last.view, "mix": last.get("mix"),
+         "init": last.get("init") or "scratch", "anchor": bool(last.get("anchor"))}
+        for cfg, last in ((held, held.curriculum.stages[-1]), (stage.cfg, entry))
+    )  # fmt: skip
+    for key in here:
+        if there[key] != here[key]:
+            raise ValueError(
+                f"{stage.run} holds a run with {key}={there[key]}, this stage has {key}={here[key]}: choose another folder"
+            )
 
 
 def _check_denoised(tree: Path, images: ImageDataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from dinov2.train.schedules import StepValues
 
@@ -60,3 +61,15 @@ def apply_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None
         if group["is_backbone"]:
             lr = values.backbone_lr
         group["lr"] = lr * group["lr_multiplier"]
+
+
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict:
+    """State under parameter names, for any number of ranks: state.<parameter>.exp_avg, param_groups.<parameter>.lr, …"""
+    return get_optimizer_state_dict(student, optimizer, options=FLAT)
+
+
+def load_optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    set_optimizer_state_dict(student, optimizer, state, options=FLAT)

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -27,8 +26,7 @@ from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.metrics_log import MetricsLog
-from dinov2.train.diagnostics import diagnose
-from dinov2.train.optim import apply_schedule, build_optimizer
+from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
 from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel
 from utils.progress import Progress
@@ -153,7 +151,8 @@ class Trainer:
 
     dataset: gives one view of each image, or two: the second one becomes Batch.other_global_crops.
     keep: epochs kept for evaluation beside every train.eval_every-th.
-    prepare: called when the model stands on its device; start_fresh: after that, if there is no checkpoint to resume.
+    prepare: called when the model stands on its device; start_fresh: with model and optimiser, if there is no checkpoint
+    to resume.
     live_knn: (backbone, epoch) → kNN accuracy in percent, called every train.knn_every epochs.
     """
 
@@ -165,7 +164,7 @@ class Trainer:
         stop_epoch: int,
         keep: tuple[int, ...] = (),
         prepare: Callable[[SSLModel], None] = lambda model: None,
-        start_fresh: Callable[[SSLModel], None] = lambda model: None,
+        start_fresh: Callable[[SSLModel, torch.optim.Optimizer], None] = lambda model, optimizer: None,
         live_knn: Callable[[nn.Module, int], float] | None = None,
     ):
         self.cfg, self.dataset, self.stop_epoch, self.keep, self.live_knn = cfg, dataset, stop_epoch, keep, live_knn
@@ -189,13 +188,12 @@ class Trainer:
         self.watch = Watch()
         self.iteration = self.resume()
         if self.iteration == 0:
-            start_fresh(model)
+            start_fresh(model, self.optimizer)
 
     # -- position -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict:
-        options = StateDictOptions(flatten_optimizer_state_dict=True)
-        optimizer = get_optimizer_state_dict(self.model.student, self.optimizer, options=options)
+        optimizer = optimizer_state(self.model.student, self.optimizer)
         scaler = {k: torch.tensor(float(v)) for k, v in self.scaler.state_dict().items()}
         return {"model": self.model.checkpoint_state(), "optimizer": optimizer, "scaler": scaler}
 
@@ -206,8 +204,7 @@ class Trainer:
             return 0
         state = checkpoint.load(found, self.state())
         self.model.load_checkpoint_state(state["model"])
-        options = StateDictOptions(flatten_optimizer_state_dict=True)
-        set_optimizer_state_dict(self.model.student, self.optimizer, state["optimizer"], options=options)
+        load_optimizer_state(self.model.student, self.optimizer, state["optimizer"])
         self.scaler.load_state_dict({k: v.item() for k, v in state["scaler"].items()})
         if distributed.is_main():
             print(f"resumes from {found.path} (iteration {found.iteration})", flush=True)
