@@ -88,6 +88,7 @@ def plot_seeds(results: Results, curriculum: tuple[int, int, int], path: Path) -
         axes.plot(results[key], [y] * len(results[key]), "o", alpha=0.6)
         axes.plot(statistics.mean(results[key]), y, "k|", markersize=22)
     axes.set(yticks=range(len(shown)), yticklabels=list(shown), xlabel="linear probe, top-1 % (dots: seeds, bar: mean)")
+    axes.margins(y=0.15)
     axes.invert_yaxis()
     save(figure, path)
 
