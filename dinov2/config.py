@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,8 +23,8 @@ from utils.noise import NoiseSpec
 CONFIGS = Path(__file__).parent / "configs"
 FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # their keys are the user's
 STAGE_KEYS = {  # key of a stage: a value of its type
-    "view": "", "noise": "", "epochs": 0, "stop": 0, "dir": "", "init": "", "from_epoch": 0, "anchor": False, "mix": [0.0],
-    "set": {}, "method": "",
+    "view": "", "noise": "", "epochs": 0, "stop": 0, "dir": "", "init": "", "from_epoch": 0, "anchor": False,
+    "mix": [0.0], "set": {}, "method": "",
 }  # fmt: skip
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
 VIEWS = ("noisy", "denoised", "clean", "mix")
@@ -43,12 +44,19 @@ AT_LEAST = {  # smallest value: keys
         "optim.weight_decay_end", "optim.clip_grad", "optim.freeze_last_layer_epochs", "optim.head_warmup_epochs",
         "train.keep_last", "train.knn_every", "anchor.weight_end"),
 }  # fmt: skip
-SHARES = ("crops.flip", "crops.grey", "ibot.mask_probability", "teacher.momentum", "teacher.final_momentum")  # in [0, 1]
+# In [0, 1].
+SHARES = ("crops.flip", "crops.grey", "ibot.mask_probability", "teacher.momentum", "teacher.final_momentum")
 RANGES = ("crops.global_scale", "crops.local_scale", "ibot.mask_ratio")  # [low, high] in [0, 1]
 
 
+@lru_cache(maxsize=1)
+def _defaults() -> dict:
+    """default.yaml, unresolved: read once, because parsing takes longer than all the rest."""
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "default.yaml"))
+
+
 def load_defaults() -> DictConfig:
-    return OmegaConf.load(CONFIGS / "default.yaml")
+    return OmegaConf.create(_defaults())
 
 
 def overlay_names() -> list[str]:
@@ -86,7 +94,7 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
             source = f" in overlay {argument}"
         else:
             overlay, source = _from_argument(argument), ""
-        _check_keys(overlay, load_defaults(), source)
+        _check_keys(overlay, _defaults(), source)
         cfg = OmegaConf.merge(cfg, overlay)
     return finish(cfg, validated)
 
@@ -160,38 +168,30 @@ def _from_argument(argument: str) -> DictConfig:
         raise ValueError(f"{argument!r} is not key=value: {str(error).splitlines()[0]}") from None
 
 
-def _check_keys(overlay: DictConfig, known: DictConfig, source: str, prefix: str = "") -> None:
+def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "") -> None:
     for key in overlay:
         name = f"{prefix}{key}"
-        if key not in known.keys():
-            close = difflib.get_close_matches(name, _all_keys(load_defaults()), n=1, cutoff=0.5)
+        if key not in known:
+            close = difflib.get_close_matches(name, _all_keys(_defaults()), n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"unknown key {name}{source}{hint}")
         if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
             continue
         value = overlay[key]
-        default = _example(known, key, name)
+        default = OPTIONAL.get(name, known[key])
         if isinstance(default, dict):
             if not OmegaConf.is_dict(value):
                 raise ValueError(f"{name}{source} is a section: give {name}.KEY=VALUE")
             if name not in FREE_FORM:
                 _check_keys(value, known[key], source, f"{name}.")
-        elif default is not None and not _same_type(value, default):
-            if value is not None or name not in OPTIONAL:
-                text = "null" if value is None else value
-                raise ValueError(f"{name}={text}{source} must be {_type_name(default)}")
-
-
-def _example(known: DictConfig, key: str, name: str) -> object:
-    """A value of the type that a key has: its default, or for keys that are null by default one of OPTIONAL."""
-    if name in OPTIONAL:
-        return OPTIONAL[name]
-    return None if OmegaConf.is_missing(known, key) else OmegaConf.to_container(known)[key]
+        elif default is not None and not _same_type(value, default) and not (value is None and name in OPTIONAL):
+            text = "null" if value is None else value
+            raise ValueError(f"{name}={text}{source} must be {_type_name(default)}")
 
 
 def _same_type(value: object, default: object) -> bool:
     if isinstance(default, str) and default.startswith("${"):
-        return True
+        return True  # of the type of another key
     if isinstance(default, list):
         return OmegaConf.is_list(value) and all(_same_type(entry, default[0]) for entry in value if default)
     if isinstance(default, dict):
@@ -210,12 +210,12 @@ def _type_name(default: object) -> str:
     return names.get(type(default), "a text")
 
 
-def _all_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+def _all_keys(known: dict, prefix: str = "") -> list[str]:
     keys = []
-    for key, value in OmegaConf.to_container(cfg).items():
+    for key, value in known.items():
         keys.append(f"{prefix}{key}")
         if isinstance(value, dict):
-            keys += _all_keys(OmegaConf.create(value), f"{prefix}{key}.")
+            keys += _all_keys(value, f"{prefix}{key}.")
     return keys
 
 
@@ -245,7 +245,8 @@ def validate(cfg: DictConfig) -> None:
         require(0 <= OmegaConf.select(cfg, key) <= 1, f"{key}={OmegaConf.select(cfg, key)} must lie within 0 and 1")
     for key in RANGES:
         pair = list(OmegaConf.select(cfg, key))
-        require(len(pair) == 2 and 0 <= pair[0] <= pair[-1] <= 1, f"{key}={pair} must be two numbers that rise within 0 and 1")
+        rising = len(pair) == 2 and 0 <= pair[0] <= pair[1] <= 1
+        require(rising, f"{key}={pair} must be two numbers that rise within 0 and 1")
     channels = cfg.data.in_chans
     for key in ("mean", "std"):
         count = len(cfg.data[key])
@@ -273,8 +274,9 @@ def _validate_stages(cfg: DictConfig, require, one_of) -> None:
             value, kind = stage[key], STAGE_KEYS[key]
             require(value is None or _same_type(value, kind), f"{name}.{key}={value} must be {_type_name(kind)}")
         for key in ("view", "epochs", "dir"):
-            require(stage.get(key) is not None, f"{name}.{key} is not set (a scale's overlay sets the curriculum's epochs)")
-        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), load_defaults(), f" in {name}.set")
+            given = stage.get(key) is not None
+            require(given, f"{name}.{key} is not set (a scale's overlay sets the curriculum's epochs)")
+        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), _defaults(), f" in {name}.set")
         one_of(f"{name}.view", stage.view, VIEWS)
         init = stage.get("init") or "scratch"
         one_of(f"{name}.init", init, ("scratch", "restart", "continue"))
@@ -301,8 +303,8 @@ def _validate_stages(cfg: DictConfig, require, one_of) -> None:
         if stage.get("anchor"):
             _validate_anchor(cfg, number, require)
     folders = [str(Path(stage.dir)) for stage in stages]
-    twice = [folder for number, folder in enumerate(folders) if folder in folders[:number]]
-    require(not twice, f"curriculum.stages: two of them have dir={twice[0] if twice else ''}; each trains in its own folder")
+    for folder in folders:
+        require(folders.count(folder) == 1, f"two curriculum.stages have dir={folder}: give each a folder of its own")
     require(
         folders[-1] == str(Path(cfg.output_dir)),
         f"the last stage must train in output_dir={cfg.output_dir}, not in {stages[-1].dir}",
@@ -323,9 +325,8 @@ def _validate_anchor(cfg: DictConfig, number: int, require) -> None:
     require(epoch is not None, f"anchor.epoch is not set: give the epoch of anchor.run={run} to anchor to")
     for other in cfg.curriculum.stages[:number]:
         if str(Path(other.dir)) == run:
-            require(
-                epoch <= other.epochs, f"anchor.epoch={epoch} lies beyond the {other.epochs} epochs of the schedule in {run}"
-            )
+            within = epoch <= other.epochs
+            require(within, f"anchor.epoch={epoch} lies beyond the {other.epochs} epochs of the schedule in {run}")
 
 
 def stage_end(stage: DictConfig) -> int:

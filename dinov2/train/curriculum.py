@@ -102,7 +102,7 @@ def build_model(stage: Stage) -> SSLModel:
 def initialise(stage: Stage, model: SSLModel, optimizer: torch.optim.Optimizer) -> None:
     """A fresh start of the stage (not a resume): weights of the stage before.
 
-    A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh. A continuation
+    A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh. `continue`
     carries the optimiser's moments too; schedules and the iteration count are this stage's own either way.
     """
     if stage.init == "scratch":
@@ -139,7 +139,9 @@ def _check_same(cfg: DictConfig, run: Path) -> None:
     other = load_run_config(run)
     for section in SHARED:
         if cfg[section] != other[section]:
-            raise ValueError(f"{run} was trained with another {section} section than this run: {_difference(cfg, other, section)}")
+            raise ValueError(
+                f"{run} was trained with another {section} section than this run: {_difference(cfg, other, section)}"
+            )
 
 
 def _difference(cfg: DictConfig, other: DictConfig, section: str) -> str:
@@ -190,7 +192,7 @@ def _check_held(stage: Stage) -> None:
     for key in here:
         if there[key] != here[key]:
             raise ValueError(
-                f"{stage.run} holds a run with {key}={there[key]}, this stage has {key}={here[key]}: choose another folder"
+                f"{stage.run} holds a run with {key}={there[key]}, this stage has {here[key]}: choose another folder"
             )
 
 
@@ -202,4 +204,6 @@ def _check_denoised(tree: Path, images: ImageDataset) -> None:
     for folder in sorted({str(Path(path).parent) for path in images.relatives}):
         # A folder's time is that of the last file added, removed or renamed in it.
         if (images.root / folder).stat().st_mtime > made:
-            raise ValueError(f"{tree} is older than its source: {images.root / folder} changed since it was made; {advice}")
+            raise ValueError(
+                f"{tree} is older than its source: {images.root / folder} changed since it was made; {advice}"
+            )

@@ -67,7 +67,7 @@ FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict:
-    """State under parameter names, for any number of ranks: state.<parameter>.exp_avg, param_groups.<parameter>.lr, …"""
+    """State by parameter, for any number of ranks: state.<parameter>.exp_avg, param_groups.<parameter>.lr, …"""
     return get_optimizer_state_dict(student, optimizer, options=FLAT)
 
 
