@@ -41,7 +41,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--noise-seed", type=int, default=0, help="seed of the fixed noise (default 0)")
     parser.add_argument("--output", type=Path, help="tree to write (default noisy_<data>-<noise>-denoised)")
     parser.add_argument("--denoiser", default="n2n", help="n2n, nlm, or package.module:Class (default n2n)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images of 512x512 px a pass, or as many pixels")
+    batch = 8 if torch.cuda.is_available() else 1
+    parser.add_argument("--batch-size", type=int, default=batch, help="of 512x512 px, or as many pixels (GPU 8, CPU 1)")
     parser.add_argument("--tile", type=int, default=1024, help="larger images go in tiles of this side, px")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     parser.add_argument("--format", choices=("png", "webp"), default="png")

@@ -28,7 +28,7 @@ from utils.progress import Progress
 from utils.results import VERSION
 from utils.workers import unordered, worker_pool
 
-SAMPLE = 8  # images written to memory to foresee the size on disk
+SAMPLE = 8  # images at most that are written to memory to foresee the size on disk
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _check_disk(job: Job, missing: dict[str, list[NoiseSpec]]) -> None:
     """ValueError where the disk cannot hold what is to be written, foreseen from a few of the images."""
     names = list(missing)
     size, count = 0, 0
-    for index in np.unique(np.linspace(0, len(names) - 1, SAMPLE).astype(int)):
+    for index in np.linspace(0, len(names) - 1, min(SAMPLE, 1 + len(names) // 32)).astype(int):
         try:
             image = images.read_image(job.source / names[index], job.channels)
         except images.ImageError:

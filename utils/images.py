@@ -240,8 +240,8 @@ def describe_source(root: Path | str, spec: NoiseSpec, seed: int) -> dict:
     made = read_manifest(root) or {}
     if made.get("kind") == "denoised" or (made.get("kind") == "noisy" and spec.kind != "none"):
         raise ValueError(
-            f"{root} holds {made['kind']} images ({made.get('noise')}) already; name the clean tree, or use --noise none "
-            "on a noisy one"
+            f"{root} holds {made['kind']} images ({made.get('noise')}) already; name the clean tree, "
+            "or use --noise none on a noisy one"
         )
     given = {"source": Path(root).resolve().name, "noise": str(spec), "noise_seed": seed if spec.kind != "none" else 0}
     return {name: made.get(name, value) for name, value in given.items()}

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 
@@ -35,6 +36,8 @@ def worker_pool(workers: int) -> Iterator[Executor]:
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise OSError("a worker process was ended from outside (out of memory?); try fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

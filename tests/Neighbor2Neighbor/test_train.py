@@ -137,6 +137,16 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(tree, tmp_path, monkey
     assert rows[0] == rows[1] and len(rows[0]) == 3
 
 
+def test_ctrl_c_is_one_line(tree, tmp_path):
+    argv = ["--data", str(tree), "--output", str(tmp_path / "run"), *OPTIONS, "--steps", "5000"]
+    child = killing.start(train.main, argv, tmp_path / "log")
+    assert killing.wait_for(lambda: (tmp_path / "run/config.json").exists(), child)
+    assert killing.end(child, signal.SIGINT) == 130
+    log = (tmp_path / "log").read_text()
+    assert "interrupted" in log and "Traceback" not in log
+    assert not (tmp_path / "run/unet.pth").exists() and not list((tmp_path / "run").glob("*.tmp-*"))
+
+
 def test_two_processes_train_as_one(tree, tmp_path, monkeypatch):
     run(tree, tmp_path / "one")
     with socket.socket() as free:
