@@ -11,6 +11,7 @@ that was killed goes on with the same command, and ends as one that was not. No 
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -111,7 +112,7 @@ def _has_bf16() -> str:
     """bf16 on GPUs and on CPUs that multiply it; elsewhere it is emulated and slower than float32."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    flags = torch.cpu.get_capabilities()
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # young in PyTorch
     return "bf16" if flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16") else "fp32"
 
 
@@ -196,8 +197,7 @@ class Training:
                     self.save()
                     saved = time.monotonic()
         if self.rank == 0:
-            with atomic_path(self.output / "unet.pth") as path:
-                torch.save({name: value.cpu() for name, value in self.network.state_dict().items()}, path)
+            _save({name: value.cpu() for name, value in self.network.state_dict().items()}, self.output / "unet.pth")
 
     def train_step(self, crops: Tensor) -> Tensor:
         """One step on this process's share of the batch, uint8 [B, C, S, S]. Returns both terms of the loss [2]."""
@@ -218,7 +218,7 @@ class Training:
 
     def _pairs(self, noisy: Tensor) -> Tensor:
         """This process's share of the pairs of the whole batch, a function of the seed and the step."""
-        generator = torch.Generator(self.device).manual_seed(self.args.seed * 2**40 + self.step)
+        generator = torch.Generator(self.device).manual_seed((self.args.seed * 2**40 + self.step) % 2**63)
         everyone = noisy.new_empty((self.args.batch_size, 1, *noisy.shape[2:]))
         return draw_pairs(everyone, generator).chunk(self.world)[self.rank]
 
@@ -235,12 +235,14 @@ class Training:
         return terms[0] + self.schedule.weight(self.step) * terms[1]
 
     def end_epoch(self, board) -> None:
-        """Write the epoch's row and, where due, the validation."""
+        """Write the epoch's row and, where due, the validation. ValueError where the training has diverged."""
         epoch = self.schedule.epoch(self.step)
         if self.world > 1:
             dist.all_reduce(self.sums)
         means = self.sums[:2] / self.sums[2]
         self.sums.zero_()
+        if not torch.isfinite(means).all():
+            raise ValueError(f"the loss is no longer finite in epoch {epoch}; use a smaller --lr or --precision fp32")
         if self.rank > 0:
             return
         row = {
@@ -263,8 +265,7 @@ class Training:
             "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
             "step": self.step, "sums": self.sums, "settings": self.settings,
         }  # fmt: skip
-        with atomic_path(self.output / "checkpoint.pth") as path:
-            torch.save(state, path)
+        _save(state, self.output / "checkpoint.pth")
 
     def restore(self) -> None:
         """Take up the checkpoint, if there is one. ValueError where it is damaged or of another run."""
@@ -297,6 +298,14 @@ class Training:
         rows = [row for row in read_json_lines(metrics) if row["step"] <= self.step]
         with atomic_path(metrics) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _save(state: dict, path: Path) -> None:
+    """torch.save, atomically; by way of memory, as torch itself answers a full disk with no OSError."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _open_board(output: Path, step: int):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -145,6 +146,28 @@ def test_ctrl_c_is_one_line(tree, tmp_path):
     log = (tmp_path / "log").read_text()
     assert "interrupted" in log and "Traceback" not in log
     assert not (tmp_path / "run/unet.pth").exists() and not list((tmp_path / "run").glob("*.tmp-*"))
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(tree, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        argv = ["--data", str(tree), "--output", str(disk / "run"), *OPTIONS]
+        assert killing.end(killing.start(train.main, argv, tmp_path / "log")) == 2
+        log = (tmp_path / "log").read_text()
+        assert "No space left on device" in log and "Traceback" not in log
+        left = {path.name for path in (disk / "run").iterdir() if "tfevents" not in path.name}
+        assert left == {"config.json", "metrics.jsonl"}
+    finally:
+        subprocess.run(["umount", disk])
+
+
+def test_a_diverged_training_stops(tree, tmp_path):
+    with pytest.raises(ValueError, match="no longer finite in epoch 1; use a smaller --lr"):
+        run(tree, tmp_path / "run", "--lr", "1e30")
+    assert not (tmp_path / "run/checkpoint.pth").exists()
 
 
 def test_two_processes_train_as_one(tree, tmp_path, monkeypatch):
