@@ -5,12 +5,12 @@
 
 # The published schedules, and what fits images too small for them.
 case $scale_name in
-    quickstart) set -- --epochs 12 --batch-size 16 --crop 32 --depth 3 ;;
+    quickstart) set -- --epochs 8 --batch-size 16 --crop 32 --depth 3 ;;
     imagenette) set -- --epochs 20 --batch-size 16 --crop 96 --depth 4 ;;
     imagenet1k) set -- --config Neighbor2Neighbor/imagenet1k.yaml ;;
     *) set -- --config Neighbor2Neighbor/published.yaml ;;
 esac
 for noise in $noises; do
-    once "$output/.done/denoiser-$noise" "$(data_state)" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" --noise "$noise" \
-        --output "$output/$noise/denoiser" "$@" ${steps:+--steps "$steps"}
+    once "$output/.done/denoiser-$noise" "$(data_state)" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" \
+        --noise "$noise" --output "$output/$noise/denoiser" "$@" ${steps:+--steps "$steps"}
 done

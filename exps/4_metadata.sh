@@ -1,5 +1,5 @@
 #!/bin/sh
-# Stage 4: file lists of the data and its copies, built ahead. Optional: a missing list is built when it is first needed.
+# Stage 4: file lists of the data and its copies, built ahead. Optional: runs build a missing one themselves.
 #   sh exps/4_metadata.sh NOISE... --data DIR
 [ "${exps_options:-}" = read ] || . "$(dirname "$0")/common.sh"
 

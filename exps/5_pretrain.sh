@@ -14,14 +14,19 @@ pretrain() { # NOISE METHOD key=value...
     else
         set -- "$PYTHON" -m dinov2.train "$@"
     fi
-    configs="dinov2/configs/default.yaml dinov2/configs/$method.yaml"
-    once "$output/.done/pretrain-$noise-$method" "$(data_state; sums "$scale_file" $configs "$(denoised_tree "$noise")/manifest.json")" "$@"
+    configs="$(data_state)
+$(sums "$scale_file" dinov2/configs/default.yaml "dinov2/configs/$method.yaml")
+$(sums "$(denoised_tree "$noise")/manifest.json")"
+    once "$output/.done/pretrain-$noise-$method" "$configs" "$@"
 }
 
 for noise in $noises; do
     under=$(methods_under "$noise")
     case "$methods " in
-        *"nct "*) [ "${under%nct}" != "$under" ] || echo "nct is left out: no lambda for $noise; give anchor.weights.$noise=NUMBER" ;;
+        *"nct "*)
+            if [ "${under%nct}" = "$under" ]; then
+                echo "nct is left out: no lambda for $noise; give anchor.weights.$noise=NUMBER"
+            fi ;;
     esac
     for method in $under; do
         pretrain "$noise" "$method" "noise=$noise" "data.denoised_root=$(denoised_tree "$noise")" \

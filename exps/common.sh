@@ -1,11 +1,11 @@
-# Shared by the scripts of this folder: options, paths, and how a command is run once. Sourced once, never run. POSIX sh.
+# Shared by the scripts of this folder: options, paths, and how a command is run once. Sourced, never run. POSIX sh.
 #
 # Options of every stage (a stage ignores what it does not need):
 #   NOISE...  --noise NOISE   gauss50 gauss100 gauss255 shot10 shot3 shot1 speckle0.4 speckle0.7 speckle1.0 or any level;
 #                             none: the images are noisy by nature                         [gauss255]
 #   --scale NAME              quickstart, imagenette, imagenet100, imagenet1k, or a YAML    [quickstart]
 #   --data DIR                folder with {train,val}/<class>/<image>                       [the scale's]
-#   --output DIR              runs, results and report                                      [runs/<scale>, runs/<name of DIR>]
+#   --output DIR              runs, results and report                                      [runs/<scale> or runs/<name of DIR>]
 #   --method NAME             dinov2, n2n, nc, nct, clean; may be repeated                  [all]
 #   --eval NAME               linear, knn, log_regression, pca, robustness; may be repeated [linear knn pca]
 #   --checkpoints WHICH       last, best, all or an epoch                                   [last]
@@ -69,7 +69,7 @@ run() {
 }
 
 # once MARKER STATE COMMAND...: as run, but skipped when MARKER says that the very same command ended well in the same
-# STATE (sums of what it read). The marker is written last, so an interrupted command is run again, and goes on by itself.
+# STATE (sums of what it read). The marker is written last: an interrupted command is run again, and goes on by itself.
 once() {
     marker=$1 state="$2"
     shift 2
@@ -117,8 +117,8 @@ run_folder() {
     esac
 }
 
-# The methods that run under noise $1: without the ceiling, and without nct where neither the scale's table nor the command
-# has the anchor's lambda (unless nct is all that is asked for: then the trainer says so).
+# The methods that run under noise $1: without the ceiling, and without nct where neither the scale's table nor the
+# command has the anchor's lambda (unless nct is all that is asked for: then the trainer says so).
 methods_under() {
     for name in $methods; do
         case $name in
@@ -181,7 +181,9 @@ esac
 [ -f "$scale_file" ] || { echo "error: no scale $scale: there is no $scale_file" >&2; exit 2; }
 for number in "$gpus" "${steps:-1}" "${per_class:-1}"; do
     case $number in
-        '' | *[!0-9]* | 0) echo "error: --gpus, --steps and --per-class take a whole number of at least 1, not $number" >&2; exit 2 ;;
+        '' | *[!0-9]* | 0)
+            echo "error: --gpus, --steps and --per-class take a whole number of at least 1, not $number" >&2
+            exit 2 ;;
     esac
 done
 scale_name=$(basename "$scale_file" | sed 's/\.ya\{0,1\}ml$//')

@@ -1,5 +1,5 @@
-# Finds a Python that satisfies the requirements, or makes one. Sourced by the other scripts, which stand in the project's root.
-#   use_python FILE...     sets PYTHON to the active environment's python, else to .venv's; fails where neither satisfies FILE...
+# Finds a Python that satisfies the requirements, or makes one. Sourced by scripts that stand in the project's root.
+#   use_python FILE...     sets PYTHON to the active environment's python, else .venv's; fails where none satisfies FILE...
 #   make_python FILE...    the same, but installs into .venv what is missing
 
 # Whether the python $1 is new enough and holds what the requirement files $2... name.
@@ -27,7 +27,8 @@ use_python() {
             return
         fi
     done
-    echo "error: no Python with the packages of $* here; run: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt" >&2
+    echo "error: no Python with the packages of $*; run:" \
+        "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt" >&2
     exit 2
 }
 

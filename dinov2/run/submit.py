@@ -1,8 +1,8 @@
 """The entry points of the project through submitit on Slurm: one task a GPU, requeued jobs go on from their checkpoint.
 
-    python -m dinov2.run.submit --nodes 1 --gpus 4 --partition P -- train imagenet1k nct noise=gauss255 data.root=imagenet \\
-        output_dir=runs/imagenet1k/gauss255/nct
-    python -m dinov2.run.submit --gpus 1 --partition P --dependency afterok:1234 -- eval.linear run=runs/imagenet1k/gauss255/nct
+    python -m dinov2.run.submit --nodes 1 --gpus 4 --partition P -- train imagenet1k nct noise=gauss255 \\
+        data.root=imagenet output_dir=runs/nct-gauss255
+    python -m dinov2.run.submit --gpus 1 --partition P --dependency afterok:1234 -- eval.linear run=runs/nct-gauss255
 
 The job's id is printed on stdout, alone, so that a shell can chain: id=$(python -m dinov2.run.submit ...).
 A sweep is one job array; `{key}` in the command stands for the swept value:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         executor = submitit.SlurmExecutor(folder=options.folder)
     except RuntimeError as error:
-        raise ValueError("srun is not on this machine: submit from a node of the Slurm cluster, or use torchrun") from error
+        raise ValueError("srun is not on this machine: submit from a node of the cluster, or use torchrun") from error
     executor.update_parameters(**parameters)
     try:
         if len(tasks) == 1:
@@ -67,11 +67,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--nodes", type=positive, default=1)
-    parser.add_argument("--gpus", type=int, default=1, help="a node; one task each. 0: a CPU run of --tasks tasks a node")
+    parser.add_argument("--gpus", type=int, default=1, help="a node, one task each; 0: a CPU run of --tasks")
     parser.add_argument("--tasks", type=positive, default=1, help="tasks a node, for --gpus 0")
-    parser.add_argument("--cpus", type=positive, default=8, help="a task: loader workers and one for the training process")
+    parser.add_argument("--cpus", type=positive, default=8, help="a task: loader workers and the training process")
     parser.add_argument("--partition")
-    parser.add_argument("--time", default="1-00:00:00", help="limit in Slurm's form; the job is requeued when it is reached")
+    parser.add_argument("--time", default="1-00:00:00", help="limit in Slurm's form; reached, the job is requeued")
     parser.add_argument("--mem", help="memory a node, such as 128G")
     parser.add_argument("--dependency", help="such as afterok:1234")
     parser.add_argument("--array", action="append", default=[], metavar="KEY=A,B", help="sweep; several make a grid")
@@ -83,13 +83,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     argv = list(argv)
     if "--" not in argv:
         parser.parse_args(argv)  # --help
-        raise ValueError("no command: end the options with -- and add one, such as -- train imagenet1k nct noise=gauss255")
+        raise ValueError("no command: end the options with -- and add one, such as -- eval.knn run=DIR")
     cut = argv.index("--")
     options, command = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     if options.gpus < 0:
         raise ValueError(f"--gpus {options.gpus}: must be 0 or more")
     if not command:
-        raise ValueError("nothing after --: add a command, such as train imagenet1k nct noise=gauss255")
+        raise ValueError("nothing after --: add a command, such as eval.knn run=DIR")
     return options, command
 
 
@@ -124,7 +124,7 @@ def sweep(command: Sequence[str], arrays: Sequence[str]) -> list[list[str]]:
         commands.append(one)
     folders = [argument for one in commands for argument in one if argument.startswith("output_dir=")]
     if len(set(folders)) < len(folders):
-        raise ValueError(f"--array: several jobs would write to {folders[0]}; put {{key}} of every swept key into output_dir")
+        raise ValueError(f"--array: several jobs would write to {folders[0]}; put {{key}} of each swept key into it")
     return commands
 
 
@@ -137,7 +137,7 @@ def task_of(command: Sequence[str]) -> Task:
     name, arguments = command[0], list(command[1:])
     module = next((m for m in (f"dinov2.{name}", name) if m.split(".")[0] in PACKAGES and is_module(m)), None)
     if module is None:
-        raise ValueError(f"unknown command {name!r}: name a module, such as train, eval.linear or Neighbor2Neighbor.train")
+        raise ValueError(f"unknown command {name!r}: name a module, as train, eval.linear or Neighbor2Neighbor.train")
     if module == "dinov2.train":
         load_config(arguments)
     return Task(module, tuple(arguments))

@@ -19,9 +19,10 @@ PREEMPTED = 143  # exit code of a run that saved its checkpoint and left because
 class Task:
     """Callable that submitit runs in every task (one a GPU): `python -m module arguments`, in this process.
 
-    Two signals end it early. SIGTERM comes from Slurm when the job is requeued or preempted; the entry point saves and leaves, and
-    Slurm starts the job again. SIGUSR2 comes 90 s before the time limit; the entry point is made to save by a SIGTERM
-    to itself, then the job is put back into the queue here. Started again, the same command goes on from the checkpoint.
+    Two signals end it early. SIGTERM comes from Slurm when the job is requeued or preempted; the entry point saves and
+    leaves, and Slurm starts the job again. SIGUSR2 comes 90 s before the time limit; the entry point is made to save
+    by a SIGTERM to itself, then the job is put back into the queue here. Started again, the same command goes on from
+    the checkpoint.
     """
 
     module: str

@@ -7,12 +7,12 @@ default_noises="gauss255 gauss100" default_methods="dinov2 n2n nc nct" default_e
 default_scale=imagenet1k default_gpus=4
 . "$(dirname "$0")/../common.sh"
 
-# submit NAME DEPENDENCIES GPUS COMMAND...: sets `job` to the id of a job that starts when those of DEPENDENCIES ended well.
+# submit NAME DEPENDENCIES GPUS COMMAND...: sets `job` to the id of a job that starts when DEPENDENCIES have ended well.
 submit() {
     name=$1 after=$2 devices=$3
     shift 3
-    set -- "$PYTHON" -m dinov2.run.submit --nodes 1 --gpus "$devices" ${partition:+--partition "$partition"} ${time:+--time "$time"} \
-        --name "$name" ${after:+--dependency "afterok$after"} --folder "$output/slurm/%j" -- "$@"
+    set -- "$PYTHON" -m dinov2.run.submit --nodes 1 --gpus "$devices" ${partition:+--partition "$partition"} \
+        ${time:+--time "$time"} --name "$name" ${after:+--dependency "afterok$after"} --folder "$output/slurm/%j" -- "$@"
     say + "$@"
     if [ -n "$dry" ]; then
         job="<$name>"
@@ -38,7 +38,8 @@ for noise in $noises; do
         esac
         set -- "$scale" "$method" "data.root=$data" "output_dir=$folder"
         if [ "$method" != clean ]; then
-            set -- "$@" "noise=$noise" "data.denoised_root=$denoised" "curriculum.denoised_dir=$(run_folder "$noise" n2n)"
+            set -- "$@" "noise=$noise" "data.denoised_root=$denoised" \
+                "curriculum.denoised_dir=$(run_folder "$noise" n2n)"
         fi
         eval "set -- \"\$@\" $overrides"
         submit "$method-$noise" "$needs" "$gpus" train "$@"

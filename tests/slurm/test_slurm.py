@@ -95,7 +95,7 @@ def test_preempted_run_continues_and_ends(slurm, tmp_path):
 
 
 def test_sweep_is_one_array(slurm, tmp_path):
-    """Two jobs of a tool that refuses its input: both run under their own value, and their failure is Slurm's to see."""
+    """Two jobs of a tool that refuses its input: both run, and their failure is Slurm's to see."""
     tool = ["utils.generate_noise", "--source", tmp_path / "none", "--noise", "shot3", "--output-root", "{folder}"]
     job = submit(slurm, tmp_path, "--array", "folder=a,b", "--", *tool)
     states = ["squeue", "--array", "--states=all", "--noheader", f"--jobs={job}", "--format=%K %T"]

@@ -1,0 +1,261 @@
+"""The shell scripts: they parse in bash and dash, print what they would run, and run each command once."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(
+    path for folder in ("exps", "tests", "Neighbor2Neighbor", "toy_mnist") for path in (ROOT / folder).rglob("*.sh")
+)
+ALL_NOISES = "gauss50 gauss100 gauss255 speckle0.4 speckle0.7 speckle1.0 shot10 shot3 shot1".split()
+SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
+
+
+def run(*command, cwd=ROOT):
+    """The finished process, with the tests' own Python first on the path, as in an active environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": ""}
+    command = [str(part) for part in command]
+    return subprocess.run(command, check=False, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def commands(*command, **options):
+    """The commands that a --dry-run prints, each as a list without its Python."""
+    done = run(*command, "--dry-run", **options)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line)[2:] for line in done.stdout.splitlines() if line.startswith("+ ")]
+
+
+def value(command, key):
+    """What a command gives as key=value or --key value."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        if word.startswith(f"{key}="):
+            return word.partition("=")[2]
+        if word == f"--{key}":
+            return following
+    raise AssertionError(f"no {key} in {command}")
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_parse(script):
+    shells = ["bash"] if "bash" in script.read_text().splitlines()[0] else SHELLS
+    for shell in shells:
+        done = run(shell, "-n", script)
+        assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_quickstart_runs_all_stages(shell):
+    listed = commands(shell, "exps/quickstart.sh", "--output", "runs/no-such-run")
+    modules = [command[1] if command[0] == "-m" else command[0] for command in listed]
+    assert modules == (
+        ["exps/make_digits.py", "utils/generate_noise.py", "Neighbor2Neighbor.train", "Neighbor2Neighbor.denoise"]
+        + ["process_metadata.py"]
+        + 5 * ["dinov2.train"]
+        + 5 * ["dinov2.eval.linear", "dinov2.eval.knn", "dinov2.eval.pca"]
+        + ["utils.report"]
+    )
+    trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
+    assert [command[3] for command in trained] == ["dinov2", "n2n", "nc", "nct", "clean"]
+    # One denoised run serves three of them.
+    n2n = value(trained[1], "output_dir")
+    assert [value(command, "curriculum.denoised_dir") for command in trained[1:4]] == [n2n, n2n, n2n]
+    denoised = value(listed[3], "output")
+    assert {value(command, "data.denoised_root") for command in trained[:4]} == {denoised}
+    assert value(listed[3], "model") == value(listed[2], "output") + "/unet.pth"
+
+
+def test_own_data_other_scale_and_a_noise_without_lambda(tmp_path):
+    data = tmp_path / "my data"
+    (data / "train").mkdir(parents=True)
+    options = ["--data", "my data", "--noise", "shot3", "--scale", "imagenet100"]
+    listed = commands("sh", ROOT / "exps/quickstart.sh", *options, cwd=tmp_path)
+    trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
+    assert [command[2:4] for command in trained] == [["imagenet100", m] for m in ("dinov2", "n2n", "nc", "clean")]
+    assert {value(command, "data.root") for command in trained} == {str(data)}
+    assert value(trained[0], "output_dir") == "runs/my data/shot3/dinov2"
+    assert value(trained[0], "data.denoised_root") == str(tmp_path / "noisy_my data-shot3-denoised")
+    # No tree of noisy images at this scale: the noise is added while loading.
+    assert not [command for command in listed if "generate_noise" in command[0]]
+    listed = commands("sh", "exps/5_pretrain.sh", "shot3", "--scale", "imagenet100", "anchor.weights.shot3=3")
+    assert "nct" in [command[3] for command in listed]
+
+
+def test_natural_noise_adds_none_and_has_no_ceiling():
+    listed = commands("sh", "exps/quickstart.sh", "--data", "sar", "--noise", "none")
+    trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
+    assert [command[3] for command in trained] == ["dinov2", "n2n", "nc", "nct"]
+    assert {value(command, "data.denoised_root") for command in trained} == {"sar-denoised"}
+    assert not [command for command in listed if "generate_noise" in command[0]]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_published_commands_cover_the_paper(shell):
+    listed = commands(shell, "exps/linear_probe.sh")
+    trained = [command[2:4] + [value(command, "noise")] for command in listed if command[1] == "dinov2.train"]
+    assert sorted(trained) == sorted(["imagenet100", m, n] for m in ("dinov2", "n2n", "nc") for n in ALL_NOISES)
+    probed = [value(command, "run") for command in listed if command[1] == "dinov2.eval.linear"]
+    assert len(probed) == 27 and {value(c, "checkpoints") for c in listed if "eval" in c[1]} == {"all"}
+    listed = commands(shell, "exps/linear_probe_nct.sh")
+    trained = [(command[3], value(command, "noise")) for command in listed if command[1] == "dinov2.train"]
+    assert trained == [("nct", noise) for noise in ("gauss255", "gauss100", "shot1", "speckle1.0")]
+
+
+def test_denoised_trees_are_found_where_the_published_steps_move_them(tmp_path):
+    """A tree left in Neighbor2Neighbor/ (the second mv left out) is used from there."""
+    for name in ("exps", "dinov2/configs", "Neighbor2Neighbor/noisy_mini-imagenet-shot1-denoised"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("common.sh", "env.sh", "5_pretrain.sh"):
+        shutil.copy(ROOT / "exps" / name, tmp_path / "exps")
+    shutil.copy(ROOT / "dinov2/configs/imagenet100.yaml", tmp_path / "dinov2/configs")
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    script = tmp_path / "exps/5_pretrain.sh"
+    listed = commands("sh", script, "--scale", "imagenet100", "--method", "n2n", "shot1", "shot3", cwd=tmp_path)
+    assert value(listed[0], "data.denoised_root") == "Neighbor2Neighbor/noisy_mini-imagenet-shot1-denoised"
+    assert value(listed[1], "data.denoised_root") == "noisy_mini-imagenet-shot3-denoised"
+
+
+def test_trial_cuts_every_schedule():
+    options = ["--data", "d", "--scale", "imagenet1k", "--steps", "21", "--per-class", "4"]
+    listed = commands("sh", "exps/quickstart.sh", *options)
+    assert listed[0][0] == "exps/subset.py" and value(listed[0], "per-class") == "4"
+    trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
+    for command in trained:
+        assert int(value(command, "train.epochs")) * int(value(command, "train.epoch_length")) == 22
+    sys.path.insert(0, str(ROOT))
+    from dinov2.config import load_config
+
+    cfg = load_config(trained[3][2:])
+    assert [stage.epochs for stage in cfg.curriculum.stages] == [2, 1] and cfg.anchor.epoch == 1
+
+
+def test_imagenet1k_jobs_wait_for_what_they_need():
+    listed = commands("sh", "exps/imagenet1k/submit.sh", "--partition", "P", "gauss100")
+    after = {value(c, "name"): value(c, "dependency") if "--dependency" in c else "" for c in listed}
+    assert after == {
+        "denoiser-gauss100": "",
+        "denoise-gauss100": "afterok:<denoiser-gauss100>",
+        "dinov2-gauss100": "",
+        "n2n-gauss100": "afterok:<denoise-gauss100>",
+        "nc-gauss100": "afterok:<denoise-gauss100>:<n2n-gauss100>",
+        "nct-gauss100": "afterok:<denoise-gauss100>:<n2n-gauss100>",
+        **{f"linear-{m}-gauss100": f"afterok:<{m}-gauss100>" for m in ("dinov2", "n2n", "nc", "nct")},
+    }
+    assert len(commands("sh", "exps/imagenet1k/submit.sh")) == 20
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--scale", "imagenet1000"], "no scale imagenet1000"),
+        (["--nosie", "gauss50"], "unknown option --nosie"),
+        (["--data"], "--data needs a value"),
+        (["--steps", "many"], "not many"),
+        (["--gpus", "0"], "not 0"),
+    ],
+)
+def test_wrong_options_are_refused(arguments, message):
+    done = run("sh", "exps/5_pretrain.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error:") and message in done.stderr
+
+
+def test_help_shows_the_options():
+    done = run("sh", "exps/6_evaluate.sh", "--help")
+    assert done.returncode == 0
+    assert "Stage 6" in done.stdout and "--checkpoints" in done.stdout and "esac" not in done.stdout
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_once_runs_again_only_for_a_change_or_a_failure(shell, tmp_path):
+    """A failed command leaves no marker and ends the script with its exit code; other input runs it again."""
+    counter, read = tmp_path / "count", tmp_path / "read"
+    read.write_text("1")
+    body = '. exps/common.sh; once "$output/x" "$(sums "$output/read")" sh -c "echo run >>$output/count; exit $code"'
+
+    def call(code):
+        return run(shell, "-c", f"code={code}; {body}; echo went on", ROOT / "exps/test", "--output", tmp_path)
+
+    failed = call(3)
+    assert failed.returncode == 3 and "exit code 3" in failed.stderr and "went on" not in failed.stdout
+    assert call(0).returncode == 0 and counter.read_text() == "run\n" * 2
+    assert "finished before" in call(0).stdout and counter.read_text() == "run\n" * 2
+    read.write_text("2")
+    assert "finished before" not in call(0).stdout and counter.read_text() == "run\n" * 3
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_arguments_are_printed_as_a_shell_reads_them_and_never_run(shell, tmp_path):
+    hostile = f"it's $(touch {tmp_path}/run) `touch {tmp_path}/run`; \"y\" *"
+    listed = commands(shell, "exps/5_pretrain.sh", "--method", "dinov2", f"data.name={hostile}")
+    assert value(listed[-1], "data.name") == hostile
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_digits_are_split_by_class_and_written_once(tmp_path):
+    command = [sys.executable, "exps/make_digits.py", "--output", tmp_path / "digits"]
+    assert run(*command).returncode == 0
+    count = {
+        split: sorted(len(list(folder.iterdir())) for folder in (tmp_path / "digits" / split).iterdir())
+        for split in ("train", "val")
+    }
+    assert sum(count["train"]) == 1442 and sum(count["val"]) == 355
+    assert min(count["train"]) >= 139 and min(count["val"]) >= 34
+    assert "left as it is" in run(*command).stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
+def test_subset_links_the_first_images(tmp_path):
+    assert run(sys.executable, "exps/make_digits.py", "--output", tmp_path / "digits").returncode == 0
+    cut = tmp_path / "cut"
+    done = run(sys.executable, "exps/subset.py", "--source", tmp_path / "digits", "--per-class", 3, "--output", cut)
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.relative_to(cut) for path in cut.glob("*/*/*.png"))
+    assert len(names) == 2 * 10 * 3
+    assert all((tmp_path / "digits" / name).read_bytes() == (cut / name).read_bytes() for name in names)
+    missing = run(sys.executable, "exps/subset.py", "--source", tmp_path / "no", "--per-class", 3, "--output", "x")
+    assert missing.returncode == 2 and missing.stderr.startswith("error:")
+
+
+def write_run(folder, rows):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("method: x\n")
+    lines = [json.dumps({"metric": metric, "epoch": epoch, "value": value}) for metric, epoch, value in rows]
+    (folder / "results.jsonl").write_text("\n".join(lines))
+
+
+def test_instance_recognition_script_takes_best_and_final(tmp_path):
+    probes = [("linear_top1", 5, 40.0), ("linear_top1", 10, 60.0), ("robustness_linear_top1", 5, 99.0)]
+    write_run(tmp_path / "runs/gauss50/dinov2", [*probes, ("linear_top1", 15, 55.0)])
+    write_run(tmp_path / "runs/gauss50/nc", probes)
+    write_run(tmp_path / "runs/gauss50/n2n", [])
+    generator = ROOT / "exps/generate_instance_recog_script.py"
+    done = run(sys.executable, generator, "runs", "--data", "oxford", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in (tmp_path / "instance_recog.sh").read_text().splitlines() if "eval" in line]
+    chosen = [(Path(value(line, "run")).name, value(line, "checkpoints")) for line in lines]
+    assert chosen == [("dinov2", "10"), ("dinov2", "last"), ("n2n", "last"), ("nc", "10")]
+    assert {value(line, "eval.retrieval.root") for line in lines} == {str(tmp_path / "oxford")}
+    assert run("sh", "-n", tmp_path / "instance_recog.sh").returncode == 0
+    ended = run("sh", "instance_recog.sh", cwd=tmp_path)
+    assert ended.returncode == 2 and "error:" in ended.stderr  # the runs have no checkpoints: the first command says so
+    nothing = run(sys.executable, generator, tmp_path / "none")
+    assert nothing.returncode == 2 and "no runs in" in nothing.stderr
+
+
+def test_environment_must_satisfy_the_requirements(tmp_path):
+    def satisfied(text):
+        (tmp_path / "requirements.txt").write_text(text)
+        body = f'. exps/env.sh; satisfies python "{tmp_path}/requirements.txt" && echo yes'
+        return "yes" in run("dash", "-c", body).stdout
+
+    assert satisfied("torch>=2.1  # reason\n\nnumpy\n")
+    assert not satisfied("torch>=99\n")
+    assert not satisfied("numpy\nno-such-package\n")
