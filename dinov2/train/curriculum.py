@@ -57,6 +57,10 @@ def plan(cfg: DictConfig) -> list[Stage]:
         keep = {stage_end(entry)} | {epoch for run, epoch in anchors.values() if run == str(Path(entry.dir))}
         if number + 1 < len(entries):
             keep.add(entries[number + 1].get("from_epoch") or stage_end(entry))
+        if entry.view == "denoised":
+            # A denoised run serves curricula that are trained later, by themselves: what they start from is kept.
+            later = (cfg.curriculum.restart_epoch, cfg.anchor.epoch)
+            keep |= {epoch for epoch in later if epoch and epoch <= stage_end(entry)}
         stages.append(
             Stage(
                 cfg=_stage_config(cfg, entry, alone=number + 1 < len(entries)),
@@ -183,6 +187,13 @@ def _check_held(stage: Stage) -> None:
     if not (stage.run / "config.yaml").exists() or checkpoint.latest(stage.run) is None:
         return
     _check_same(stage.cfg, stage.run)
+    kept = [c.epoch for c in checkpoint.list_checkpoints(stage.run) if c.evaluate]
+    lost = [epoch for epoch in stage.keep if epoch not in kept and epoch <= max(kept, default=0)]
+    if lost:
+        raise ValueError(
+            f"{stage.run} is past epoch {lost[0]}, which this run needs, and did not keep it (kept: {', '.join(map(str, kept))}): "
+            "set curriculum.restart_epoch to one of these, or train it anew in another folder"
+        )
     held, entry = load_run_config(stage.run), stage.cfg.curriculum.stages[-1]
     there, here = (
         {"noise": str(NoiseSpec.parse(cfg.noise)), "view": last.view, "mix": last.get("mix"),
