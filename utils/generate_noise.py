@@ -181,7 +181,8 @@ def _write_twins(job: Job, item: tuple[str, list[NoiseSpec]]) -> Written:
         noisy = keyed_noise(image, spec, job.seed, noise_key(relative))
         path = images.twin(job.targets[spec], relative, f".{job.format}")
         result.bytes += images.write_image(path, noisy, job.format)
-        result.powers[spec] = (float(np.vdot(clean, clean)), float(np.square(clean - noisy).sum()))
+        difference = clean - noisy
+        result.powers[spec] = (float(np.vdot(clean, clean)), float(np.vdot(difference, difference)))
     return result
 
 
