@@ -29,6 +29,8 @@ def test_every_scale_with_every_method(scale, method):
     # Equal epochs: the curriculum spends those of the baseline, split at the restart.
     assert cfg.curriculum.restart_epoch + cfg.curriculum.noisy_epochs == cfg.train.epochs
     assert bool(last.get("anchor")) == (method == "nct")
+    # The denoised run, whoever trains it, keeps the checkpoints from which the others start.
+    assert cfg.curriculum.restart_epoch % cfg.train.eval_every == cfg.anchor.epoch % cfg.train.eval_every == 0
 
 
 def test_imagenet100_has_the_published_numbers():

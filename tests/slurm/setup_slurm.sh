@@ -24,8 +24,8 @@ start() {
         --pid-file "$dir/munge/pid" --log-file "$dir/munge/log" --seed-file "$dir/munge/seed" \
         || skip "munged did not start"
     host=$(hostname -s)
-    # Ports of this run alone, so that two test runs on one machine do not meet.
-    port=$((20000 + $$ % 20000))
+    # Ports of this run alone, so that two test runs on one machine do not meet; below those that the system hands out.
+    port=$((10000 + $$ % 220 * 100))
     cat >"$dir/slurm.conf" <<CONF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
@@ -74,10 +74,23 @@ CONF
     skip "the node did not come up in 30 s, see $dir/slurmctld.log"
 }
 
+# Jobs that a failed test left behind are cancelled first: their tasks would outlive the daemons.
 stop() {
+    export SLURM_CONF="$dir/slurm.conf"
+    if [ -s "$dir/slurmctld.pid" ] && timeout 10 scancel --user="$(id -un)" 2>/dev/null; then
+        for _ in $(seq 80); do
+            [ -n "$(timeout 10 squeue --noheader 2>/dev/null)" ] || break
+            sleep 0.5
+        done
+    fi
     for file in "$dir/slurmd.pid" "$dir/slurmctld.pid" "$dir/munge/pid"; do
         if [ -s "$file" ]; then
-            kill "$(cat "$file")" 2>/dev/null || true
+            pid=$(cat "$file")
+            kill "$pid" 2>/dev/null || true
+            for _ in $(seq 20); do
+                kill -0 "$pid" 2>/dev/null || break
+                sleep 0.2
+            done
         fi
     done
 }
