@@ -188,11 +188,11 @@ def _check_held(stage: Stage) -> None:
         return
     _check_same(stage.cfg, stage.run)
     kept = [c.epoch for c in checkpoint.list_checkpoints(stage.run) if c.evaluate]
-    lost = [epoch for epoch in stage.keep if epoch not in kept and epoch <= max(kept, default=0)]
+    lost = [epoch for epoch in stage.keep if epoch not in kept and epoch <= checkpoint.latest(stage.run).epoch]
     if lost:
         raise ValueError(
-            f"{stage.run} is past epoch {lost[0]}, which this run needs, and did not keep it (kept: {', '.join(map(str, kept))}): "
-            "set curriculum.restart_epoch to one of these, or train it anew in another folder"
+            f"{stage.run} is past epoch {lost[0]}, which this run needs, and did not keep it "
+            f"(kept: {', '.join(map(str, kept)) or 'none'}): set curriculum.restart_epoch to one of these, or train it anew in another folder"
         )
     held, entry = load_run_config(stage.run), stage.cfg.curriculum.stages[-1]
     there, here = (

@@ -186,7 +186,7 @@ class Trainer:
         self.autocast_dtype = PRECISIONS[cfg.train.precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.train.precision == "fp16")
         self.watch = Watch()
-        self.iteration = self.resume()
+        self.iteration = self.saved = self.resume()
         if self.iteration == 0:
             start_fresh(model, self.optimizer)
 
@@ -214,6 +214,7 @@ class Trainer:
         teacher = whole_state(self.model.teacher) if evaluate else None
         epoch = self.iteration // self.length
         checkpoint.save(self.run, self.state(), self.iteration, epoch, teacher, self.cfg.train.keep_last)
+        self.saved = self.iteration
 
     # -- loop -----------------------------------------------------------------------------------------------------
 
@@ -225,14 +226,20 @@ class Trainer:
         cfg = self.cfg
         batches = self.load_batches(total)
         make_batches = BatchMaker(cfg, self.device)
-        bar = Progress(total * cfg.train.batch_size, self.run.name, "img", self.iteration * cfg.train.batch_size,
-                       enabled=distributed.is_main())
+        bar = Progress(
+            total * cfg.train.batch_size,
+            self.run.name,
+            "img",
+            self.iteration * cfg.train.batch_size,
+            enabled=distributed.is_main(),
+        )
         try:
             with bar:
                 clock, waited, steps = time.perf_counter(), 0.0, 0
                 while self.iteration < total:
                     if self.watch.read():
-                        self.save(evaluate=False)
+                        if self.saved != self.iteration:  # else it would replace one that is kept for evaluation
+                            self.save(evaluate=False)
                         raise Terminated()
                     asked = time.perf_counter()
                     data = next(batches)

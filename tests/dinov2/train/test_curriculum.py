@@ -92,13 +92,23 @@ def n2n_run(tree, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     "method, view",
-    [("dinov2", "noisy"), ("n2n", "denoised"), ("clean", "clean")],
+    [("dinov2", "noisy"), ("clean", "clean")],
 )
 def test_plan_of_one_stage(method, view):
     (stage,) = curriculum.plan(config("data", "runs/x", method))
     assert (stage.view, stage.cfg.train.epochs, stage.stop_epoch, stage.keep) == (view, 4, 4, (4,))
     assert (stage.run, stage.init, stage.source, stage.anchor) == (Path("runs/x"), "scratch", None, None)
     assert stage.cfg.method == method
+
+
+def test_denoised_run_keeps_what_later_curricula_start_from():
+    def keep(*more):
+        (stage,) = curriculum.plan(config("data", "runs/x", "n2n", *more))
+        assert (stage.view, stage.stop_epoch, stage.cfg.method) == ("denoised", 4, "n2n")
+        return stage.keep
+
+    assert keep() == (2, 4) and keep("anchor.epoch=3") == (2, 3, 4)
+    assert keep("curriculum.restart_epoch=5") == (4,), "beyond its schedule"
 
 
 @pytest.mark.parametrize(
@@ -432,5 +442,10 @@ def test_denoised_run_that_did_not_keep_the_epoch(tree, n2n_run, tmp_path):
     run = tmp_path / "n2n"
     shutil.copytree(n2n_run, run)
     shutil.rmtree(checkpoint.at_epoch(run, 2).path)
-    sentence = r"n2n has no kept checkpoint at epoch 2 \(kept: 4\)"
+    sentence = (
+        r"n2n is past epoch 2, which this run needs, and did not keep it \(kept: 4\): set curriculum\.restart_epoch"
+    )
+    assert_refused(sentence, tree, tmp_path / "x", "nc", f"curriculum.denoised_dir={run}")
+    shutil.rmtree(checkpoint.at_epoch(run, 4).path)  # only the one for resuming, after epoch 3, is left
+    sentence = r"n2n is past epoch 2, which this run needs, and did not keep it \(kept: none\)"
     assert_refused(sentence, tree, tmp_path / "x", "nc", f"curriculum.denoised_dir={run}")

@@ -18,8 +18,8 @@ from dinov2.train import curriculum
 from dinov2.train.__main__ import main, run_stage
 from dinov2.train.trainer import Terminated, Trainer
 from tests.conftest import ROOT
-from tests.dinov2.train.tiny import make_tree, settings
 from tests.dinov2.train.test_ranks import run_ranks
+from tests.dinov2.train.tiny import make_tree, settings
 from utils.results import read_json_lines
 
 KILLS = int(os.environ.get("KILLS", "3"))  # the published figure is of 20; see docs/performance.md
@@ -116,6 +116,23 @@ def test_sigterm_saves_and_leaves_and_resume_goes_on(whole_run, tree, tmp_path):
     assert checkpoint.latest(run).iteration == 5
     trainer(tree, run).fit()
     assert_same(whole_run, run)
+
+
+def test_sigterm_at_the_end_of_a_kept_epoch_leaves_it_kept(tree, tmp_path):
+    run = tmp_path / "preempted"
+    first = trainer(tree, run)
+    original = first.step
+
+    def step(iteration, batches):
+        if iteration == 5:  # the last of epoch 2, which is evaluated
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(iteration, batches)
+
+    first.step = step
+    with pytest.raises(Terminated):
+        first.fit()
+    last = checkpoint.latest(run)
+    assert (last.iteration, last.evaluate) == (6, True) and last.teacher.is_file()
 
 
 def test_two_ranks_go_on_where_one_stopped(tree, tmp_path):
