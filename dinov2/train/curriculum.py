@@ -192,7 +192,8 @@ def _check_held(stage: Stage) -> None:
     if lost:
         raise ValueError(
             f"{stage.run} is past epoch {lost[0]}, which this run needs, and did not keep it "
-            f"(kept: {', '.join(map(str, kept)) or 'none'}): set curriculum.restart_epoch to one of these, or train it anew in another folder"
+            f"(kept: {', '.join(map(str, kept)) or 'none'}): "
+            "set curriculum.restart_epoch to one of these, or train it anew in another folder"
         )
     held, entry = load_run_config(stage.run), stage.cfg.curriculum.stages[-1]
     there, here = (
