@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -120,15 +121,19 @@ def test_killed_at_any_step_it_ends_as_if_it_had_not_been(tree, tmp_path, monkey
     run(tree, tmp_path / "whole", "--workers", "2")
     argv = ["--data", str(tree), "--output", str(tmp_path / "killed"), *OPTIONS, "--workers", "2"]
     step, kills = train.Training.train_step, 0
-
-    def slow(training, crops):
-        (tmp_path / f"step_{training.step}").touch()
-        return step(training, crops)
-
-    monkeypatch.setattr(train.Training, "train_step", slow)
     for stop in (2, 3, 5, 6, 9, 11):
-        child = killing.start(train.main, argv, tmp_path / "log")
-        alive = killing.wait_for(lambda stop=stop: (tmp_path / f"step_{stop}").exists(), child)
+        reached = tmp_path / f"step_{stop}"
+
+        def halt(training, crops, stop=stop, reached=reached):
+            if training.step == stop:
+                reached.touch()
+                time.sleep(killing.SECONDS)
+            return step(training, crops)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train.Training, "train_step", halt)
+            child = killing.start(train.main, argv, tmp_path / "log")
+        alive = killing.wait_for(reached.exists, child)
         kills += alive and killing.end(child, signal.SIGKILL) == -signal.SIGKILL
         assert alive, (tmp_path / "log").read_text()
     assert kills == 6 and not (tmp_path / "killed/unet.pth").exists()
