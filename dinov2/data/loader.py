@@ -5,6 +5,7 @@ any number of workers, and for a resident set (decoded once, held on the trainin
 anew in every pass.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ def _batches(dataset, order, workers, device, kinds=None) -> Iterator[Batch]:
         _Batches(dataset, kinds),
         batch_size=None,
         sampler=order,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=_ignore_interrupt,
         generator=torch.Generator(),  # its own: the loader would draw its workers' seed from the global stream
