@@ -177,7 +177,8 @@ def curves_section(runs: list[Run], denoiser: Path | None, group: str, number: i
             folded = f"<details><summary>{name}</summary>{block}</details>"
             parts.append(folded if name == FOLDED else f"<h3>{name}</h3>{block}")
     title = heading(f"training{number}", "Training curves" + group)
-    return f"{title}{legend(runs)}{''.join(parts)}" if parts else ""
+    names = legend(runs) if any(run.metrics for run in runs) else ""
+    return f"{title}{names}{''.join(parts)}" if parts else ""
 
 
 def cost_section(runs: list[Run]) -> str:

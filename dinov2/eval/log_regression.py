@@ -74,7 +74,7 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
     """Yields log_regression_top1 (percent); with eval.log_regression.n_per_class also
     log_regression_top1_<n>_per_class.
 
-    Few-shot variants choose C on training images outside of the n of each class.
+    Few-shot variants choose C on training images outside of the n of each class. Ranks share the features' work alone.
     """
     train, test = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
     if not distributed.is_main():  # features were gathered; scikit-learn has no ranks
