@@ -19,6 +19,8 @@ def start(main: Callable[[list[str]], int], argv: list[str], log: Path) -> int:
     if child:
         return child
     try:
+        # A shell's background job inherits SIGINT ignored; here it is what Ctrl-C sends to a job in the foreground.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
