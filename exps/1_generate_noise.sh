@@ -7,6 +7,6 @@
 for noise in $noises; do
     [ "$noise" != none ] || continue
     target=$(noisy_tree "$noise")
-    once "$output/.done/noise-$noise" "$(data_state)" \
+    once "$output/.done/noise-$noise" "$(tree_state "$data")" \
         "$PYTHON" utils/generate_noise.py --source "$data" --noise "$noise" --output-root "$(dirname "$target")"
 done

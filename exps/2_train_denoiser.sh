@@ -12,6 +12,6 @@ case $scale_name in
     *) set -- --config Neighbor2Neighbor/published.yaml ;;
 esac
 for noise in $noises; do
-    once "$output/.done/denoiser-$noise" "$(data_state)" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" \
+    once "$output/.done/denoiser-$noise" "$(tree_state "$data")" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" \
         --noise "$noise" --output "$output/$noise/denoiser" "$@" ${steps:+--steps "$steps"}
 done

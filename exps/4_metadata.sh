@@ -11,4 +11,4 @@ for noise in $noises; do
         fi
     done
 done
-once "$output/.done/metadata" "$(ls -ld "$@" 2>/dev/null || true)" "$PYTHON" process_metadata.py "$@"
+once "$output/.done/metadata" "$(tree_state "$@")" "$PYTHON" process_metadata.py "$@"

@@ -14,7 +14,7 @@ pretrain() { # NOISE METHOD key=value...
     else
         set -- "$PYTHON" -m dinov2.train "$@"
     fi
-    configs="$(data_state)
+    configs="$(tree_state "$data")
 $(sums "$scale_file" dinov2/configs/default.yaml "dinov2/configs/$method.yaml")
 $(sums "$(denoised_tree "$noise")/manifest.json")"
     once "$output/.done/pretrain-$noise-$method" "$configs" "$@"

@@ -73,8 +73,7 @@ run() {
 once() {
     marker=$1 state="$2"
     shift 2
-    state="$(quoted "$@")
-$state"
+    state=$(quoted "$@" && printf '\n%s' "$state")
     if [ -z "$dry" ] && [ -f "$marker" ] && [ "$(cat "$marker")" = "$state" ]; then
         say "finished before:" "$@"
         return
@@ -89,8 +88,12 @@ $state"
 # Sums of files, empty for those that are not there: the state of `once`.
 sums() { cksum "$@" 2>/dev/null || true; }
 
-# State of the data folder: its class folders with their sizes and times, not every image.
-data_state() { ls -ld "$data"/*/*/ 2>/dev/null | cksum; }
+# State of data folders: their class folders with sizes and times, not every image.
+tree_state() {
+    for folder; do
+        ls -ld "$folder"/*/*/ 2>/dev/null
+    done | cksum
+}
 
 # Folders of noisy and denoised copies: beside the data, or in Neighbor2Neighbor/ where the published steps move them.
 tree() {

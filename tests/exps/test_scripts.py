@@ -186,9 +186,11 @@ def test_once_runs_again_only_for_a_change_or_a_failure(shell, tmp_path):
     failed = call(3)
     assert failed.returncode == 3 and "exit code 3" in failed.stderr and "went on" not in failed.stdout
     assert call(0).returncode == 0 and counter.read_text() == "run\n" * 2
-    assert "finished before" in call(0).stdout and counter.read_text() == "run\n" * 2
+    assert "finished before: sh" in call(0).stdout and counter.read_text() == "run\n" * 2
     read.write_text("2")
-    assert "finished before" not in call(0).stdout and counter.read_text() == "run\n" * 3
+    assert "finished before: sh" not in call(0).stdout and counter.read_text() == "run\n" * 3
+    read.unlink()  # no state at all
+    assert "finished before: sh" not in call(0).stdout and "finished before" in call(0).stdout
 
 
 @pytest.mark.parametrize("shell", SHELLS)
