@@ -44,7 +44,7 @@ def loss_rows():
     center.update()
     student = r["student"].requires_grad_()
     batch = len(r["probs2"]) // 2
-    loss = dino_loss(student.view(-1, batch, student.shape[1]), r["probs2"].view(2, batch, -1))
+    loss = dino_loss(student.view(-1, batch, student.shape[1]), [r["probs2"].view(2, batch, -1)])
     loss.backward()
     pairs = [(center.center, r["center_after_teacher1"]), (sinkhorn_knopp(r["teacher2"], temp), r["sinkhorn_teacher2"]),
              (center.softmax(r["teacher2"], temp), r["probs2"]), (student.grad, r["student_grad"])]  # fmt: skip
@@ -52,7 +52,7 @@ def loss_rows():
     yield "DINO: loss (relative)", difference(loss.detach(), r["loss"]) / float(r["loss"])
     r = {key: torch.from_numpy(np.asarray(value)) for key, value in golden("ibot_loss.npz").items()}
     student = r["student"].requires_grad_()
-    loss = ibot_loss(student, r["probs"], r["masks_weight"], crops=len(r["masks"]))
+    loss = ibot_loss(student, [r["probs"]], r["masks_weight"], crops=len(r["masks"]))
     loss.backward()
     yield "iBOT: loss (relative)", difference(loss.detach(), r["loss"]) / float(r["loss"])
     yield "iBOT: gradient", difference(student.grad, r["student_grad"])

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Logits whose float32 copies exist at a time: 2 MiB stay in a CPU's cache, 256 MiB fill a GPU.
+CHUNK = {"cpu": 2**19, "cuda": 2**26}
+
+
+def row_chunks(logits: Tensor) -> Iterator[slice]:
+    """Slices over the rows of logits [n, K]: float32 copies of all rows at once are the largest tensors of a step."""
+    rows = max(1, CHUNK.get(logits.device.type, 2**26) // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        yield slice(start, start + rows)
 
 
 def all_reduce_(tensor: Tensor) -> Tensor:
@@ -33,7 +45,11 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def softmax(self, logits: Tensor, temp: float) -> Tensor:  # [n, K] → [n, K]
-        return F.softmax((logits.float() - self.center.view(1, -1)) / temp, dim=-1)
+        probabilities = torch.empty(logits.shape, device=logits.device)
+        for rows in row_chunks(logits):
+            scaled = (logits[rows].float() - self.center.view(1, -1)).div_(temp)
+            torch.softmax(scaled, dim=-1, out=probabilities[rows])
+        return probabilities
 
     @torch.no_grad()
     def observe(self, logits: Tensor) -> None:  # [n, K]
@@ -64,24 +80,60 @@ def sinkhorn_knopp(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
     return (q * tokens).t()
 
 
-def cross_entropy(student: Tensor, targets: Tensor, temp: float) -> Tensor:
-    """-Σ_k targets * log_softmax(student / temp) of each row, in float32.  # [..., K], [..., K] → [...]"""
-    return -(targets * F.log_softmax(student.float() / temp, dim=-1)).sum(dim=-1)
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps logits and targets alone for the backward pass, which computes the softmax again, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, student: Tensor, temp: float, *targets: Tensor) -> Tensor:
+        losses = torch.empty(len(targets), len(student), device=student.device)  # [A, n]
+        log_sums = torch.empty(len(student), 1, device=student.device)
+        for rows in row_chunks(student):
+            scaled = student[rows].float() / temp
+            log_probabilities = F.log_softmax(scaled, dim=-1)
+            log_sums[rows] = scaled[:, :1] - log_probabilities[:, :1]
+            for loss, target in zip(losses, targets, strict=True):
+                loss[rows] = -(target[rows] * log_probabilities).sum(dim=-1)
+        ctx.temp = temp
+        ctx.save_for_backward(student, log_sums, *targets)
+        return losses
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        """d loss / d logit_k = (softmax_k Σ targets - target_k) / temp, summed over the targets with their gradients."""
+        student, log_sums, *targets = ctx.saved_tensors
+        factors = (grad / ctx.temp)[..., None]  # [A, n, 1]
+        out = torch.empty_like(student)
+        for rows in row_chunks(student):
+            parts = [(target[rows], factor[rows]) for target, factor in zip(targets, factors, strict=True)]
+            mass = sum(target.sum(dim=-1, keepdim=True) * factor for target, factor in parts)
+            gradient = (student[rows].float() / ctx.temp).sub_(log_sums[rows]).exp_().mul_(mass)
+            for target, factor in parts:
+                gradient.addcmul_(target, factor, value=-1)
+            out[rows] = gradient
+        return out, None, *(None for _ in targets)
 
 
-def dino_loss(student: Tensor, targets: Tensor, temp: float = 0.1) -> Tensor:
-    """Sum over student crops s and teacher crops t of the mean cross-entropy over images.
+def cross_entropy(student: Tensor, targets: Sequence[Tensor], temp: float) -> Tensor:
+    """-Σ_k targets * log_softmax(student / temp) of each row, in float32, against each of A teachers at once.
 
-    student: logits [S, B, K]; targets: [T, B, K] → []
+    student: [n, K]; targets: A tensors [n, K] without gradient → [A, n]
+    """
+    return _CrossEntropy.apply(student, temp, *targets)
+
+
+def dino_loss(student: Tensor, targets: Sequence[Tensor], temp: float = 0.1) -> Tensor:
+    """Sum over student crops s and teacher crops t of the mean cross-entropy over images, against each of A teachers.
+
+    student: logits [S, B, K]; targets: A tensors [T, B, K] → [A]
     The sum over t is taken before the product with the student's log-probabilities: the same sum, S * T products less.
     """
-    total = targets.sum(dim=0)  # [B, K]
-    return cross_entropy(student, total, temp).sum() / student.shape[1]
+    totals = [target.sum(dim=0) for target in targets]  # each [B, K]
+    return sum(cross_entropy(crop, totals, temp).mean(dim=1) for crop in student)
 
 
-def ibot_loss(student: Tensor, targets: Tensor, weights: Tensor, crops: int, temp: float = 0.1) -> Tensor:
-    """Cross-entropy on masked patches: mean over the mask of each crop, sum over crops / number of crops.
+def ibot_loss(student: Tensor, targets: Sequence[Tensor], weights: Tensor, crops: int, temp: float = 0.1) -> Tensor:
+    """Cross-entropy on masked patches: mean over the mask of each crop, sum over crops / number of crops; of A teachers.
 
-    student, targets: [M, K] of the masked patches; weights: [M], 1 / masked patches of that crop → []
+    student: [M, K] of the masked patches; targets: A tensors [M, K]; weights: [M], 1 / masked patches of that crop → [A]
     """
-    return (cross_entropy(student, targets, temp) * weights).sum() / crops
+    return (cross_entropy(student, targets, temp) * weights).sum(dim=1) / crops

@@ -7,6 +7,7 @@ total = DINOv2 loss + λ * (DINO local + DINO global + iBOT against the frozen t
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from dinov2 import checkpoint
 from dinov2.loss import Center
-from dinov2.train.ssl_model import Batch, SSLModel, StudentOutputs, build_network
+from dinov2.train.ssl_model import Batch, SSLModel, Targets, build_network
 
 
 class AnchoredSSLModel(SSLModel):
@@ -42,18 +43,16 @@ class AnchoredSSLModel(SSLModel):
             return self.weight
         return self.weight_end + 0.5 * (self.weight - self.weight_end) * (1 + math.cos(math.pi * progress))
 
-    def extra_losses(self, student: StudentOutputs, batch: Batch, teacher_temp: float, progress: float):
+    def extra_targets(self, batch: Batch, teacher_temp: float, progress: float) -> list[Targets]:
         weight = self.weight_at(progress)
         if weight == 0:
-            return super().extra_losses(student, batch, teacher_temp, progress)
+            return []
         assert batch.other_global_crops is not None
         with torch.no_grad():
             heads = self.anchor if self.own_head else self.teacher
             logits = self.target_logits(self.anchor["backbone"], heads, batch.other_global_crops, batch.masked)
-            centers = self.anchor_dino_center, self.anchor_ibot_center
-            targets = self.logits_to_targets(*logits, teacher_temp, *centers)
-        loss, terms = self.distillation_losses(student, targets, batch, prefix="anchor_")
-        return weight * loss, terms
+            targets = self.logits_to_targets(*logits, teacher_temp, self.anchor_dino_center, self.anchor_ibot_center)
+        return [replace(targets, weight=weight, prefix="anchor_")]
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         return {name: value for name, value in super().checkpoint_state().items() if not name.startswith("anchor.")}

@@ -1,7 +1,7 @@
 """DINOv2's student and EMA teacher: outputs, targets, losses. Reads top-down like the algorithm.
 
 One step: teacher targets from the unmasked global crops → student outputs from the masked global and the local crops →
-DINO (local, global), iBOT and KoLeo losses. Subclasses add terms through `extra_losses`.
+DINO (local, global), iBOT and KoLeo losses. Subclasses add teachers through `extra_targets`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.train.diagnostics import diagnose
+from utils.memory import keep_freed_memory
 
 GLOBAL_CROPS = 2
 
@@ -41,6 +42,8 @@ class Targets:
 
     cls: Tensor  # [2, B, K]: of the second, then of the first global crop, so that each meets the student's other crop
     patches: Tensor  # [M, K_ibot]
+    weight: float = 1.0  # of this teacher's losses in the total
+    prefix: str = ""  # of the names of its terms
 
 
 @dataclass
@@ -80,6 +83,7 @@ class SSLModel(nn.Module):
 
     def __init__(self, cfg: DictConfig):
         super().__init__()
+        keep_freed_memory()
         self.cfg = cfg
         self.student = build_network(cfg, drop_path=True)
         self.teacher = build_network(cfg)
@@ -102,18 +106,18 @@ class SSLModel(nn.Module):
     def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and the terms as the public code displays them; progress: share of the schedule done, in [0, 1]."""
         targets = self.teacher_targets(batch, teacher_temp)
+        more_targets = self.extra_targets(batch, teacher_temp, progress)
         student = self.student_outputs(batch)
         if self.observing:
             self.diagnostics = diagnose(targets.cls, student.global_cls, student.cls_tokens)
-        loss, terms = self.distillation_losses(student, targets, batch)
+        loss, terms = self.distillation_losses(student, [targets, *more_targets], batch)
         koleo = self.cfg.dino.koleo_weight * sum(koleo_loss(tokens) for tokens in student.cls_tokens)
         terms["koleo_loss"] = koleo / GLOBAL_CROPS
-        extra, extra_terms = self.extra_losses(student, batch, teacher_temp, progress)
-        return loss + koleo + extra, terms | extra_terms
+        return loss + koleo, terms
 
-    def extra_losses(self, student: StudentOutputs, batch: Batch, teacher_temp: float, progress: float):
-        """Hook for further terms: (loss, terms to display)."""
-        return 0.0, {}
+    def extra_targets(self, batch: Batch, teacher_temp: float, progress: float) -> list[Targets]:
+        """Hook for the targets of further teachers."""
+        return []
 
     @torch.no_grad()
     def teacher_targets(self, batch: Batch, temp: float) -> Targets:
@@ -157,23 +161,24 @@ class SSLModel(nn.Module):
             cls_tokens=cls.unflatten(0, (GLOBAL_CROPS, images)),
         )
 
-    def distillation_losses(self, student: StudentOutputs, targets: Targets, batch: Batch, prefix: str = ""):
-        """Weighted sum and terms of DINO on local and global crops and iBOT, against one teacher's targets."""
+    def distillation_losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch):
+        """Weighted sum and terms of DINO on local and global crops and iBOT, against the targets of all teachers."""
+        cls = [target.cls for target in targets]
         local_crops = len(student.local_cls)
         # At least 1 for the local terms, as published: without local crops the global term is divided by 3, not 2.
         terms_in_all = max(local_crops * GLOBAL_CROPS, 1) + GLOBAL_CROPS * (GLOBAL_CROPS - 1)
-        terms = {}
+        dino = {}  # term → [teachers]
         if local_crops:
-            terms["dino_local_crops_loss"] = dino_loss(student.local_cls, targets.cls) / terms_in_all
+            dino["dino_local_crops_loss"] = dino_loss(student.local_cls, cls) / terms_in_all
         # Each global crop meets the other crop's target only; the factor is the number of such pairs.
-        images = student.global_cls.shape[1]
-        pairs = dino_loss(student.global_cls.reshape(1, GLOBAL_CROPS * images, -1), targets.cls.flatten(0, 1)[None])
-        terms["dino_global_crops_loss"] = pairs * GLOBAL_CROPS / terms_in_all
-        crops = len(batch.masks)
-        patch = ibot_loss(student.patches, targets.patches, batch.mask_weights, crops)
-        loss = self.cfg.dino.weight * sum(terms.values()) + self.cfg.ibot.weight * patch
-        terms["ibot_loss"] = patch / 2  # displayed halved, as the public code does
-        return loss, {prefix + name: term for name, term in terms.items()}
+        pairs = dino_loss(student.global_cls.flatten(0, 1)[None], [target.flatten(0, 1)[None] for target in cls])
+        dino["dino_global_crops_loss"] = pairs * GLOBAL_CROPS / terms_in_all
+        ibot = ibot_loss(student.patches, [t.patches for t in targets], batch.mask_weights, crops=len(batch.masks))
+        losses = self.cfg.dino.weight * sum(dino.values()) + self.cfg.ibot.weight * ibot  # [teachers]
+        # The iBOT term is displayed halved, as the public code does.
+        displayed = dino | {"ibot_loss": ibot / 2}
+        terms = {t.prefix + name: values[i] for i, t in enumerate(targets) for name, values in displayed.items()}
+        return sum(target.weight * loss for target, loss in zip(targets, losses, strict=True)), terms
 
     @torch.no_grad()
     def finish_step(self, momentum: float) -> None:
