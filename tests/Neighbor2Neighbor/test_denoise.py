@@ -158,9 +158,9 @@ def test_batch_size_does_not_change_what_is_written_but_for_rounding(model, tree
 
 
 def test_killed_ten_times_it_ends_with_the_same_tree(tmp_path, model, monkeypatch):
-    for i in range(60):
-        write_image(tmp_path / f"set/train/x{i}.png", random_image(*((40, 56), (56, 40), (33, 64))[i % 3], i))
-    monkeypatch.setattr(denoise, "BLOCK", 16)
+    for i in range(132):
+        write_image(tmp_path / f"set/train/x{i}.png", random_image(40, 56, i))
+    monkeypatch.setattr(denoise, "BLOCK", 6)  # 22 batches of six
     run(model, tmp_path / "set", "--output", tmp_path / "whole", "--batch-size", 1)
     target = tmp_path / "killed"
     argv = ["--model", model, "--data", tmp_path / "set", "--noise", "gauss50", "--output", target,
@@ -168,19 +168,20 @@ def test_killed_ten_times_it_ends_with_the_same_tree(tmp_path, model, monkeypatc
     argv = [str(word) for word in argv]
     kills, calls = 0, []
 
-    def five_calls(*arguments):
-        """So that a busy machine cannot let a run get to its end before it is killed."""
+    def two_batches(*arguments):
+        """So that ten runs, however quick, cannot get to the end of 22 batches before the last of them is killed."""
         calls.append(1)
-        if len(calls) > 5:
+        if len(calls) > 2:
             time.sleep(killing.SECONDS)
         return denoise_images(*arguments)
 
-    for _ in range(10):
+    for killed in range(10):
         before = sum(1 for _ in target.rglob("*.png"))
         with monkeypatch.context() as patch:
-            patch.setattr(denoise, "denoise_images", five_calls)
+            patch.setattr(denoise, "denoise_images", two_batches)
             child = killing.start(denoise.main, argv, tmp_path / "log")
-        alive = killing.wait_for(lambda more=before + 2: sum(1 for _ in target.rglob("*.png")) > more, child)
+        more = before + killed % 6  # from the first image of a batch to the last
+        alive = killing.wait_for(lambda more=more: sum(1 for _ in target.rglob("*.png")) > more, child)
         kills += killing.end(child, signal.SIGKILL if alive else None) == -signal.SIGKILL
     assert kills == 10, (tmp_path / "log").read_text()
     assert not (target / "manifest.json").exists()
