@@ -1,0 +1,103 @@
+"""The benchmark as a user runs it, and the figures that it derives."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dinov2.config import load_config
+from exps import benchmark, benchmark_cases
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["quickstart", "dinov2", "data.root=none", "output_dir=none", "train.batch_size=4"]
+OTHER = """
+import time
+
+def step(cfg, device, precision):
+    assert cfg.train.batch_size == 4 and device == "cpu" and precision == "fp32"
+    return lambda: time.sleep(0.4)
+
+def data(cfg, paths):
+    assert all(path.suffix == ".jpg" for path in paths)
+    return lambda: time.sleep(0.8)
+"""
+
+
+def run(*options, cwd):
+    command = [sys.executable, ROOT / "exps/benchmark.py", "--device", "cpu", *options]
+    command = [str(word) for word in command]
+    return subprocess.run(command, check=False, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_table_json_and_comparison(tmp_path):
+    (tmp_path / "other.py").write_text(OTHER)
+    small = ["--scale", "quickstart", "--batch-size", 4, "--precision", "fp32"]
+    short = ["--turns", 2, "--warm-up", 1, "--iterations", 4]
+    only = ["--only", "step", "data", "both", "checkpoint"]
+    done = run(*small, *short, *only, "--compare", "other.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "runs/benchmark.json").read_text())
+    cases = {(case["section"], case["name"]): case for case in content["cases"]}
+    assert all(len(case["seconds"]) == (1 if section == "both" else 2) for (section, _), case in cases.items())
+    assert cases["step", "compared fp32"]["median"] == pytest.approx(0.4, abs=0.2)
+    assert cases["step", "NCT fp32"]["flops"] > 1.05 * cases["step", "DINOv2 fp32"]["flops"]
+    both = cases["both", "trainer fp32"]["figures"]
+    assert 0 <= both["data_wait"] < 1 and both["images_per_s"] > 0
+    assert 0.5e6 < cases["checkpoint", "save"]["figures"]["bytes"] < 1e9
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) == len(cases) + 1
+    (row,) = (line for line in rows if "DINOv2 fp32" in line.split("|")[2])
+    ratio = 0.4 / cases["step", "DINOv2 fp32"]["median"]
+    assert f"{max(ratio, 1 / ratio):.1f}"[:2] in row and "compared fp32" in row
+    assert not list(Path(tmp_path).glob("benchmark-*"))
+
+
+def test_bad_input_is_one_line(tmp_path):
+    (tmp_path / "neither.py").write_text("x = 1\n")
+    for options, words in (
+        (("--compare", "neither.py"), "neither step(cfg, device, precision) nor data"),
+        (("--compare", "missing.py"), "missing.py"),
+        (("--scale", "imagenet10"), "no overlay 'imagenet10'"),
+        (("--only", "step", "model.patch_size=5"), "patch_size"),
+    ):
+        done = run(*options, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_failing_case_is_named(tmp_path):
+    job = benchmark_cases.Job(OmegaConf.to_yaml(load_config(TINY)), "cpu", str(tmp_path))
+    factory = partial(benchmark_cases.matrix_product, job, precision="int3")
+    measurement = benchmark.Measurement("data", "decoding", factory)
+    with pytest.raises(ValueError, match="decoding: 'int3'"), benchmark.Process(measurement, "cpu") as process:
+        process.receive()
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_flops_are_those_of_the_formula(anchored):
+    """Matrix products of the step, counted, against 2 * m * n * k written out for a ViT and its head."""
+    cfg = load_config([*TINY, "crops.local_number=3"])
+    job = benchmark_cases.Job(OmegaConf.to_yaml(cfg), "cpu", "")
+    width, depth, patch, head = 192, cfg.model.depth, cfg.model.patch_size, cfg.dino
+    masked = benchmark_cases.random_batch(cfg, 2, "cpu").masked.numel() / 2  # of an image
+
+    def backbone(side, times=1.0, embedding=1.0):
+        patches = (side // patch) ** 2
+        tokens = patches + 1
+        blocks = depth * tokens * (2 * 12 * width**2 + 4 * tokens * width)
+        return times * blocks + embedding * patches * 2 * 3 * patch**2 * width
+
+    products = width * head.hidden + head.hidden**2 + head.hidden * head.bottleneck + head.bottleneck * head.prototypes
+
+    def heads(tokens, times=1.0):
+        return times * 2 * tokens * products
+
+    teacher = 2 * backbone(cfg.crops.global_size) + heads(2 + masked)
+    # Backward: two products for each one of the forward; pixels need no gradient.
+    student = 2 * backbone(cfg.crops.global_size, 3, 2) + 3 * backbone(cfg.crops.local_size, 3, 2)
+    student += heads(5 + masked, 3)
+    counted = benchmark_cases.step_flops(job, anchored)
+    assert counted == pytest.approx(student + (2 if anchored else 1) * teacher, rel=0.02)
