@@ -79,7 +79,9 @@ def at_epoch(run: Path | str, epoch: int) -> Checkpoint:
         if checkpoint.epoch == epoch:
             return checkpoint
     epochs = ", ".join(str(c.epoch) for c in checkpoints) or "none"
-    raise ValueError(f"{run} has no kept checkpoint at epoch {epoch} (kept: {epochs}); train it further or choose one of these")
+    raise ValueError(
+        f"{run} has no kept checkpoint at epoch {epoch} (kept: {epochs}); train it further or choose one of these"
+    )
 
 
 def save(
@@ -172,7 +174,8 @@ def _described(path: Path) -> dict[str, tuple[int, ...] | None]:
             metadata = _MetadataUnpickler(file).load()
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path / '.metadata'} holds code or foreign objects ({error}): refused") from None
-    return {name: tuple(item.size) if hasattr(item, "size") else None for name, item in metadata.state_dict_metadata.items()}
+    described = metadata.state_dict_metadata.items()
+    return {name: tuple(item.size) if hasattr(item, "size") else None for name, item in described}
 
 
 def _flat(state: dict, prefix: str = "") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Ranks: the only reader of the launch environment (torchrun, or srun and submitit on Slurm). One process without either."""
+"""Ranks: the only reader of the launch environment (torchrun, or srun and submitit on Slurm); else one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One progress bar for every tool: tqdm on a terminal, a plain line every few seconds when the output is a file or a pipe."""
+"""One progress bar for every tool: tqdm on a terminal, a plain line every few seconds where the output is none."""
 
 from __future__ import annotations
 

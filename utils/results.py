@@ -1,7 +1,7 @@
 """Rows of results: what evaluators write and the report reads. One JSON object a line, in <run>/results.jsonl.
 
-A row says by itself what it is (method, noise, data set, seed, epoch, metric, value, view, protocol, details, config hash,
-version, time): nothing is ever read out of a path's name.
+A row says by itself what it is (method, noise, data set, seed, epoch, metric, value, view, protocol, details, config
+hash, version, time): nothing is ever read out of a path's name.
 """
 
 from __future__ import annotations

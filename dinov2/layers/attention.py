@@ -49,8 +49,8 @@ def _starts(groups: tuple[tuple[int, int], ...], device: torch.device) -> Tensor
     return F.pad(_lengths(groups, device).cumsum(0), (1, 0)).to(torch.int32)
 
 
-# Up to this many tokens, two plain matrix products beat PyTorch's CPU kernel in half precision by 3 to 6 times (they run on
-# the CPU's matrix units, the kernel does not); beyond it the [N, N] scores would cost too much memory.
+# Up to this many tokens, two plain matrix products beat PyTorch's CPU kernel in half precision by 3 to 6 times (they
+# use the CPU's bf16 instructions, the kernel does not); beyond it the [N, N] scores would cost too much memory.
 MATMUL_TOKENS = 512
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dinov2.layers.attention import Attention, Packing
 
-SUBSET_ABOVE = 0.1  # drop-path rate above which skipping the dropped sequences pays for gathering the kept ones [DINOv2]
+SUBSET_ABOVE = 0.1  # drop-path rate above which skipping dropped sequences pays for gathering the kept ones [DINOv2]
 
 
 class Mlp(nn.Module):
@@ -61,8 +61,10 @@ def drop_sequences(residual: Tensor, packing: Packing, rate: float) -> Tensor:
     return residual * scale.repeat_interleave(packing.lengths(residual.device))[:, None]
 
 
-def add_subset_residual(x: Tensor, packing: Packing, rate: float, residual: Callable[[Tensor, Packing], Tensor]) -> Tensor:
-    """Stochastic depth by subset (DINOv2): computes the residual of a random share 1 - rate of each group's sequences only.
+def add_subset_residual(
+    x: Tensor, packing: Packing, rate: float, residual: Callable[[Tensor, Packing], Tensor]
+) -> Tensor:
+    """Stochastic depth by subset (DINOv2): the residual of a random share 1 - rate of each group's sequences only.
 
     x: [T, D]. At least one sequence of each group is kept; the residual is rescaled by sequences / kept.
     """

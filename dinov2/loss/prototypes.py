@@ -1,4 +1,4 @@
-"""Self-distillation over prototypes: teacher targets (centring or Sinkhorn-Knopp) and cross-entropies of DINO and iBOT."""
+"""Self-distillation over prototypes: teacher targets (centring, Sinkhorn-Knopp), cross-entropies of DINO and iBOT."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        """d loss / d logit_k = (softmax_k Σ targets - target_k) / temp, summed over the targets with their gradients."""
+        """d loss / d logit_k = (softmax_k Σ targets - target_k) / temp, times its gradient; summed over teachers."""
         student, log_sums, *targets = ctx.saved_tensors
         factors = (grad / ctx.temp)[..., None]  # [A, n, 1]
         out = torch.empty_like(student)
@@ -132,8 +132,9 @@ def dino_loss(student: Tensor, targets: Sequence[Tensor], temp: float = 0.1) -> 
 
 
 def ibot_loss(student: Tensor, targets: Sequence[Tensor], weights: Tensor, crops: int, temp: float = 0.1) -> Tensor:
-    """Cross-entropy on masked patches: mean over the mask of each crop, sum over crops / number of crops; of A teachers.
+    """Cross-entropy on masked patches: mean over the mask of each crop, sum over crops / number of crops.
 
-    student: [M, K] of the masked patches; targets: A tensors [M, K]; weights: [M], 1 / masked patches of that crop → [A]
+    student: logits [M, K] of the masked patches; targets: of A teachers, each [M, K]; weights: [M], 1 / masked patches
+    of that crop → [A]
     """
     return (cross_entropy(student, targets, temp) * weights).sum(dim=1) / crops

@@ -134,7 +134,7 @@ class VisionTransformer(nn.Module):
         }
 
     def forward(self, x: Tensor | list[Tensor], masks: Tensor | list[Tensor | None] | None = None):
-        """x: [B, C, H, W] with masks [B, N] bool or None → dict; or lists of both → list of dicts, computed in one pass."""
+        """x: [B, C, H, W], masks: [B, N] bool or None → dict; lists of both → list of dicts, computed in one pass."""
         crops = x if isinstance(x, list) else [x]
         crop_masks = masks if isinstance(x, list) else [masks]
         if crop_masks is None:

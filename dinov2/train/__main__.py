@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from omegaconf import OmegaConf
 from torch import nn
@@ -28,7 +27,8 @@ from utils import cli
 # Sections and keys that a resumed run may change: they do not decide what is computed.
 CHANGEABLE = ("eval", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.knn_every", "data.workers",
               "data.resident", "data.index_cache", "train.compile", "train.activation_checkpointing", "output_dir",
-              "data.root", "data.noisy_root", "data.denoised_root", "data.storage", "curriculum", "anchor.run", "method",
+              "data.root", "data.noisy_root", "data.denoised_root", "data.storage", "curriculum", "anchor.run",
+               "method",
               "train.eval_every")  # fmt: skip
 
 
@@ -63,7 +63,8 @@ def start_fresh(stage: Stage, model: SSLModel, optimizer: Optimizer) -> None:
         load_pretrained(model.teacher["backbone"], stage.cfg.model.pretrained)
         if distributed.is_main():
             epochs = stage.cfg.optim.head_warmup_epochs
-            print(f"backbone from {stage.cfg.model.pretrained}; heads start fresh, alone for {epochs} epochs", flush=True)
+            source = stage.cfg.model.pretrained
+            print(f"backbone from {source}; heads start fresh, alone for {epochs} epochs", flush=True)
 
 
 def live_knn(stage: Stage, backbone: nn.Module) -> float:
@@ -98,7 +99,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dinov2.train",
         description=__doc__,
-        epilog=f"overlays (a scale, then a method):\n{overlay_help()}\n\nAll keys: {Path('dinov2/configs/default.yaml')}",
+        epilog=f"overlays (a scale, then a method):\n{overlay_help()}\n\nAll keys: dinov2/configs/default.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", help="overlays by name or path, then key=value")

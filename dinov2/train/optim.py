@@ -33,7 +33,7 @@ def wd_multiplier(name: str) -> float:
 
 
 def parameter_groups(module: nn.Module, cfg: DictConfig) -> list[dict]:
-    """Groups of one sub-module of the student, parameters of equal multipliers together (fewer, larger foreach calls)."""
+    """Groups of one sub-module of the student, parameters of equal multipliers together: fewer, larger updates."""
     blocks = len(module.blocks) if hasattr(module, "blocks") else 0
     groups: dict[tuple, dict] = {}
     for name, parameter in module.named_parameters():

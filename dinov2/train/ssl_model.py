@@ -126,7 +126,7 @@ class SSLModel(nn.Module):
 
     @torch.no_grad()
     def target_logits(self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked: Tensor):
-        """Logits of the CLS tokens, crops swapped [2 * B, K], and of the patches that the student sees masked [M, K]."""
+        """Logits of the CLS tokens, crops swapped (two of [B, K]), and of the patches masked for the student [M, K]."""
         out = backbone(crops)
         first, second = out["x_norm_clstoken"].chunk(GLOBAL_CROPS)
         patches = out["x_norm_patchtokens"].flatten(0, 1)[masked]

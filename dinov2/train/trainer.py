@@ -1,7 +1,7 @@
 """The training loop: schedules, losses, clipping, AdamW, EMA, checkpoints. Knows no more of a stage than its data set.
 
-Everything random at an iteration (images, crops, masks, drop path) is a function of (seed, iteration), so the position is
-all that a resumed run needs, on any number of ranks.
+Everything random at an iteration (images, crops, masks, drop path) is a function of (seed, iteration), so the position
+is all that a resumed run needs, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ class Trainer:
 
     dataset: gives one view of each image, or two: the second one becomes Batch.other_global_crops.
     keep: epochs kept for evaluation beside every train.eval_every-th.
-    prepare: called when the model stands on its device; start_fresh: with model and optimiser, if there is no checkpoint
-    to resume.
+    prepare: called when the model stands on its device; start_fresh: with model and optimiser, if there is no
+    checkpoint to resume.
     live_knn: (backbone, epoch) → kNN accuracy in percent, called every train.knn_every epochs.
     """
 

@@ -1,4 +1,4 @@
-"""One of several ranks that run the recorded steps on their part of the batch: python -m … NAME OUTPUT (torchrun's environment)."""
+"""One of several ranks that run the recorded steps on their part of the batch: torchrun -m … NAME OUTPUT."""
 
 import sys
 

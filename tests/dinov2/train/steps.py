@@ -74,7 +74,9 @@ def recorded_batch(recorded: dict, step: int, part: int = 0, parts: int = 1) -> 
     return Batch(crops[0], crops[1], masks, crops[2])
 
 
-def run_steps(name: str, model: SSLModel, cfg, part: int = 0, parts: int = 1, micro: int = 1) -> tuple[list[dict], dict]:
+def run_steps(
+    name: str, model: SSLModel, cfg, part: int = 0, parts: int = 1, micro: int = 1
+) -> tuple[list[dict], dict]:
     """Three steps in the published order: terms and gradient norms of each, and the centres that the last step used.
 
     micro: micro-batches a step.
