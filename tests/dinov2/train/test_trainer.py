@@ -76,6 +76,18 @@ def test_same_run_twice_is_the_same(whole_run, tree, tmp_path):
     assert_same(whole_run, tmp_path / "again")
 
 
+def test_bf16_stays_in_its_band_for_a_hundred_steps(tree, tmp_path):
+    """The band of docs/performance.md: every loss of 100 steps within 2 % of float32's."""
+    hundred = ("model.drop_path=0.0", "train.epochs=25", "train.epoch_length=4", "train.eval_every=25")
+    losses = []
+    for precision in ("fp32", "bf16"):
+        main(settings(tree, tmp_path / precision, *hundred, f"train.precision={precision}"))
+        losses.append([row["total_loss"] for row in read_json_lines(tmp_path / precision / "metrics.jsonl")])
+    assert len(losses[0]) == len(losses[1]) == 100 and losses[0] != losses[1]
+    deviations = [abs(half - whole) / abs(whole) for whole, half in zip(*losses, strict=True)]
+    assert max(deviations) < 0.02, max(deviations)
+
+
 def test_killed_at_random_moments_ends_bit_identical(whole_run, tree, tmp_path):
     run = tmp_path / "killed"
     command = [sys.executable, "-m", "dinov2.train", *settings(tree, run)]
