@@ -55,12 +55,13 @@ def eval_view(cfg: DictConfig) -> str:
     return "noisy" if view == "mix" else view
 
 
-def autocast(cfg: DictConfig) -> AbstractContextManager:
-    """The precision that the run trained in, on a GPU; float32 on a CPU."""
+def autocast(cfg: DictConfig, quick: bool = False) -> AbstractContextManager:
+    """The precision that the run trained in, on a GPU; on a CPU float32 unless `quick`."""
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    if distributed.device().type != "cuda" or cfg.train.precision not in dtypes:
+    device = distributed.device().type
+    if cfg.train.precision not in dtypes or (device == "cpu" and not quick):
         return nullcontext()
-    return torch.autocast("cuda", dtypes[cfg.train.precision])
+    return torch.autocast(device, dtypes[cfg.train.precision])
 
 
 def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -110,12 +111,16 @@ def ordered_batches(
 
 @torch.inference_mode()
 def extract(
-    backbone: nn.Module, cfg: DictConfig, split: str, read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens
+    backbone: nn.Module,
+    cfg: DictConfig,
+    split: str,
+    read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens,
+    quick: bool = False,
 ) -> Features:
     """Features of every image of a split, resized and centre-cropped; the ranks share the work, each gets all of them.
 
-    `read(backbone, images [B, C, H, W])` gives [B, F]. Raises FloatingPointError naming the first image whose features
-    are not finite.
+    `read(backbone, images [B, C, H, W])` gives [B, F]; `quick` as in `autocast`. Raises FloatingPointError naming the
+    first image whose features are not finite.
     """
     dataset, resident = labelled_dataset(cfg, split), resident_images(cfg, split)
     transform = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
@@ -124,7 +129,7 @@ def extract(
     for batch in progress(
         ordered_batches(cfg, dataset, resident, size), total=steps, desc=f"features of {split}", unit="batch"
     ):
-        with autocast(cfg):
+        with autocast(cfg, quick):
             rows = read(backbone, transform(batch.canvases[0], batch.sizes))
         if values is None:
             values = rows.new_zeros(len(dataset), rows.shape[1])

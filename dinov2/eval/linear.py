@@ -54,7 +54,8 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     probe = cfg.eval.linear
     if probe.protocol not in ("exact", "cached"):
         raise ValueError(f"eval.linear.protocol={probe.protocol}: choose exact or cached")
-    val = extract(backbone, cfg, "val", block_tokens)  # first, as broken weights show here before hours of training
+    # First of all, as broken weights show here before hours of training.
+    val = extract(backbone, cfg, "val", block_tokens, quick=probe.protocol == "cached")
     rates = [rate * cfg.eval.batch_size / 256 for rate in probe.learning_rates]
     depth = val.values.shape[1] // backbone.embed_dim - 1
     probes = Probes(depth, backbone.embed_dim, len(val.classes), rates, cfg.seed, val.values.device)
@@ -162,7 +163,7 @@ def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     )
     for view, k, batch in progress(batches, total=steps, desc="features of random crops", unit="batch"):
         crops = _generator(cfg.seed, 1 + view, k * ranks + distributed.rank())
-        with autocast(cfg):
+        with autocast(cfg, quick=True):
             rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, crops))
         if values is None:
             values = _cache((views, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
