@@ -11,18 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.images import ImageError, list_images, read_image
+from utils.images import ImageError, image_size, list_images, read_image
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
 
 
 def read_noisy(root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3) -> np.ndarray:
-    """The noisy image as uint8 [H, W, channels]. relative: path below the tree's root, train/ or val/ included."""
-    return keyed_noise(read_image(root / relative, channels), spec, noise_seed, noise_key(relative))
+    """The noisy image [H, W, channels]: uint8, or float32 in [0, 1] where the file has more than 8 bits.
+
+    relative: path below the tree's root, train/ or val/ included.
+    """
+    return keyed_noise(read_image(root / relative, channels, "native"), spec, noise_seed, noise_key(relative))
+
+
+def unit_values(images: Tensor) -> Tensor:
+    """Images of uint8 as float32 in [0, 1]; float ones as they are."""
+    return images if images.is_floating_point() else images.float() / 255
 
 
 def training_images(root: Path, subset: int | None, sides: tuple[int, int] | None, seed: int) -> list[str]:
@@ -53,15 +60,6 @@ def _sides_within(path: Path, sides: tuple[int, int]) -> bool:
     return min(size) >= sides[0] and max(size) <= sides[1]
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the file's header alone. ImageError as read_image()."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return read_image(path).shape[:2]  # says what is wrong with it
-
-
 def choose_crop(root: Path, relatives: list[str], wanted: int, depth: int) -> int:
     """Side of the training crops: `wanted`, less where the images are smaller (by a sample of 64 of them).
 
@@ -81,7 +79,9 @@ def choose_crop(root: Path, relatives: list[str], wanted: int, depth: int) -> in
 
 
 class Crops(Dataset):
-    """Random crops of noisy images. Item (index, seed) -> uint8 [C, side, side], or the message of an ImageError."""
+    """Random crops of noisy images. Item (index, seed) -> [C, side, side], values as read_noisy(), or the message of an
+    ImageError.
+    """
 
     def __init__(self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int):
         self.root, self.relatives, self.spec, self.noise_seed = root, relatives, spec, noise_seed
@@ -140,7 +140,9 @@ def _shuffling(images: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def make_loader(crops: Crops, sampler: CropSampler, workers: int, pin: bool) -> DataLoader:
-    """Loader of uint8 [B, C, side, side]; a batch with an unreadable image is its message instead."""
+    """Loader of [B, C, side, side], uint8 or, with an image above 8 bits, float32 in [0, 1]; a batch with an unreadable
+    image is its message instead.
+    """
     ahead = 4 if workers else None
     return DataLoader(
         crops, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, pin_memory=pin, prefetch_factor=ahead
@@ -149,4 +151,7 @@ def make_loader(crops: Crops, sampler: CropSampler, workers: int, pin: bool) -> 
 
 def _collate(items: list[Tensor | str]) -> Tensor | str:
     broken = [item for item in items if isinstance(item, str)]
-    return broken[0] if broken else torch.stack(items)
+    if broken:
+        return broken[0]
+    alike = len({item.dtype for item in items}) == 1
+    return torch.stack(items if alike else [unit_values(item) for item in items])

@@ -1,4 +1,4 @@
-"""Denoise a tree of images: the same relative paths under another root, as PNG.
+"""Denoise a tree of images: the same relative paths under another root, as PNG, WebP or NPY.
 
     python -m Neighbor2Neighbor.denoise --model DIR/unet.pth --data mini-imagenet --noise gauss255
     python -m Neighbor2Neighbor.denoise --model DIR/unet.pth --data noisy_mini-imagenet-gauss255 --noise none
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from Neighbor2Neighbor.data import image_size, read_noisy
+from Neighbor2Neighbor.data import read_noisy
 from Neighbor2Neighbor.denoisers import Denoiser, choose_device, denoise_images, make_denoiser, padded_size
 from utils import cli, images
 from utils.noise import EXAMPLES, NoiseSpec
@@ -45,7 +45,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=batch, help="of 512x512 px, or as many pixels (GPU 8, CPU 1)")
     parser.add_argument("--tile", type=int, default=1024, help="larger images go in tiles of this side, px")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
-    parser.add_argument("--format", choices=("png", "webp"), default="png")
+    kinds = "png, webp: rounded to uint8, 1 or 3 channels; npy: float32 in [0, 1], any channels (default png)"
+    parser.add_argument("--format", choices=images.FORMATS, default="png", help=kinds)
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
     parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
     return parser.parse_args(argv)
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     device = choose_device()
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
+        images.check_format(args.format, denoiser.channels)
         fields = source | {
             "kind": "denoised", "denoiser": denoiser.identity, "precision": args.precision, "format": args.format,
             "version": VERSION,
@@ -175,9 +177,10 @@ class TreeRun:
         ]
         if not whole:
             return []
-        denoised = denoise_images(self.denoiser, [image for _, image in whole], self.device, self.tile)
-        paths = [images.twin(self.target, relative, self.suffix) for relative, _ in whole]
         form = self.suffix.removeprefix(".")
+        noisy = [image for _, image in whole]
+        denoised = denoise_images(self.denoiser, noisy, self.device, self.tile, form != "npy")
+        paths = [images.twin(self.target, relative, self.suffix) for relative, _ in whole]
         return [pool.submit(images.write_image, *pair, form) for pair in zip(paths, denoised, strict=True)]
 
 
@@ -191,7 +194,7 @@ def _decode(source: Path, spec: NoiseSpec, seed: int, channels: int, relative: s
 
 def _size(path: Path) -> tuple[int, int] | str:
     try:
-        return image_size(path)
+        return images.image_size(path)
     except images.ImageError as error:
         return str(error)
 

@@ -2,7 +2,7 @@
 
 A denoiser is an object with
     denoise(batch)   float tensor [B, C, H, W] in [0, 1] -> the same shape, values free to leave [0, 1]
-    channels         C, 1 or 3
+    channels         C
     multiple         H and W must be multiples of it
     reach            pixels around a pixel that its output depends on (overlap of tiles)
     identity         text that changes with its weights or settings; trees by different denoisers are not mixed
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from Neighbor2Neighbor.data import pad_reflect
+from Neighbor2Neighbor.data import pad_reflect, unit_values
 from Neighbor2Neighbor.unet import UNet, load_unet
 from utils.noise import NoiseSpec
 
@@ -116,18 +116,24 @@ def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
-def denoise_images(denoiser: Denoiser, images: list[np.ndarray], device: torch.device, tile: int) -> list[np.ndarray]:
-    """Denoised uint8 images of noisy ones [H, W, C] that share one padded size; larger ones than `tile` go in tiles.
+def denoise_images(
+    denoiser: Denoiser, images: list[np.ndarray], device: torch.device, tile: int, eight_bit: bool = True
+) -> list[np.ndarray]:
+    """Denoised images of noisy ones [H, W, C] that share one padded size; larger ones than `tile` go in tiles.
 
-    The noisy images are uint8, or float32 in [0, 1].
+    The noisy images are uint8, or float32 in [0, 1]. The denoised ones are uint8 or, without eight_bit, float32; these
+    too are clipped to [0, 1], in which all images lie: the noisy ones are clipped, and no value beyond can be true.
     """
     (size,) = {padded_size(*image.shape[:2], denoiser.multiple) for image in images}
+    if len({image.dtype for image in images}) > 1:
+        images = [image if image.dtype != np.uint8 else image / np.float32(255) for image in images]
     stacked = np.stack([pad_reflect(image, *size) for image in images])
-    batch = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2)  # [B, C, H, W]
-    batch = batch if batch.is_floating_point() else batch.float() / 255
+    batch = unit_values(torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2))  # [B, C, H, W]
     result = denoiser.denoise(batch) if max(size) <= tile else _in_tiles(denoiser, batch, tile)
-    rounded = (result.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [rounded[i, : image.shape[0], : image.shape[1]] for i, image in enumerate(images)]
+    result = result.clamp(0, 1)
+    result = (result * 255 + 0.5).to(torch.uint8) if eight_bit else result
+    result = result.permute(0, 2, 3, 1).cpu().numpy()
+    return [result[i, : image.shape[0], : image.shape[1]] for i, image in enumerate(images)]
 
 
 def _in_tiles(denoiser: Denoiser, batch: Tensor, tile: int) -> Tensor:

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from Neighbor2Neighbor.data import Crops, CropSampler, choose_crop, make_loader, training_images
+from Neighbor2Neighbor.data import Crops, CropSampler, choose_crop, make_loader, training_images, unit_values
 from Neighbor2Neighbor.denoisers import autocast, choose_device
 from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=4, help="crops a step, of all processes (default 4)")
     add("--crop", type=int, default=256, help="side of the crops, px; less where images are smaller (default 256)")
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
-    add("--channels", type=int, choices=(1, 3), default=3, help="of the images (default 3)")
+    add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
     add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
     add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
     add("--init-scale", type=float, default=0.1, help="of the first weights; 1 for short trainings (default 0.1)")
@@ -83,7 +83,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("data", "noise", "output"):
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is missing; see --help")
-    for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every", "init_scale"):
+    for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every", "init_scale",
+                 "channels"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")
@@ -200,8 +201,8 @@ class Training:
             _save({name: value.cpu() for name, value in self.network.state_dict().items()}, self.output / "unet.pth")
 
     def train_step(self, crops: Tensor) -> Tensor:
-        """One step on this process's share of the batch, uint8 [B, C, S, S]. Returns both terms of the loss [2]."""
-        noisy = (crops.float() / 255).contiguous(memory_format=torch.channels_last)
+        """One step on this process's share of the batch [B, C, S, S], as loaded. Returns both terms of the loss [2]."""
+        noisy = unit_values(crops).contiguous(memory_format=torch.channels_last)
         reconstruction, regulariser = neighbor_loss(self.predict, noisy, self._pairs(noisy))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step)

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from Neighbor2Neighbor.data import unit_values
 from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
 from Neighbor2Neighbor.metrics import psnr, ssim
 from Neighbor2Neighbor.unet import UNet
-from utils.images import list_images, read_image, write_image
+from utils.images import grey_levels, list_images, read_image, visible, write_image
 from utils.noise import NoiseSpec, perturb
 
 SHEET_IMAGES, SHEET_SIDE = 4, 256  # of the sample sheet: rows, and px of each picture
@@ -24,27 +25,30 @@ class Validation:
         self.spec, self.device, self.precision = spec, device, precision
         self.images: dict[str, np.ndarray] = {}
         for relative in list_images(root):
-            self.images[relative] = image = read_image(root / relative, channels)
+            self.images[relative] = image = read_image(root / relative, channels, "native")
             if min(image.shape[:2]) < 11:
                 raise ValueError(f"{root / relative} is smaller than 11 px, the window of SSIM; remove it")
         self.name = root.resolve().name
 
     def measure(self, network: UNet, sheet: Path) -> dict[str, float]:
         """psnr (dB), ssim of the denoised and noisy_psnr, noisy_ssim of the noisy images: means over all images, and
-        over each set as Kodak_psnr and so on. The noise is the same at each call. Writes the sample sheet.
+        over each set as Kodak_psnr and so on. The noise is the same at each call. Denoised and noisy images are rounded
+        to 8 bits where the clean one has no more. Writes the sample sheet.
         """
         denoiser = UNetDenoiser(network, self.device, self.precision)
         generator = torch.Generator().manual_seed(101)
         rows: dict[str, list[tuple[float, ...]]] = {}
         pictures = []
         for relative, clean in self.images.items():
-            noisy = perturb(torch.from_numpy(clean).float() / 255, self.spec, generator).numpy()
-            (denoised,) = denoise_images(denoiser, [noisy], self.device, TILE)
-            noisy = (noisy * 255 + 0.5).astype(np.uint8)
-            values = psnr(denoised, clean), ssim(denoised, clean), psnr(noisy, clean), ssim(noisy, clean)
+            noisy = perturb(unit_values(torch.from_numpy(clean)), self.spec, generator).numpy()
+            eight_bit = clean.dtype == np.uint8
+            (denoised,) = denoise_images(denoiser, [noisy], self.device, TILE, eight_bit)
+            noisy = (noisy * 255 + 0.5).astype(np.uint8) if eight_bit else noisy
+            levels = [grey_levels(image) for image in (clean, noisy, denoised)]
+            values = psnr(levels[2], levels[0]), ssim(levels[2], levels[0]), psnr(*levels[:2]), ssim(*levels[:2])
             rows.setdefault(relative.rpartition("/")[0].replace("/", "_") or self.name, []).append(values)
             if len(pictures) < SHEET_IMAGES:
-                pictures.append([clean, noisy, denoised])
+                pictures.append([visible(image) for image in (clean, noisy, denoised)])
         write_image(sheet, _contact_sheet(pictures))
         names = ("psnr", "ssim", "noisy_psnr", "noisy_ssim")
         result = dict(zip(names, _means([row for rows_ in rows.values() for row in rows_]), strict=True))

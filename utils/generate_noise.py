@@ -1,4 +1,4 @@
-"""Write noisy copies of a tree of images: noisy_<source>-<noise>/ with the same relative paths, as PNG or WebP.
+"""Write noisy copies of a tree of images: noisy_<source>-<noise>/ with the same relative paths, as PNG, WebP or NPY.
 
     python utils/generate_noise.py                                   all nine noises of mini-imagenet/ in this folder
     python utils/generate_noise.py --source DIR --noise gauss255 shot3
@@ -6,6 +6,7 @@
 Training needs none of it: noise is added while loading, with the same bytes. The noise of an image depends on the
 seed, the noise and the image's relative path alone, so that the number of workers, the order and the machine make no
 difference. A run that was killed goes on with the same command; manifest.json in a tree says that it is finished.
+Images of more than 8 bits take their noise in float32: npy files hold it as it is, png and webp round it to 8 bits.
 """
 
 import argparse
@@ -44,6 +45,14 @@ class Job:
     def twin_name(self, relative: str) -> str:
         return str(images.twin("", relative, f".{self.format}"))
 
+    def read(self, relative: str) -> np.ndarray:
+        return images.read_image(self.source / relative, self.channels, "native")
+
+    def noisy(self, image: np.ndarray, spec: NoiseSpec, relative: str) -> np.ndarray:
+        """The noisy twin as it is written: what loading gives, to 8 bits where the format has no more."""
+        noisy = keyed_noise(image, spec, self.seed, noise_key(relative))
+        return noisy if self.format == "npy" else images.eight_bit(noisy)
+
 
 @dataclass
 class Written:
@@ -61,8 +70,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0, as while loading)")
     parser.add_argument("--output-root", type=Path, help="folder of the noisy trees (default: beside the source)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: none (default: cores)")
-    parser.add_argument("--format", choices=("png", "webp"), default="png", help="both without loss (default png)")
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey images (default 3)")
+    kinds = "png, webp: uint8, 1 or 3 channels; npy: any channels, float32 of images above 8 bits (default png)"
+    parser.add_argument("--format", choices=images.FORMATS, default="png", help=kinds)
+    parser.add_argument("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
     return parser.parse_args(argv)
 
 
@@ -74,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("noise 'none' adds nothing: use the source itself")
     if min(args.seed, args.workers) < 0:
         raise ValueError("--seed and --workers must not be negative")
+    if args.channels < 1:
+        raise ValueError(f"--channels {args.channels} must be at least 1")
+    images.check_format(args.format, args.channels)
     relatives = images.list_images(args.source)
     images.check_collisions(relatives)
     targets = {spec: _target(args, spec) for spec in specs}
@@ -122,12 +135,12 @@ def _check_disk(job: Job, missing: dict[str, list[NoiseSpec]]) -> None:
     size, count = 0, 0
     for index in np.linspace(0, len(names) - 1, min(SAMPLE, 1 + len(names) // 32)).astype(int):
         try:
-            image = images.read_image(job.source / names[index], job.channels)
+            image = job.read(names[index])
         except images.ImageError:
             continue  # named when its turn comes
         for spec in missing[names[index]]:
-            noisy = keyed_noise(image, spec, job.seed, noise_key(names[index]))
-            size, count = size + len(images.encode_image(noisy, job.format)), count + 1
+            content = images.encode_image(job.noisy(image, spec, names[index]), job.format)
+            size, count = size + len(content), count + 1
     files = sum(len(specs) for specs in missing.values())
     needed = size / max(count, 1) * files
     root = next(iter(job.targets.values())).parent
@@ -172,16 +185,16 @@ def _write_twins(job: Job, item: tuple[str, list[NoiseSpec]]) -> Written:
     """Decode one image and write its noisy twins (in a worker process)."""
     relative, specs = item
     try:
-        image = images.read_image(job.source / relative, job.channels)
+        image = job.read(relative)
     except images.ImageError as error:
         return Written(0, {}, str(error))
     result = Written(0, {})
-    clean = image.astype(np.float32)
+    clean = images.grey_levels(image).astype(np.float32, copy=False)
     for spec in specs:
-        noisy = keyed_noise(image, spec, job.seed, noise_key(relative))
+        noisy = job.noisy(image, spec, relative)
         path = images.twin(job.targets[spec], relative, f".{job.format}")
         result.bytes += images.write_image(path, noisy, job.format)
-        difference = clean - noisy
+        difference = clean - images.grey_levels(noisy)
         result.powers[spec] = (float(np.vdot(clean, clean)), float(np.vdot(difference, difference)))
     return result
 

@@ -18,9 +18,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from utils import array_files
 from utils.noise import NoiseSpec
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
+FORMATS = ("png", "webp", "npy")  # that images are written in
 MANIFEST = "manifest.json"
 _BEGUN = ".manifest.json"
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -100,37 +102,100 @@ def twin(root: Path | str, relative: str, suffix: str = ".png") -> Path:
 
 # --- reading --------------------------------------------------------------------------------------------------------
 def read_image(path: Path | str, channels: int = 3, dtype: str = "uint8") -> np.ndarray:
-    """The image as [H, W, channels]; channels 3 (RGB) or 1 (grey).
+    """The image as [H, W, channels]; any number that the file has, besides 3 (RGB) of a grey file and 1 (grey) of RGB.
 
     dtype "uint8": 16-bit images are scaled (not cut) to 8 bits, float images must lie in [0, 1]. "native": those two
-    come as float32 in [0, 1], all others as uint8. Palette, CMYK and grey images are converted; alpha is dropped, as
-    in the release. ImageError names a file that is missing, empty, truncated, or no image.
+    come as float32 in [0, 1], all others as uint8. Palette and CMYK images are converted; alpha is dropped, as in the
+    release. ImageError names a file that is missing, empty, truncated, no image, or of other channels.
     """
-    assert channels in (1, 3) and dtype in ("uint8", "native"), (channels, dtype)
+    assert channels >= 1 and dtype in ("uint8", "native"), (channels, dtype)
+    image = _decode(path, channels)
+    found = image.shape[2]
+    if found == 1 and channels == 3:
+        image = np.repeat(image, 3, axis=2)
+    elif found == 3 and channels == 1:
+        image = _luminance(image)
+    elif found != channels:
+        (height, width), plural = image.shape[:2], "s" if found > 1 else ""
+        raise ImageError(
+            f"{path} has {found} channel{plural} of {height} x {width} px, not {channels}; set data.in_chans of a run "
+            f"and --channels of a tool to {found}, or save the channels last"
+        )
+    return image if dtype == "native" else eight_bit(image)
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width), from the header alone where Pillow or NumPy know the file. ImageError as read_image()."""
+    try:
+        if str(path).lower().endswith(".npy"):
+            return array_files.open_npy(path).shape[:2]
+        with Image.open(path) as image:
+            return image.height, image.width
+    except _UNREADABLE:
+        return _decode(path, 0).shape[:2]  # says what is wrong with it
+
+
+def eight_bit(image: np.ndarray) -> np.ndarray:
+    """A uint8 image as it is, a float32 one in [0, 1] rounded to uint8."""
+    return image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
+
+
+def grey_levels(image: np.ndarray) -> np.ndarray:
+    """Values 0..255 of an image of any depth, not rounded: what powers and PSNR are measured in."""
+    return image if image.dtype == np.uint8 else image * np.float32(255)
+
+
+def visible(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3 or 1] to look at: the first three channels as red, green, blue; of two channels the first."""
+    return eight_bit(image[..., :3] if image.shape[-1] >= 3 else image[..., :1])
+
+
+def _decode(path: Path | str, channels: int) -> np.ndarray:
+    """The image of a file, uint8 or float32 in [0, 1]: [H, W, channels] where Pillow converts, else as the file is."""
+    name = str(path).lower()
     try:
         if os.path.getsize(path) == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
-        with Image.open(path) as image:
-            if image.mode in _SIXTEEN_BIT or image.mode == "F":
-                array = _deep_image(image, channels)
-                return array if dtype == "native" else np.rint(array * 255).astype(np.uint8)
-            array = np.array(image.convert("RGB" if channels == 3 else "L"))
+        if name.endswith(".npy"):
+            return array_files.read_npy(path)
+        try:
+            with Image.open(path) as image:
+                array = _beyond_pillow(path, image, channels) if image.format == "TIFF" else None
+                return _pillow_image(image, channels) if array is None else array
+        except Image.UnidentifiedImageError:
+            if not name.endswith((".tif", ".tiff")):
+                raise
+            return array_files.read_tiff(path, channels)
     except ImageError:
         raise
     except _UNREADABLE as error:
         reason = "is no image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
         raise ImageError(f"{path} {reason}; replace or remove it") from error
-    return array.reshape(*array.shape[:2], channels)
 
 
-def _deep_image(image: Image.Image, channels: int) -> np.ndarray:
-    """A grey 16-bit or float image as float32 [H, W, channels] in [0, 1]."""
-    array = np.asarray(image).astype(np.float32)
-    if image.mode != "F":
-        array /= 65535
-    if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
-        raise ValueError("its values lie outside [0, 1] (float) or 0..65535 (integer)")
-    return np.repeat(array[:, :, None], channels, axis=2)
+def _beyond_pillow(path: Path | str, image: Image.Image, channels: int) -> np.ndarray | None:
+    """A TIFF that holds more than Pillow reads of it: several pages, more samples, or more than 8 bits; else None."""
+    bands, samples, bits = len(image.getbands()), image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (1,)))
+    if samples == bands and bits <= 8 and image.n_frames == 1:
+        return None
+    return array_files.read_tiff(path, channels, bands)
+
+
+def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode in _SIXTEEN_BIT:
+        return array_files.in_range(np.asarray(image).astype(np.float32) / 65535)[:, :, None]
+    if image.mode == "F":
+        return array_files.in_range(np.asarray(image))[:, :, None]
+    array = np.array(image.convert({3: "RGB", 1: "L"}.get(channels, image.mode)))
+    return array.reshape(*array.shape[:2], -1)
+
+
+def _luminance(image: np.ndarray) -> np.ndarray:
+    """[H, W, 1] of RGB [H, W, 3], as Pillow weighs it."""
+    if image.dtype == np.uint8:
+        return np.array(Image.fromarray(image).convert("L"))[:, :, None]
+    red, green, blue = np.split(image, 3, axis=2)
+    return np.clip(red * np.float32(0.299) + green * np.float32(0.587) + blue * np.float32(0.114), 0, 1)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -147,10 +212,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
 
 
-def write_image(path: Path | str, array: np.ndarray, format: str = "png") -> int:
-    """Write uint8 [H, W, 3], [H, W, 1] or [H, W] losslessly as "png" or "webp", atomically; makes the folder.
+def check_format(format: str, channels: int) -> None:
+    """ValueError where files of --format cannot hold so many channels."""
+    if format != "npy" and channels not in (1, 3):
+        raise ValueError(f"--format {format} holds 1 or 3 channels, not {channels}; use --format npy")
 
-    Returns the bytes written.
+
+def write_image(path: Path | str, array: np.ndarray, format: str = "png") -> int:
+    """Write an image losslessly and atomically; makes the folder. Returns the bytes written.
+
+    "png" and "webp" hold uint8 [H, W, 3], [H, W, 1] or [H, W]; "npy" holds uint8 and float32 of any channels.
     """
     content = encode_image(array, format)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -161,11 +232,14 @@ def write_image(path: Path | str, array: np.ndarray, format: str = "png") -> int
 
 def encode_image(array: np.ndarray, format: str = "png") -> bytes:
     """The file of an image, as write_image() takes it: the same bytes on every machine with the same libraries."""
+    buffer = io.BytesIO()
+    if format == "npy":
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        return buffer.getvalue()
     assert array.dtype == np.uint8 and array.size and format in ("png", "webp"), (array.dtype, array.shape, format)
     array = array if array.ndim == 3 else array[:, :, None]
     if format == "png":
         return _encode_png(array)
-    buffer = io.BytesIO()
     image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
     image.save(buffer, format="webp", lossless=True, quality=0, method=0)
     return buffer.getvalue()

@@ -97,12 +97,14 @@ def noise_key(relative_path: str) -> str:
 def keyed_noise(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -> np.ndarray:
     """The fixed noisy twin of a uint8 image of any shape: the same bytes for the same (seed, spec, key), anywhere.
 
+    A float image in [0, 1] becomes float32 in [0, 1], see keyed_noise_float().
     Deviation: the release draws one stream over the whole data set in directory order. Here each image has its own.
     A noisy uint8 is a random uint8 whose distribution depends on the pixel's value and the noise alone, so it is drawn
     from a table of the published formula's probabilities (to 2^-25) by Walker's alias method (ACM TOMS 1977): one
     32-bit draw and one look-up a sample, at the same speed for every noise, an order faster than normals or Poissons.
     """
-    assert image.dtype == np.uint8, image.dtype
+    if image.dtype != np.uint8:
+        return keyed_noise_float(image, spec, seed, key)
     if spec.kind == "none":
         return image.copy()
     table = _alias_table(spec)
@@ -117,6 +119,7 @@ def keyed_noise(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -> np.n
 
 def keyed_noise_float(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -> np.ndarray:
     """The fixed noisy twin of a 16-bit or float image, values in [0, 1], without rounding to 8 bits. Float32."""
+    assert image.dtype.kind == "f", image.dtype
     if spec.kind == "none":
         return image.astype(np.float32)
     rng = np.random.Generator(_bit_generator(spec, seed, key))

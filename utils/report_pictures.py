@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.images import denoised_root, list_images, read_image, twin
+from utils.images import denoised_root, grey_levels, list_images, read_image, read_manifest, twin, visible
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.report_data import Run, Table
 from utils.report_plots import data_uri, psnr
@@ -19,12 +19,12 @@ THUMBNAIL = 112  # pixels, as shown
 
 
 def picture(image: np.ndarray | None, decibel: float | None = None, side: int = 2 * THUMBNAIL) -> str:
-    """A table cell with an image uint8 [H, W, C] and its PSNR; None leaves it empty."""
+    """A table cell with an image [H, W, C], as visible() shows it, and its PSNR; None leaves it empty."""
     if image is None:
         return cell("")
     pixel = ' class="pixel"' if max(image.shape[:2]) < THUMBNAIL else ""
     below = f'<span class="db">{decibel:.1f} dB</span>' if decibel is not None and math.isfinite(decibel) else ""
-    return cell(f'<img{pixel} alt="" src="{data_uri(image, side)}">{below}', raw=True)
+    return cell(f'<img{pixel} alt="" src="{data_uri(visible(image), side)}">{below}', raw=True)
 
 
 def noise_grid(table: Table) -> str:
@@ -33,11 +33,12 @@ def noise_grid(table: Table) -> str:
     root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
     denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
     try:
+        suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
         relatives = list_images(root / "val")
         chosen = np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1])
         columns = [
-            _views(root, f"val/{relatives[i]}", spec, int(data.get("noise_seed", 0)), channels, denoised)
-            for i in chosen
+            _views(root, name, spec, int(data.get("noise_seed", 0)), channels, twin(denoised, name, suffix))
+            for name in (f"val/{relatives[i]}" for i in chosen)
         ]
     except (ValueError, OSError) as error:
         return f'<p class="sub">No pictures of the data: {esc(str(error))}.</p>'
@@ -45,7 +46,11 @@ def noise_grid(table: Table) -> str:
     rows = []
     for i, name in enumerate(names):
         if any(column[i] is not None for column in columns):
-            figures = [psnr(c[i], c[0]) if i and c[i] is not None and spec.kind != "none" else None for c in columns]
+            known = [i and spec.kind != "none" and column[i] is not None for column in columns]
+            figures = [
+                psnr(grey_levels(column[i]), grey_levels(column[0])) if there else None
+                for column, there in zip(columns, known, strict=True)
+            ]
             row = [picture(column[i], figure) for column, figure in zip(columns, figures, strict=True)]
             rows.append([cell(name, "th", "side"), *row])
     note = "PSNR against the clean image under each. Only the clean ceiling is trained on clean images."
@@ -56,10 +61,10 @@ def noise_grid(table: Table) -> str:
 def _views(
     root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, denoised: Path
 ) -> list[np.ndarray | None]:
-    """[the file, with noise, denoised]: None for what there is not."""
-    source, path = read_image(root / relative, channels), twin(denoised, relative)
+    """[the file, with noise, denoised]: None for what there is not. denoised: the file of that."""
+    source = read_image(root / relative, channels, "native")
     noisy = None if spec.kind == "none" else keyed_noise(source, spec, seed, noise_key(relative))
-    return [source, noisy, read_image(path, channels) if path.is_file() else None]
+    return [source, noisy, read_image(denoised, channels, "native") if denoised.is_file() else None]
 
 
 def pca_section(table: Table) -> str:

@@ -128,6 +128,6 @@ def data_uri(image: np.ndarray, max_side: int = 224) -> str:
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 images in dB; infinite for equal ones."""
+    """Peak signal-to-noise ratio of images of values 0..255 in dB; infinite for equal ones."""
     error = np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

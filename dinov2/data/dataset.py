@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from dinov2.data.index import build_index, check_classes
 from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
-from utils.noise import NoiseSpec, keyed_noise, keyed_noise_float, noise_key
+from utils.noise import NoiseSpec, keyed_noise, noise_key
 
 VIEWS = ("noisy", "denoised", "clean", "mix")
 
@@ -44,10 +44,10 @@ class Mix:
 class ImageDataset(torch.utils.data.Dataset):
     """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
 
-    Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits. Images with a side above max_side pixels
-    are reduced (antialiased), after the noise. storage: where the noisy view comes from, "on_the_fly" or "disk" (the
-    tree noisy_root). ValueError names denoised (noisy) images that are missing, before anything is read, and, when
-    read, an image that cannot be decoded or whose views differ in size.
+    Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits; of as many channels as asked for, or an
+    error. Images with a side above max_side pixels are reduced (antialiased), after the noise. storage: where the noisy
+    view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError names denoised (noisy) images that are
+    missing, before anything is read, and, when read, an image that cannot be decoded or whose views differ in size.
     """
 
     def __init__(
@@ -109,17 +109,15 @@ class ImageDataset(torch.utils.data.Dataset):
                 image = read_image(twin(self.twins[kind], relative, self.suffixes[kind]), self.channels, "native")
             else:
                 source = read_image(self.root / relative, self.channels, "native") if source is None else source
-                image = self._add_noise(source, relative) if kind == "noisy" else source
+                image = source
+                if kind == "noisy":
+                    image = keyed_noise(source, self.noise, self.noise_seed, noise_key(relative))
             images.append(image)
         shapes = {image.shape[:2]: kind for image, kind in zip(images, kinds, strict=True)}
         if len(shapes) > 1:
             found = ", ".join(f"{kind} {h} x {w}" for (h, w), kind in shapes.items())
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
         return [_reduce(image, self.max_side) for image in images]
-
-    def _add_noise(self, image: np.ndarray, relative: str) -> np.ndarray:
-        add = keyed_noise if image.dtype == np.uint8 else keyed_noise_float
-        return add(image, self.noise, self.noise_seed, noise_key(relative))
 
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""
@@ -152,8 +150,6 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
     ValueError also where train and val have different classes, before anything starts.
     """
     data = cfg.data
-    if data.in_chans not in (1, 3):
-        raise ValueError(f"data.in_chans={data.in_chans}: image files are read with 3 (RGB) or 1 (grey) channels.")
     check_classes(data.root)
     return ImageDataset(
         data.root,

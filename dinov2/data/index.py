@@ -15,7 +15,7 @@ import numpy as np
 from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images
 from utils.progress import progress
 
-_VERSION = 1  # of the cache file's form
+_VERSION = 2  # of the cache file's form and of the extensions that count as images
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def make_eval_loader(
 class ResidentImages:
     """The decoded images of a set on a device: a canvas [N, C, H, W] for each kind of image that the views need.
 
-    For sets that fit: N * C * H * W bytes for each kind, H and W being the largest sides; twice that while loading.
+    For sets that fit: N * C * H * W bytes for each kind (four times that with files above 8 bits), H and W being the
+    largest sides; twice that while loading.
     """
 
     def __init__(self, dataset: ImageDataset, workers: int = 0, device: torch.device | str = "cpu"):
@@ -106,9 +107,11 @@ class ResidentImages:
         for number, view in enumerate(self.dataset.views):
             if view == "mix":
                 chosen = [self.dataset.choose(index, iteration)[number] == "denoised" for index in indices]
-                first, second = (self.canvases[kind].index_select(0, on_device) for kind in ("denoised", "noisy"))
+                pair = [self.canvases[kind].index_select(0, on_device) for kind in ("denoised", "noisy")]
+                if pair[0].dtype != pair[1].dtype:  # such as 16-bit files with a denoised copy in 8 bits
+                    pair = [canvas if canvas.is_floating_point() else canvas / 255 for canvas in pair]
                 chosen = torch.tensor(chosen).view(-1, 1, 1, 1).to(self.device, non_blocking=True)
-                canvases.append(torch.where(chosen, first, second))
+                canvases.append(torch.where(chosen, *pair))
             else:
                 canvases.append(self.canvases[view].index_select(0, on_device))
         labels = torch.from_numpy(self.dataset.labels[indices])

@@ -29,7 +29,16 @@ from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.loader import make_eval_loader
 from dinov2.eval import common, revisited
 from dinov2.eval.features import autocast, check_finite, cls_tokens, eval_view
-from utils.images import IMAGE_EXTENSIONS, atomic_path, denoised_root, list_images, read_image, twin, write_image
+from utils.images import (
+    IMAGE_EXTENSIONS,
+    atomic_path,
+    denoised_root,
+    list_images,
+    read_image,
+    twin,
+    visible,
+    write_image,
+)
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
 
@@ -57,7 +66,7 @@ class Landmarks:
 
     def read(self, index: int, kinds: tuple[str, ...]) -> list[np.ndarray]:
         """The noise comes first, on the whole image: a box moves no noise, as in denoised images from disk."""
-        image = read_image(self.root / self.files[index], self.channels)
+        image = read_image(self.root / self.files[index], self.channels, "native")
         return [cut_box(keyed_noise(image, self.noise, self.seed, noise_key(self.files[index])), self.boxes[index])]
 
 
@@ -211,7 +220,7 @@ def write_rankings(
 
 
 def _entry(folder: Path, name: str, stem: str, kind: str, images: Landmarks, index: int, title: str) -> dict:
-    picture = Image.fromarray(images.read(index, ("noisy",))[0].squeeze())
+    picture = Image.fromarray(visible(images.read(index, ("noisy",))[0]).squeeze())
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     relative = f"{name}/{stem}.png"
     write_image(twin(folder, relative), np.asarray(picture))

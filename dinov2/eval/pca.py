@@ -52,7 +52,10 @@ def spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
 
 @torch.inference_mode()
 def patch_views(backbone: nn.Module, cfg: DictConfig, batch: Batch, names: list[str]) -> tuple[np.ndarray, Tensor]:
-    """Cropped pictures uint8 [n, V, S, S, 3] and patch tokens [n, V, h, w, D] of a batch with V views."""
+    """Cropped pictures uint8 [n, V, S, S, 3] and patch tokens [n, V, h, w, D] of a batch with V views.
+
+    The pictures show the first three channels as red, green and blue, or the first as grey where there are fewer.
+    """
     transform = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
     mean, std = (torch.tensor(list(cfg.data[key])).view(-1, 1, 1) for key in ("mean", "std"))
     pictures, tokens = [], []
@@ -63,7 +66,7 @@ def patch_views(backbone: nn.Module, cfg: DictConfig, batch: Batch, names: list[
         check_finite(patches.flatten(1), names)
         tokens.append(patches.permute(0, 2, 3, 1))
         shown = ((images.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
-        pictures.append(shown.expand(-1, -1, -1, 3).numpy())
+        pictures.append(shown[..., : 3 if shown.shape[-1] >= 3 else 1].expand(-1, -1, -1, 3).numpy())
     return np.stack(pictures, axis=1), torch.stack(tokens, dim=1)
 
 

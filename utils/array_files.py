@@ -1,0 +1,94 @@
+"""Files that hold more than Pillow reads: .npy, and TIFFs of any number of channels, of 8 bits, 16 bits or float.
+
+Arrays come as [H, W, C], uint8 or float32 in [0, 1]. What is wrong with a file is a ValueError; utils.images names it.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+_CHANNEL_AXES = "CSEQI"  # tifffile's letters: channel, sample, wavelength, other, plain sequence of pages
+
+
+def open_npy(path: Path | str) -> np.ndarray:
+    """The array of a .npy file, mapped: only its header is read. ValueError where it is pickled, cut, or no .npy."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # checks the size, and cannot unpickle
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"it is no whole .npy file of numbers ({error})") from error
+    if os.path.getsize(path) != array.offset + array.nbytes:
+        raise ValueError("it is longer than its header says")
+    if array.ndim not in (2, 3) or not array.size:
+        raise ValueError(f"its shape is {array.shape}, not [H, W] or [H, W, C]")
+    return array
+
+
+def read_npy(path: Path | str) -> np.ndarray:
+    """The image of a .npy file of [H, W] or [H, W, C]: uint8, uint16, or floats in [0, 1]."""
+    array = open_npy(path)
+    return in_range(array if array.ndim == 3 else array[:, :, None])
+
+
+def read_tiff(path: Path | str, channels: int, bands: int = 0) -> np.ndarray | None:
+    """The first image of a TIFF: planes or pixels of channels, as its own axes say.
+
+    channels: as asked for; to 1 or 3 the alpha of RGBA is dropped. bands: channels that Pillow finds, 0 where it cannot
+    read the file; None is returned where Pillow reads all that there is, as it knows more compressions.
+    """
+    import tifffile  # here, as it loads slowly
+
+    strict, logger = _Strict(logging.ERROR), logging.getLogger("tifffile")
+    logger.addHandler(strict)
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            sides = zip(series.axes, series.shape, strict=True)
+            axes, shape = zip(*[(axis, side) for axis, side in sides if axis in "YX" or side > 1], strict=True)
+            axes = "".join(axes)
+            if bands and (axes == "YX" or (axes == "YXS" and series.dtype == np.uint8 and shape[2] == bands)):
+                return None
+            colours = series.keyframe.photometric.name
+            readable = _are_planes(axes) and colours in ("MINISBLACK", "RGB")
+            array = series.asarray().reshape(shape) if readable else None
+    except Exception as error:  # tifffile fails in many ways on a damaged file
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    finally:
+        logger.removeHandler(strict)
+    if array is None:
+        raise ValueError(f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS; split it")
+    array = array[:, :, None] if axes == "YX" else np.moveaxis(array, axes.index(axes.strip("YX")), -1)
+    with_alpha = colours == "RGB" and array.shape[2] == 4
+    return in_range(array[:, :, :3] if with_alpha and channels in (1, 3) else array)
+
+
+class _Strict(logging.Handler):
+    """Makes errors of those that tifffile only logs, such as pages that a cut file lacks: they are channels here."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "TiffTag" not in (message := record.getMessage()):  # a single broken tag, of a microscope's say, is harmless
+            raise ValueError(message)
+
+
+def _are_planes(axes: str) -> bool:
+    """Whether axes are those of one image: height, width and at most one of channels; depth and time are none."""
+    other = axes.replace("YX", "", 1)
+    return "YX" in axes and (not other or (len(other) == 1 and other in _CHANNEL_AXES))
+
+
+def in_range(array: np.ndarray) -> np.ndarray:
+    """An array of a file as an image in memory of its own: uint8 as it is, else float32 in [0, 1].
+
+    ValueError for floats outside [0, 1] or NaN, and for values that are neither uint8, uint16 nor float.
+    """
+    if array.dtype == np.uint8:
+        return np.array(array, order="C")
+    if array.dtype.kind != "f" and (array.dtype.kind, array.dtype.itemsize) != ("u", 2):
+        raise ValueError(f"its values are {array.dtype}; save uint8, uint16, or floats in [0, 1]")
+    image = np.array(array, np.float32, order="C")
+    if array.dtype.kind != "f":
+        image /= 65535
+    if not (image.min() >= 0 and image.max() <= 1):  # also refuses NaN
+        raise ValueError("its values lie outside [0, 1] (float) or 0..65535 (integer)")
+    return image
