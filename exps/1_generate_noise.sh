@@ -8,5 +8,6 @@ for noise in $noises; do
     [ "$noise" != none ] || continue
     target=$(noisy_tree "$noise")
     once "$output/.done/noise-$noise" "$(tree_state "$data")" \
-        "$PYTHON" utils/generate_noise.py --source "$data" --noise "$noise" --output-root "$(dirname "$target")"
+        "$PYTHON" utils/generate_noise.py --source "$data" --noise "$noise" --output-root "$(dirname "$target")" \
+        ${channels:+--channels "$channels" --format npy}
 done

@@ -13,5 +13,6 @@ case $scale_name in
 esac
 for noise in $noises; do
     once "$output/.done/denoiser-$noise" "$(tree_state "$data")" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" \
-        --noise "$noise" --output "$output/$noise/denoiser" "$@" ${steps:+--steps "$steps"}
+        --noise "$noise" --output "$output/$noise/denoiser" "$@" ${steps:+--steps "$steps"} \
+        ${channels:+--channels "$channels"}
 done

@@ -6,5 +6,6 @@
 for noise in $noises; do
     model=$output/$noise/denoiser/unet.pth
     once "$output/.done/denoise-$noise" "$(tree_state "$data"; sums "$model")" "$PYTHON" -m Neighbor2Neighbor.denoise \
-        --model "$model" --data "$data" --noise "$noise" --output "$(denoised_tree "$noise")"
+        --model "$model" --data "$data" --noise "$noise" --output "$(denoised_tree "$noise")" \
+        ${channels:+--format npy}
 done

@@ -5,6 +5,8 @@
 #                             none: the images are noisy by nature                         [gauss255]
 #   --scale NAME              quickstart, imagenette, imagenet100, imagenet1k, or a YAML    [quickstart]
 #   --data DIR                folder with {train,val}/<class>/<image>                       [the scale's]
+#   --channels N              of the images [3]; with it, copies are .npy, not rounded to 8 bits; N other than 3 needs
+#                             data.mean=[...] and data.std=[...], N numbers each
 #   --output DIR              runs, results and report                                      [runs/<scale> or runs/<name of DIR>]
 #   --method NAME             dinov2, n2n, nc, nct, clean; may be repeated                  [all]
 #   --eval NAME               linear, knn, log_regression, pca, robustness; may be repeated [linear knn pca]
@@ -147,11 +149,12 @@ with_ceiling() {
 script=$0
 # A script that is one experiment sets default_... before it sources this.
 noises='' methods='' evals='' overrides='' eval_overrides='' scale=${default_scale:-quickstart} data='' output=''
-checkpoints=${default_checkpoints:-last} gpus=${default_gpus:-1} partition='' time='' steps='' per_class='' dry=''
+checkpoints=${default_checkpoints:-last} gpus=${default_gpus:-1} partition='' time='' steps='' per_class='' channels=''
+dry=''
 while [ $# -gt 0 ]; do
     case $1 in
         --noise | --scale | --data | --output | --method | --eval | --checkpoints | --gpus | --partition | --time | \
-            --steps | --per-class)
+            --steps | --per-class | --channels)
             [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; } ;;
     esac
     case $1 in
@@ -167,6 +170,7 @@ while [ $# -gt 0 ]; do
         --time) time=$2 && shift ;;
         --steps) steps=$2 && shift ;;
         --per-class) per_class=$2 && shift ;;
+        --channels) channels=$2 && shift ;;
         --dry-run) dry=yes ;;
         -h | --help) usage 0 ;;
         -*) echo "error: unknown option $1; see sh $script --help" >&2 && exit 2 ;;
@@ -182,13 +186,22 @@ case $scale in
     *) scale_file=dinov2/configs/$scale.yaml ;;
 esac
 [ -f "$scale_file" ] || { echo "error: no scale $scale: there is no $scale_file" >&2; exit 2; }
-for number in "$gpus" "${steps:-1}" "${per_class:-1}"; do
+for number in "$gpus" "${steps:-1}" "${per_class:-1}" "${channels:-1}"; do
     case $number in
         '' | *[!0-9]* | 0)
-            echo "error: --gpus, --steps and --per-class take a whole number of at least 1, not $number" >&2
+            echo "error: --gpus, --steps, --per-class and --channels take a whole number of at least 1, not $number" >&2
             exit 2 ;;
     esac
 done
+if [ -n "$channels" ]; then
+    case "$channels $overrides" in
+        3\ * | *data.mean=*data.std=* | *data.std=*data.mean=*) ;;
+        *)
+            echo "error: --channels $channels needs data.mean=[...] and data.std=[...], $channels numbers each" >&2
+            exit 2 ;;
+    esac
+    overrides="${overrides}data.in_chans=$channels "
+fi
 scale_name=$(basename "$scale_file" | sed 's/\.ya\{0,1\}ml$//')
 if [ -z "$output" ]; then
     output=runs/${data:+$(basename "$data")}

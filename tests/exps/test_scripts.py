@@ -97,6 +97,23 @@ def test_natural_noise_adds_none_and_has_no_ceiling():
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_images_of_other_channels(shell):
+    """--channels reaches the denoiser, the copies and the runs; 3 is for deep colour images and needs no mean."""
+    numbers = ["data.mean=[0.1,0.1,0.1,0.1,0.1]", "data.std=[0.2,0.2,0.2,0.2,0.2]"]
+    for options in (["--channels", "5", *numbers], [*numbers[::-1], "--channels", "5"], ["--channels", "3"]):
+        listed = commands(shell, "exps/quickstart.sh", "--data", "cells", *options)
+        channels = options[options.index("--channels") + 1]
+        for command in listed:
+            if command[1:2] == ["dinov2.train"]:
+                assert value(command, "data.in_chans") == channels
+                assert channels == "3" or value(command, "data.mean") == "[0.1,0.1,0.1,0.1,0.1]"
+            if "generate_noise" in command[0] or command[1:2] == ["Neighbor2Neighbor.train"]:
+                assert value(command, "channels") == channels
+            if "generate_noise" in command[0] or command[1:2] == ["Neighbor2Neighbor.denoise"]:
+                assert value(command, "format") == "npy"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_published_commands_cover_the_paper(shell):
     listed = commands(shell, "exps/linear_probe.sh")
     trained = [command[2:4] + [value(command, "noise")] for command in listed if command[1] == "dinov2.train"]
@@ -159,6 +176,9 @@ def test_imagenet1k_jobs_wait_for_what_they_need():
         (["--data"], "--data needs a value"),
         (["--steps", "many"], "not many"),
         (["--gpus", "0"], "not 0"),
+        (["--channels", "five"], "not five"),
+        (["--channels", "5"], "--channels 5 needs data.mean=[...] and data.std=[...], 5 numbers each"),
+        (["--channels", "1", "data.mean=[0.5]"], "data.std"),
     ],
 )
 def test_wrong_options_are_refused(arguments, message):
