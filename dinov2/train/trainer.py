@@ -205,7 +205,8 @@ class Trainer:
         state = checkpoint.load(found, self.state())
         self.model.load_checkpoint_state(state["model"])
         load_optimizer_state(self.model.student, self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict({k: v.item() for k, v in state["scaler"].items()})
+        own = self.scaler.state_dict()  # empty without fp16; some of its values are integers, and must be so again
+        self.scaler.load_state_dict({k: type(v)(state["scaler"][k].item()) for k, v in own.items()})
         if distributed.is_main():
             print(f"resumes from {found.path} (iteration {found.iteration})", flush=True)
         return found.iteration

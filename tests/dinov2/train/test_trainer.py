@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,29 @@ def test_bf16_stays_in_its_band_for_a_hundred_steps(tree, tmp_path):
     assert len(losses[0]) == len(losses[1]) == 100 and losses[0] != losses[1]
     deviations = [abs(half - whole) / abs(whole) for whole, half in zip(*losses, strict=True)]
     assert max(deviations) < 0.02, max(deviations)
+
+
+def losses_of(tree: Path, run: Path, *more: str) -> list[float]:
+    main(settings(tree, run, "model.drop_path=0.0", "dino.koleo_weight=0.0", "train.epochs=2", *more))
+    return [row["total_loss"] for row in read_json_lines(run / "metrics.jsonl")]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_compute_the_same(tree, tmp_path):
+    plain, compiled = (losses_of(tree, tmp_path / value, f"train.compile={value}") for value in ("false", "true"))
+    assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+def test_fp16_scales_its_loss_and_resumes_with_the_scale(tree, tmp_path):
+    """Only the first loss is compared with float32: the scaler begins with steps that overflow and are skipped."""
+    whole, half = (losses_of(tree, tmp_path / name, f"train.precision={name}") for name in ("fp32", "fp16"))
+    assert half[0] == pytest.approx(whole[0], rel=2e-3) and half[0] != whole[0]
+    assert all(0 < loss < 2 * whole[0] for loss in half)
+    more = ("model.drop_path=0.0", "dino.koleo_weight=0.0", "train.epochs=2", "train.precision=fp16")
+    for stop in (1, 2):
+        stage = f"curriculum.stages=[{{view: noisy, epochs: 2, stop: {stop}, dir: {tmp_path / 'resumed'}}}]"
+        main(settings(tree, tmp_path / "resumed", *more, stage))
+    assert_same(tmp_path / "fp16", tmp_path / "resumed")
 
 
 def test_killed_at_random_moments_ends_bit_identical(whole_run, tree, tmp_path):
