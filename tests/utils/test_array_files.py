@@ -115,6 +115,20 @@ def test_bad_npy_files_are_named(tmp_path):
             image_size(tmp_path / f"{name}.npy")
 
 
+def test_damaged_npy_headers_raise_nothing_else(tmp_path):
+    np.save(tmp_path / "x.npy", DEEP)
+    whole, refused = (tmp_path / "x.npy").read_bytes(), 0
+    for place in range(128):
+        for byte in b"(9'\xff\0":
+            (tmp_path / "x.npy").write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+            for read in (lambda path: read_image(path, 5), image_size):
+                try:
+                    read(tmp_path / "x.npy")
+                except ImageError:
+                    refused += 1
+    assert refused > 300
+
+
 @pytest.mark.parametrize("layout", [{}, {"compression": "zlib"}, {"metadata": None}, PIXELS])
 def test_bad_tiffs_are_named(tmp_path, layout, capfd):
     """A file cut anywhere never passes for one of fewer channels."""
