@@ -5,7 +5,6 @@ same relative paths: noisy_DIR-<noise>/ and noisy_DIR-<noise>-denoised/. A tool 
 manifest.json into it, last of all: a tree without one is not finished.
 """
 
-import errno
 import io
 import json
 import os
@@ -374,8 +373,3 @@ def read_manifest(root: Path | str, name: str = MANIFEST) -> dict | None:
     if not isinstance(fields, dict):
         raise ValueError(f"{path} is no manifest of a finished tree; remove it to make the tree anew")
     return fields
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether the error says that the disk or the quota is exhausted, so that going on makes no sense."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
