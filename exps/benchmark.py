@@ -35,7 +35,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from dinov2.config import load_config
 from exps import benchmark_cases as cases
 from utils import cli
@@ -100,7 +101,7 @@ class Process:
     def __init__(self, measurement: Measurement, device: str):
         self.measurement = measurement
         self.connection, theirs = multiprocessing.Pipe()
-        # Its server has imported this file, and starts a process in no time; it has no threads and has not met the GPU.
+        # Its server has imported all that is needed, and starts a process in no time; it has not met the GPU.
         context = multiprocessing.get_context("forkserver")
         arguments = (theirs, measurement.factory, device, measurement.threads)
         # Not a daemon: loaders have workers of their own.
@@ -303,6 +304,8 @@ def main(argv: list[str] | None = None) -> None:
             *([f"model.arch={args.arch}"] if args.arch else []), *settings,
         ]  # fmt: skip
         os.environ["TMPDIR"] = folder  # of the cases' processes: gone with the folder
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        multiprocessing.set_forkserver_preload([cases.__name__])
         job = cases.Job(OmegaConf.to_yaml(load_config(settings)), args.device, f"{folder}/photographs")
         cases.write_photographs(Path(job.photographs), max(4 * batch, 17) + 1)
         measurements, rates = measure(args, job)
