@@ -35,8 +35,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dinov2.config import load_config
 from exps import benchmark_cases as cases
 from utils import cli
@@ -44,6 +43,7 @@ from utils.images import atomic_path
 from utils.noise import ALL_NOISES
 from utils.progress import Progress
 
+ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("step", "data", "both", "denoiser", "probe", "checkpoint")
 
 

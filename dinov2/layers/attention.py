@@ -98,8 +98,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # [T, D] → [T, D]
+    def forward(self, x: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
+        """x: [T, D] → [T, D], or [R, D] of the tokens `rows` [R] alone."""
         qkv = self.qkv(x)  # [T, 3 * D]
         qkv = qkv.view(qkv.shape[0], 3, self.heads, -1)  # [T, 3, H, d]
         varlen = qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and len(packing.groups) > 1
-        return self.proj(attend_varlen(qkv, packing) if varlen else attend_per_size(qkv, packing))
+        out = attend_varlen(qkv, packing) if varlen else attend_per_size(qkv, packing)  # [T, D]
+        return self.proj(out if rows is None else out.index_select(0, rows))

@@ -94,18 +94,21 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
         self.drop_path = drop_path
 
-    def attention_residual(self, x: Tensor, packing: Packing) -> Tensor:
-        return self.ls1(self.attn(self.norm1(x), packing))
+    def attention_residual(self, x: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
+        return self.ls1(self.attn(self.norm1(x), packing, rows))
 
     def ffn_residual(self, x: Tensor, packing: Packing) -> Tensor:
         return self.ls2(self.mlp(self.norm2(x)))
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:  # [T, D] → [T, D]
+    def forward(self, x: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
+        """x: [T, D] → [T, D], or [R, D] of the tokens `rows` [R] alone: the others end as keys and values."""
+        if not self.training or self.drop_path == 0:
+            kept = x if rows is None else x.index_select(0, rows)
+            kept = kept + self.attention_residual(x, packing, rows)
+            return kept + self.ffn_residual(kept, packing)
         for residual in (self.attention_residual, self.ffn_residual):
-            if not self.training or self.drop_path == 0:
-                x = x + residual(x, packing)
-            elif self.drop_path > SUBSET_ABOVE:
+            if self.drop_path > SUBSET_ABOVE:
                 x = add_subset_residual(x, packing, self.drop_path, residual)
             else:
                 x = x + drop_sequences(residual(x, packing), packing, self.drop_path)
-        return x
+        return x if rows is None else x.index_select(0, rows)

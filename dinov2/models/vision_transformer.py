@@ -117,10 +117,10 @@ class VisionTransformer(nn.Module):
             tokens = torch.cat((tokens[:, :1], registers, tokens[:, 1:]), dim=1)
         return tokens
 
-    def run_block(self, block: Block, tokens: Tensor, packing: Packing) -> Tensor:
+    def run_block(self, block: Block, tokens: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
         if self.activation_checkpointing and self.training:
-            return checkpoint(block, tokens, packing, use_reentrant=False)
-        return block(tokens, packing)
+            return checkpoint(block, tokens, packing, rows, use_reentrant=False)
+        return block(tokens, packing, rows)
 
     def split(self, tokens: Tensor) -> dict[str, Tensor]:
         """Normalised tokens by kind; tokens: [B, 1 + R + N, D] before the last norm."""
@@ -133,23 +133,51 @@ class VisionTransformer(nn.Module):
             "x_prenorm": tokens,
         }
 
-    def forward(self, x: Tensor | list[Tensor], masks: Tensor | list[Tensor | None] | None = None):
-        """x: [B, C, H, W], masks: [B, N] bool or None → dict; lists of both → list of dicts, computed in one pass."""
-        crops = x if isinstance(x, list) else [x]
-        crop_masks = masks if isinstance(x, list) else [masks]
-        if crop_masks is None:
-            crop_masks = [None] * len(crops)
-        embedded = [self.embed(crop, mask) for crop, mask in zip(crops, crop_masks, strict=True)]
+    def forward(
+        self,
+        x: Tensor | list[Tensor],
+        masks: Tensor | list[Tensor | None] | None = None,
+        read: Tensor | list[Tensor] | None = None,
+    ):
+        """x: [B, C, H, W], masks: [B, N] bool or None → dict; lists of both → list of dicts, computed in one pass.
+
+        read: positions [M] in [B * N], in a list: of each of its tensors. Of the patch tokens only these go through the
+        end of the last block: {"x_norm_clstoken": [B, D], "x_norm_patchtokens": [M, D]}, the values they have anyway.
+        """
+        single = not isinstance(x, list)
+        crops, masks = ([x], [masks]) if single else (x, masks or [None] * len(x))
+        embedded = [self.embed(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
         packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
+        rows = None if read is None else self.read_rows(packing, [read] if single else read)
         flat = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # [T, D]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             flat = self.run_block(block, flat, packing)
-        parts = flat.split(packing.sizes)
-        outputs = [
-            self.split(part.view(sequences, tokens, -1)) | {"masks": mask}
-            for part, (sequences, tokens), mask in zip(parts, packing.groups, crop_masks, strict=True)
-        ]
-        return outputs if isinstance(x, list) else outputs[0]
+        flat = self.run_block(self.blocks[-1], flat, packing, rows)  # [T, D] or, with rows, [R, D]
+        if read is None:
+            parts = zip(flat.split(packing.sizes), packing.groups, masks, strict=True)
+            outputs = [self.split(part.view(*group, -1)) | {"masks": mask} for part, group, mask in parts]
+        else:
+            outputs = self.split_read(flat, packing, [read] if single else read)
+        return outputs[0] if single else outputs
+
+    def read_rows(self, packing: Packing, read: list[Tensor]) -> Tensor:
+        """Rows in [T, D] of the CLS tokens and then of the patch tokens `read`, group by group."""
+        rows, start, first = [], 0, 1 + self.registers
+        for (sequences, tokens), chosen in zip(packing.groups, read, strict=True):
+            patches = tokens - first
+            rows.append(start + torch.arange(sequences, device=chosen.device) * tokens)
+            rows.append(start + chosen // patches * tokens + first + chosen % patches)
+            start += sequences * tokens
+        return torch.cat(rows)
+
+    def split_read(self, tokens: Tensor, packing: Packing, read: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Normalised tokens of each crop tensor, of tokens in the order of `read_rows`.  # [R, D]"""
+        sizes = []
+        for (sequences, _), chosen in zip(packing.groups, read, strict=True):
+            sizes += [sequences, len(chosen)]
+        parts = self.norm(tokens).split(sizes)
+        names = ("x_norm_clstoken", "x_norm_patchtokens")
+        return [dict(zip(names, pair, strict=True)) for pair in zip(parts[::2], parts[1::2], strict=True)]
 
     def get_intermediate_layers(
         self,

@@ -127,10 +127,9 @@ class SSLModel(nn.Module):
     @torch.no_grad()
     def target_logits(self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked: Tensor):
         """Logits of the CLS tokens, crops swapped (two of [B, K]), and of the patches masked for the student [M, K]."""
-        out = backbone(crops)
+        out = backbone(crops, read=masked)
         first, second = out["x_norm_clstoken"].chunk(GLOBAL_CROPS)
-        patches = out["x_norm_patchtokens"].flatten(0, 1)[masked]
-        return tokens_through_heads(heads, second, first, patches=patches)
+        return tokens_through_heads(heads, second, first, patches=out["x_norm_patchtokens"])
 
     @torch.no_grad()
     def logits_to_targets(
@@ -146,13 +145,13 @@ class SSLModel(nn.Module):
 
     def student_outputs(self, batch: Batch) -> StudentOutputs:
         images = len(batch.global_crops) // GLOBAL_CROPS
-        crops, masks = [batch.global_crops], [batch.masks]
+        crops, masks, read = [batch.global_crops], [batch.masks], [batch.masked]
         if len(batch.local_crops):
-            crops, masks = [*crops, batch.local_crops], [*masks, None]
-        outputs = self.student["backbone"](crops, masks)
+            crops, masks, read = [*crops, batch.local_crops], [*masks, None], [*read, batch.masked[:0]]
+        outputs = self.student["backbone"](crops, masks, read)
         large, cls = outputs[0], outputs[0]["x_norm_clstoken"]
         local_cls = outputs[1]["x_norm_clstoken"] if len(outputs) > 1 else cls[:0]
-        patches = large["x_norm_patchtokens"].flatten(0, 1)[batch.masked]
+        patches = large["x_norm_patchtokens"]
         local, large_cls, masked = tokens_through_heads(self.student, local_cls, cls, patches=patches)
         return StudentOutputs(
             local_cls=local.view(len(local) // images, images, local.shape[1]),
