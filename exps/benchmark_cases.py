@@ -287,7 +287,14 @@ def checkpoint(job: Job, action: str) -> Case:
 
 
 def matrix_product(job: Job, precision: str) -> Case:
-    """The rate that counts as 100 % of utilisation: a large square product."""
-    side = 2048 if job.device == "cpu" else 8192
+    """The rate that counts as 100 % of utilisation: a large square product, over and over."""
+    side, times = (2048, 20) if job.device == "cpu" else (8192, 50)
     a, b = (torch.randn(side, side, device=job.device, dtype=PRECISIONS[precision]) for _ in range(2))
-    return Case(lambda: {"flops": 2.0 * side**3} if (a @ b) is not None else None, 0)
+    out = torch.empty_like(a)
+
+    def step() -> dict:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+        return {"flops": times * 2.0 * side**3}
+
+    return Case(step, 0)
