@@ -23,7 +23,7 @@ from dinov2.data.dataset import dataset_from_config
 from dinov2.data.eval_transforms import RandomCrop
 from dinov2.data.loader import make_loader
 from dinov2.data.masking import sample_masks
-from dinov2.eval.features import block_tokens
+from dinov2.eval.features import LAST_BLOCKS, autocast, block_tokens
 from dinov2.eval.probes import Probes
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.train.anchor import AnchoredSSLModel
@@ -238,24 +238,22 @@ def denoiser_training(job: Job, precision: str) -> Case:
 
 
 # --- linear probe ---------------------------------------------------------------------------------------------------
-@torch.no_grad()
 def probe(job: Job, protocol: str) -> Case:
     """An iteration of the probe's classifiers; protocol exact: with the random crops and their features before it."""
     cfg, device = job.cfg, job.device
     number = cfg.eval.batch_size
     backbone = build_backbone(cfg, drop_path=False).to(device).eval()
     rates = list(cfg.eval.linear.learning_rates)
-    classifiers = Probes(min(4, len(backbone.blocks)), backbone.embed_dim, PROBE_CLASSES, rates, 0, device)
+    classifiers = Probes(min(LAST_BLOCKS, len(backbone.blocks)), backbone.embed_dim, PROBE_CLASSES, rates, 0, device)
     photo = torch.from_numpy(read_image(job.files()[0])).permute(2, 0, 1)
     canvas, sizes = photo.expand(number, -1, -1, -1).to(device), torch.tensor([PHOTO] * number)
     transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(number, device=device) % PROBE_CLASSES
-    dtype = PRECISIONS[cfg.train.precision] if torch.device(device).type == "cuda" else None
 
     @torch.inference_mode()
     def features():
-        with torch.autocast("cuda", dtype) if dtype else nullcontext():
+        with autocast(cfg):
             return block_tokens(backbone, transform(canvas, sizes, generator))
 
     fixed = features().clone()

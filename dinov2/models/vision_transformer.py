@@ -146,9 +146,10 @@ class VisionTransformer(nn.Module):
         """
         single = not isinstance(x, list)
         crops, masks = ([x], [masks]) if single else (x, masks or [None] * len(x))
+        read = [read] if single and read is not None else read
         embedded = [self.embed(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
         packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
-        rows = None if read is None else self.read_rows(packing, [read] if single else read)
+        rows = None if read is None else self.read_rows(packing, read)
         flat = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # [T, D]
         for block in self.blocks[:-1]:
             flat = self.run_block(block, flat, packing)
@@ -157,7 +158,7 @@ class VisionTransformer(nn.Module):
             parts = zip(flat.split(packing.sizes), packing.groups, masks, strict=True)
             outputs = [self.split(part.view(*group, -1)) | {"masks": mask} for part, group, mask in parts]
         else:
-            outputs = self.split_read(flat, packing, [read] if single else read)
+            outputs = self.split_read(flat, packing, read)
         return outputs[0] if single else outputs
 
     def read_rows(self, packing: Packing, read: list[Tensor]) -> Tensor:

@@ -73,16 +73,9 @@ def live_knn(stage: Stage, backbone: nn.Module) -> float:
     return next(iter(knn.evaluate(backbone, cfg)))[1]
 
 
-def run_stage(stage: Stage) -> None:
-    if stage.finished:
-        if distributed.is_main():
-            print(f"{stage.run}: finished (epoch {stage.stop_epoch}), skipped", flush=True)
-        return
-    check_resumable(stage)
-    if distributed.is_main():
-        save_run_config(stage.cfg, stage.run)
-        print(f"{stage.run}: {stage.view} images to epoch {stage.stop_epoch} of {stage.cfg.train.epochs}", flush=True)
-    trainer = Trainer(
+def build_trainer(stage: Stage) -> Trainer:
+    """The stage's trainer, as it stands before its next step: fresh, or at its last checkpoint."""
+    return Trainer(
         stage.cfg,
         curriculum.build_model(stage),
         curriculum.dataset(stage),
@@ -92,7 +85,18 @@ def run_stage(stage: Stage) -> None:
         start_fresh=lambda model, optimizer: start_fresh(stage, model, optimizer),
         live_knn=lambda backbone, epoch: live_knn(stage, backbone),
     )
-    trainer.fit()
+
+
+def run_stage(stage: Stage) -> None:
+    if stage.finished:
+        if distributed.is_main():
+            print(f"{stage.run}: finished (epoch {stage.stop_epoch}), skipped", flush=True)
+        return
+    check_resumable(stage)
+    if distributed.is_main():
+        save_run_config(stage.cfg, stage.run)
+        print(f"{stage.run}: {stage.view} images to epoch {stage.stop_epoch} of {stage.cfg.train.epochs}", flush=True)
+    build_trainer(stage).fit()
 
 
 def main(arguments: list[str]) -> None:

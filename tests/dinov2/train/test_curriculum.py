@@ -14,7 +14,7 @@ from dinov2.config import load_config, load_run_config, save_run_config
 from dinov2.data.dataset import Mix
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.train import curriculum
-from dinov2.train.__main__ import main
+from dinov2.train.__main__ import build_trainer, main
 from dinov2.train.optim import optimizer_state
 from dinov2.train.trainer import BatchMaker, Trainer
 from tests.dinov2.train.tiny import make_tree, settings
@@ -147,19 +147,6 @@ def test_published_plan_of_imagenet1k():
 # -- what a stage starts from -----------------------------------------------------------------------------------------
 
 
-def fresh(stage: curriculum.Stage) -> Trainer:
-    """The stage's trainer, as it stands before its first step."""
-    return Trainer(
-        stage.cfg,
-        curriculum.build_model(stage),
-        curriculum.dataset(stage),
-        stage.stop_epoch,
-        stage.keep,
-        prepare=lambda model: curriculum.load_anchor(stage, model),
-        start_fresh=lambda model, optimizer: curriculum.initialise(stage, model, optimizer),
-    )
-
-
 def held(run: Path, epoch: int, like: Trainer) -> dict:
     """State of a run's checkpoint, read into a trainer of the same shape."""
     state = {"model": like.model.checkpoint_state(), "optimizer": optimizer_state(like.model.student, like.optimizer)}
@@ -169,8 +156,8 @@ def held(run: Path, epoch: int, like: Trainer) -> dict:
 def test_restart_carries_student_teacher_and_centres_alone(nc_run, tree, tmp_path):
     denoised = nc_run / "denoised"
     stage = curriculum.plan(config(tree, tmp_path / "new", "nc", f"curriculum.denoised_dir={denoised}"))[1]
-    trainer = fresh(stage)
-    source = held(denoised, 2, fresh(curriculum.plan(config(tree, tmp_path / "other", "dinov2"))[0]))
+    trainer = build_trainer(stage)
+    source = held(denoised, 2, build_trainer(curriculum.plan(config(tree, tmp_path / "other", "dinov2"))[0]))
     state = trainer.model.checkpoint_state()
     assert_equal(state, source["model"])
     assert_equal(
@@ -197,9 +184,9 @@ def test_continuation_carries_the_optimiser_too(nc_run, tree, tmp_path, capsys):
     shutil.copytree(nc_run / "denoised", run / "denoised")
     stages = two_stages(run, "continue", **{"optim.layerwise_decay": 0.5})
     stage = curriculum.plan(config(tree, run, "dinov2", stages))[1]
-    trainer = fresh(stage)
+    trainer = build_trainer(stage)
     assert "student, teacher, centres and optimiser" in capsys.readouterr().out
-    source = held(run / "denoised", 2, fresh(curriculum.plan(config(tree, tmp_path / "other", "dinov2"))[0]))
+    source = held(run / "denoised", 2, build_trainer(curriculum.plan(config(tree, tmp_path / "other", "dinov2"))[0]))
     assert_equal(trainer.model.checkpoint_state(), source["model"])
     own = optimizer_state(trainer.model.student, trainer.optimizer)
     moments = {name: value for name, value in source["optimizer"].items() if name.startswith("state.")}
@@ -295,10 +282,10 @@ def test_anchor_is_the_teacher_of_another_run_and_epoch(n2n_run, nc_run, tree, t
     run = tmp_path / "nct"
     more = [f"curriculum.denoised_dir={nc_run / 'denoised'}", f"anchor.run={n2n_run}", "anchor.epoch=4"]
     stage = curriculum.plan(config(tree, run, "nct", *more))[1]
-    trainer = fresh(stage)
+    trainer = build_trainer(stage)
     assert f"anchored to the teacher of {checkpoint.at_epoch(n2n_run, 4).path} (epoch 4)" in capsys.readouterr().out
     assert_equal(trainer.model.anchor.state_dict(), teacher_at(n2n_run, 4))
-    other = fresh(curriculum.plan(config(tree, tmp_path / "other", "dinov2"))[0])
+    other = build_trainer(curriculum.plan(config(tree, tmp_path / "other", "dinov2"))[0])
     source = held(n2n_run, 4, other)["model"]
     centres = {
         name: trainer.model.state_dict()[f"anchor_{name}"].clone()
@@ -309,7 +296,7 @@ def test_anchor_is_the_teacher_of_another_run_and_epoch(n2n_run, nc_run, tree, t
     assert_equal(teacher, teacher_at(nc_run / "denoised", 2))
     # Trained, its centres have moved on, and a resumed run has those of its own checkpoint.
     train(tree, run, "nct", *more)
-    resumed = fresh(stage)
+    resumed = build_trainer(stage)
     assert resumed.iteration == 6
     assert_equal(resumed.model.anchor.state_dict(), teacher_at(n2n_run, 4))
     assert not torch.equal(resumed.model.anchor_dino_center.center, centres["dino_center.center"])

@@ -16,7 +16,7 @@ import torch
 from dinov2 import checkpoint
 from dinov2.config import load_config
 from dinov2.train import curriculum
-from dinov2.train.__main__ import main, run_stage
+from dinov2.train.__main__ import build_trainer, main, run_stage
 from dinov2.train.trainer import Terminated, Trainer
 from tests.conftest import ROOT
 from tests.dinov2.train.test_ranks import run_ranks
@@ -49,8 +49,7 @@ def whole_run(tree, tmp_path_factory) -> Path:
 
 
 def trainer(tree: Path, run: Path, *more: str) -> Trainer:
-    stage = curriculum.plan(load_config(settings(tree, run, *more)))[0]
-    return Trainer(stage.cfg, curriculum.build_model(stage), curriculum.dataset(stage), stage.stop_epoch, stage.keep)
+    return build_trainer(curriculum.plan(load_config(settings(tree, run, *more)))[0])
 
 
 def test_a_run_leaves_what_it_promises(whole_run):
