@@ -168,6 +168,13 @@ def test_imagenet1k_jobs_wait_for_what_they_need():
     assert len(commands("sh", "exps/imagenet1k/submit.sh")) == 20
 
 
+def test_imagenet1k_jobs_for_other_channels():
+    deep = commands("sh", "exps/imagenet1k/submit.sh", "--channels", "3", "gauss100")
+    jobs = {value(command, "name"): command[command.index("--") + 1 :] for command in deep}
+    assert value(jobs["denoiser-gauss100"], "channels") == "3" and value(jobs["denoise-gauss100"], "format") == "npy"
+    assert value(jobs["nct-gauss100"], "data.in_chans") == "3"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
