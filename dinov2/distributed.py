@@ -74,8 +74,3 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean over ranks, in place."""
     return all_reduce_sum(tensor).div_(world_size())
-
-
-def any_rank(flag: bool) -> bool:
-    """True on all ranks when true on one."""
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device())).item())
