@@ -9,8 +9,9 @@ M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # parameters of glibc's mallopt
 def keep_freed_memory() -> None:
     """Lets the process keep the memory that it frees for its next allocations. Linux with glibc; elsewhere nothing.
 
-    Left to itself, glibc maps each block above 32 MiB anew and hands it back when freed. A training step on a CPU frees
-    gigabytes of them, and to fault them in again takes a third of its time (docs/performance.md).
+    Left to itself, glibc maps each large block anew and hands it back when freed. A training step on a CPU frees
+    gigabytes of them, and to fault them in again takes a third of its time (docs/performance.md); of an augmentation's,
+    half.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dinov2.data import colour
 from dinov2.data.resample import ATTEMPTS, cut, random_boxes
+from utils.memory import keep_freed_memory
 
 CPU_IMAGES = 8  # a CPU takes the batch in parts that stay in its cache: twice as fast as 64 images at once
 
@@ -60,10 +61,8 @@ class Augment:
             raise ValueError(f"data.mean has {len(mean)} values and data.std {len(std)}: give one per channel to each.")
         if crops.blur.kernel % 2 == 0 or crops.blur.kernel // 2 >= min(crops.global_size, crops.local_size):
             raise ValueError(f"crops.blur.kernel={crops.blur.kernel}: give an odd number below twice the crop size.")
+        keep_freed_memory()
         self.crops = crops
-        # glibc hands freed memory back to the system beyond a limit that grows with the largest block ever freed (up to
-        # 32 MiB); to fault it in again at every operation costs a CPU as much as the augmentation itself.
-        torch.empty(31 << 20, dtype=torch.uint8)
         self.normalize = Normalize(mean, std)
 
     def sample(self, sizes: Tensor, generator: torch.Generator, start: int = 0, total: int | None = None):
