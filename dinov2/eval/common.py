@@ -23,6 +23,7 @@ from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config
 from dinov2.eval.features import eval_view
 from utils import cli
+from utils.memory import keep_freed_memory
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results
@@ -78,6 +79,7 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     folder, which, overrides = parse(argv)
     cfg = load_settings(folder, overrides)
     distributed.init()
+    keep_freed_memory()
     chosen = choose(folder, which)
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
