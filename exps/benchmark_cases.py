@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2.data.augment import Augment
 from dinov2.data.dataset import dataset_from_config
-from dinov2.data.eval_transforms import RandomCrop
+from dinov2.data.eval_transforms import RandomCrop, draw_crops
 from dinov2.data.loader import make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.eval.features import LAST_BLOCKS, autocast, block_tokens
@@ -254,7 +254,7 @@ def probe(job: Job, protocol: str) -> Case:
     @torch.inference_mode()
     def features():
         with autocast(cfg):
-            return block_tokens(backbone, transform(canvas, sizes, generator))
+            return block_tokens(backbone, transform(canvas, sizes, draw_crops(number, generator)))
 
     fixed = features().clone()
 

@@ -25,21 +25,37 @@ class CentreCrop:
         return self.normalize(cut(canvas, boxes[None], self.crop, grid=grid[None], offset=offset[None]))
 
 
+CROP_DRAWS = 2 * ATTEMPTS + 3  # numbers that decide a random crop: flip, areas and aspects of the attempts, top, left
+FIRST_BOX = [0, 1, 1 + ATTEMPTS, -2, -1]  # of these, all that count when the first attempt fits, as it mostly does
+
+
 class RandomCrop:
     """One random resized crop (scale 0.08-1, aspect 3/4-4/3) and a flip of probability 0.5 per image, normalised."""
 
     def __init__(self, crop: int, mean, std):
         self.crop, self.normalize = crop, Normalize(mean, std)
 
-    def __call__(
-        self, canvas: Tensor, sizes: Tensor, generator: torch.Generator, start: int = 0, total: int | None = None
-    ) -> Tensor:
-        """canvas [B, C, H, W] uint8 or float32, sizes int [B, 2] -> float32 [B, C, crop, crop].
+    def __call__(self, canvas: Tensor, sizes: Tensor, drawn: Tensor) -> Tensor:
+        """canvas [B, C, H, W] uint8 or float32, sizes int [B, 2], drawn [B, CROP_DRAWS] -> float32 [B, C, crop, crop].
 
-        generator on the CPU; start and total as in Augment.sample: numbers are drawn for all `total` images.
+        drawn: uniform numbers of [0, 1), float64, on the CPU; from `draw_crops` or `spread_crops`.
         """
-        total = len(sizes) if total is None else total
-        drawn = torch.rand(1, total, 2 * ATTEMPTS + 3, generator=generator, dtype=torch.float64)
-        drawn = drawn[:, start : start + len(sizes)]
-        boxes = random_boxes(drawn[..., 1:], sizes.cpu(), (0.08, 1.0))
-        return self.normalize(cut(canvas, boxes, self.crop, flip=drawn[..., 0] < 0.5))
+        boxes = random_boxes(drawn[None, :, 1:], sizes.cpu(), (0.08, 1.0))
+        return self.normalize(cut(canvas, boxes, self.crop, flip=drawn[None, :, 0] < 0.5))
+
+
+def draw_crops(number: int, generator: torch.Generator) -> Tensor:
+    """Independent draws for RandomCrop: [number, CROP_DRAWS]."""
+    return torch.rand(number, CROP_DRAWS, generator=generator, dtype=torch.float64)
+
+
+def spread_crops(number: int, views: int, generator: torch.Generator) -> Tensor:
+    """Draws for RandomCrop: [views, number, CROP_DRAWS]. An image's crops are spread evenly over all crops.
+
+    Each crop by itself is distributed as one of `draw_crops`; together the crops of an image follow a Sobol sequence,
+    shifted at random for every image (Cranley and Patterson, 1976), in the numbers of the first box.
+    """
+    drawn = torch.rand(views, number, CROP_DRAWS, generator=generator, dtype=torch.float64)
+    points = torch.quasirandom.SobolEngine(len(FIRST_BOX)).draw(views, dtype=torch.float64)
+    drawn[..., FIRST_BOX] = (drawn[0, :, FIRST_BOX] + points[:, None]) % 1
+    return drawn

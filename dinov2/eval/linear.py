@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dinov2 import distributed
 from dinov2.checkpoint import load_tensors
-from dinov2.data.eval_transforms import RandomCrop
+from dinov2.data.eval_transforms import RandomCrop, draw_crops, spread_crops
 from dinov2.data.loader import make_loader
 from dinov2.data.sampler import IterationSampler
 from dinov2.eval import common
@@ -39,7 +39,7 @@ from dinov2.eval.features import (
 )
 from dinov2.eval.probes import Probes
 from utils.images import atomic_path
-from utils.progress import Progress, progress
+from utils.progress import Progress
 
 SAVE_SECONDS = 300  # between two savings of a probe's state
 CHUNK = 2048  # validation images at a time: 2,048 x 52 x 1,000 logits are 400 MiB
@@ -123,15 +123,15 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
         dataset, batch_size, cfg.seed, start, stop, rank, ranks, cfg.data.workers, distributed.device(), resident
     )
     for batch in loader:
-        crops = _generator(cfg.seed, 0, batch.iteration)
-        images = transform(batch.canvases[0], batch.sizes, crops, rank * (batch_size // ranks), batch_size)
+        drawn = draw_crops(batch_size, _generator(cfg.seed, 0, batch.iteration))  # for all ranks: their number is free
+        images = transform(batch.canvases[0], batch.sizes, drawn.chunk(ranks)[rank])
         with torch.inference_mode(), autocast(cfg):
             features = block_tokens(backbone, images)
         yield features, batch.labels.to(features.device)
 
 
 def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) -> Source:
-    """Features of eval.linear.cached_views random crops of each image, computed once; each pass takes the next."""
+    """Features of a few random crops of each image, computed once; each pass over the images takes the next crop."""
     values, labels = cache_views(backbone, cfg, file)  # [V, N, F]
     views, n, _ = values.shape
     order = IterationSampler(n, cfg.eval.batch_size, cfg.seed, distributed.rank(), distributed.world_size(), start)
@@ -144,6 +144,16 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
         yield values[passes % views, rows].to(device, torch.float32), labels[rows].to(device)
 
 
+def number_of_views(cfg: DictConfig, images: int) -> int:
+    """eval.linear.cached_views or, without it, a tenth of the passes that the exact protocol makes; at least one."""
+    probe = cfg.eval.linear
+    if probe.cached_views is None:
+        return max(1, round(probe.epochs * probe.epoch_length * cfg.eval.batch_size / images / 10))
+    if probe.cached_views < 1:
+        raise ValueError(f"eval.linear.cached_views={probe.cached_views}: at least one view is needed")
+    return probe.cached_views
+
+
 @torch.inference_mode()
 def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tensor, Tensor]:
     """Features of all views of the training images: float16 [V, N, F], and labels [N], on the CPU.
@@ -152,22 +162,20 @@ def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     rounding of 0.05 %, far below the spread between crops. Each rank computes its share; each holds all of them.
     """
     dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
-    views, ranks = cfg.eval.linear.cached_views, distributed.world_size()
-    if views < 1:
-        raise ValueError(f"eval.linear.cached_views={views}: at least one view is needed")
+    views, ranks = number_of_views(cfg, len(dataset)), distributed.world_size()
     transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
     size = max(1, cfg.eval.batch_size // ranks)
-    steps, values = views * -(-len(dataset) // (size * ranks)), None
-    batches = (
-        (v, k, batch) for v in range(views) for k, batch in enumerate(ordered_batches(cfg, dataset, resident, size))
-    )
-    for view, k, batch in progress(batches, total=steps, desc="features of random crops", unit="batch"):
-        crops = _generator(cfg.seed, 1 + view, k * ranks + distributed.rank())
-        with autocast(cfg, quick=True):
-            rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, crops))
-        if values is None:
-            values = _cache((views, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
-        values[view, batch.indices] = rows.cpu().half()
+    total, values = views * -(-len(dataset) // (size * ranks)), None
+    with Progress(total, f"features of {views} crops an image", "batch", enabled=distributed.is_main()) as bar:
+        for k, batch in enumerate(ordered_batches(cfg, dataset, resident, size)):
+            crops = spread_crops(len(batch.sizes), views, _generator(cfg.seed, 1, k * ranks + distributed.rank()))
+            for view, drawn in enumerate(crops):
+                with autocast(cfg, quick=True):
+                    rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, drawn))
+                if values is None:
+                    values = _cache((views, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
+                values[view, batch.indices] = rows.cpu().half()
+                bar.update(1)
     if ranks > 1:  # every row is one rank's, and zero on the others
         for part in values.flatten(0, 1).split(CHUNK):
             part.copy_(distributed.all_reduce_sum(part.to(distributed.device(), torch.float32)))

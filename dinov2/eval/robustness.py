@@ -25,7 +25,7 @@ def one_per_noise(cfg: DictConfig) -> list[DictConfig]:
         variant.noise = str(NoiseSpec.parse(noise))
         variant.data.storage = "on_the_fly"  # the trees on disk are of the run's own noise
         variant.eval.view = "clean" if variant.noise == "none" else "noisy"
-        variant.eval.linear.protocol, variant.eval.linear.cached_views = "cached", cfg.eval.robustness.cached_views
+        variant.eval.linear.protocol = "cached"
         variant.eval.knn.n_per_class = []
         variant.eval.robustness.noises = [variant.noise]
         variants.append(variant)

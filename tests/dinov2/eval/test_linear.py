@@ -88,6 +88,14 @@ def test_cached_views_are_different_crops_of_the_same_images(run, tmp_path):
     assert found.sum(dim=1).eq(1).all() and torch.equal(labels[found.int().argmax(dim=1)], own)
 
 
+def test_cached_views_are_a_tenth_of_the_passes_unless_given(run):
+    cfg = common.load_settings(run, [])
+    assert linear.number_of_views(cfg, 60) == 1  # 2 x 10 iterations of 32 are 10.7 passes over 60 images
+    assert linear.number_of_views(cfg, 20) == 3
+    assert linear.number_of_views(cfg, 10**6) == 1
+    assert linear.number_of_views(common.load_settings(run, ["eval.linear.cached_views=7"]), 60) == 7
+
+
 def test_learning_rates_scale_with_the_batch(run):
     _, details = probe(run, "eval.batch_size=64", "eval.linear.learning_rates=[0.1]", "eval.linear.epoch_length=1")
     assert set(details["classifiers"]) == {
