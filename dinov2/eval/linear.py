@@ -145,13 +145,12 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
 
 
 def number_of_views(cfg: DictConfig, images: int) -> int:
-    """eval.linear.cached_views or, without it, a tenth of the passes that the exact protocol makes; at least one."""
+    """Views an image for eval.linear.cached_share of the forward passes that the exact protocol makes; at least one."""
     probe = cfg.eval.linear
-    if probe.cached_views is None:
-        return max(1, round(probe.epochs * probe.epoch_length * cfg.eval.batch_size / images / 10))
-    if probe.cached_views < 1:
-        raise ValueError(f"eval.linear.cached_views={probe.cached_views}: at least one view is needed")
-    return probe.cached_views
+    if not 0 < probe.cached_share <= 1:
+        raise ValueError(f"eval.linear.cached_share={probe.cached_share}: give a share above 0, up to 1")
+    passes = probe.epochs * probe.epoch_length * cfg.eval.batch_size / images
+    return max(1, round(probe.cached_share * passes))
 
 
 @torch.inference_mode()

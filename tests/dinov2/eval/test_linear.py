@@ -45,7 +45,7 @@ def test_features_are_those_of_the_public_model(run):
 
 @pytest.mark.parametrize("protocol", ["exact", "cached"])
 def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
-    settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_views=2")
+    settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_share=0.2")
     whole = probe(run, *settings)
     monkeypatch.setattr(linear, "SAVE_SECONDS", 0)
     step, done = linear.Probes.step, []
@@ -68,13 +68,13 @@ def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
 
 
 def test_cache_in_a_file_equals_cache_in_memory(run):
-    settings = ("eval.linear.protocol=cached", "eval.linear.cached_views=2")
+    settings = ("eval.linear.protocol=cached", "eval.linear.cached_share=0.2")
     assert probe(run, *settings, "eval.linear.cache_gib=0") == probe(run, *settings)
     assert not list(run.glob("**/*.f16"))
 
 
 def test_cached_views_are_different_crops_of_the_same_images(run, tmp_path):
-    cfg = common.load_settings(run, ["eval.linear.cached_views=3"])
+    cfg = common.load_settings(run, ["eval.linear.cached_share=0.3"])
     backbone = load_backbone(run)
     values, labels = linear.cache_views(backbone, cfg, tmp_path / "cache")
     assert values.shape == (3, 60, 3 * 192) and values.dtype == torch.float16
@@ -88,12 +88,12 @@ def test_cached_views_are_different_crops_of_the_same_images(run, tmp_path):
     assert found.sum(dim=1).eq(1).all() and torch.equal(labels[found.int().argmax(dim=1)], own)
 
 
-def test_cached_views_are_a_tenth_of_the_passes_unless_given(run):
-    cfg = common.load_settings(run, [])
-    assert linear.number_of_views(cfg, 60) == 1  # 2 x 10 iterations of 32 are 10.7 passes over 60 images
+def test_views_are_a_share_of_the_exact_passes(run):
+    cfg = common.load_settings(run, [])  # 2 x 10 iterations of 32 images: 10.7 passes over 60
+    assert linear.number_of_views(cfg, 60) == 1
     assert linear.number_of_views(cfg, 20) == 3
     assert linear.number_of_views(cfg, 10**6) == 1
-    assert linear.number_of_views(common.load_settings(run, ["eval.linear.cached_views=7"]), 60) == 7
+    assert linear.number_of_views(common.load_settings(run, ["eval.linear.cached_share=1"]), 60) == 11
 
 
 def test_learning_rates_scale_with_the_batch(run):
@@ -103,8 +103,8 @@ def test_learning_rates_scale_with_the_batch(run):
     }
 
 
-@pytest.mark.parametrize("setting", ["eval.linear.protocol=quick", "eval.linear.cached_views=0"])
-def test_unknown_protocol_and_no_views(run, setting):
+@pytest.mark.parametrize("setting", ["eval.linear.protocol=quick", "eval.linear.cached_share=0", "eval.linear.cached_share=2"])
+def test_unknown_protocol_and_share(run, setting):
     with pytest.raises(ValueError, match=setting.replace(".", r"\.")):
         probe(run, "eval.linear.protocol=cached", setting)
 
