@@ -186,7 +186,7 @@ def plan(args: argparse.Namespace, job: cases.Job) -> list[Measurement]:
     add("data", f"loader of {job.cfg.data.workers} workers, no crops", cases.workers)
     first = args.precision[0]
     add("both", f"trainer {first}", cases.end_to_end, precision=first, iterations=args.iterations)
-    for precision in args.precision:
+    for precision in [p for p in args.precision if p != "fp16"]:  # the denoiser knows the other two
         add("denoiser", f"denoising {precision}", cases.denoising, precision=precision)
         add("denoiser", f"training {precision}", cases.denoiser_training, precision=precision)
     add("probe", "exact", cases.probe, protocol="exact")
