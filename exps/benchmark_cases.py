@@ -7,7 +7,6 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from dinov2.models.vision_transformer import build_backbone
 from dinov2.train.anchor import AnchoredSSLModel
 from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel
 from dinov2.train.trainer import PRECISIONS, Trainer
+from Neighbor2Neighbor import denoisers
 from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
 from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
@@ -223,10 +223,9 @@ def denoiser_training(job: Job, precision: str) -> Case:
     optimizer = torch.optim.Adam(network.parameters(), 3e-4)
     noisy = torch.rand(4, 3, 256, 256, device=job.device).contiguous(memory_format=torch.channels_last)
     pairs = draw_pairs(noisy, torch.Generator(job.device).manual_seed(0))
-    dtype = PRECISIONS[precision]
 
     def predict(x):
-        with torch.autocast(torch.device(job.device).type, dtype) if dtype else nullcontext():
+        with denoisers.autocast(torch.device(job.device), precision):
             return network(x)
 
     def step() -> None:
