@@ -133,17 +133,36 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
 
 
 def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) -> Source:
-    """Features of a few random crops of each image, computed once; each pass over the images takes the next crop."""
+    """Features of a few random crops of each image, computed once; each pass over the images takes the next crop.
+
+    The V crops of an image scatter about their mean with (V - 1) / V of the variance of fresh crops. The rest is drawn
+    anew each time: the deviation of a random crop of another image from that image's mean, divided by sqrt(V - 1), a
+    smoothed bootstrap. With one crop there is none. Iteration i depends on (seed, i) alone: resumable.
+    """
     values, labels = cache_views(backbone, cfg, file)  # [V, N, F]
     views, n, _ = values.shape
-    order = IterationSampler(n, cfg.eval.batch_size, cfg.seed, distributed.rank(), distributed.world_size(), start)
-    share = cfg.eval.batch_size // distributed.world_size()
-    device = distributed.device()
-    for iteration, indices in order:
-        first = iteration * cfg.eval.batch_size + distributed.rank() * share
+    batch_size, rank, ranks = cfg.eval.batch_size, distributed.rank(), distributed.world_size()
+    means = mean_over_views(values) if views > 1 else None  # [N, F]
+    share, device = batch_size // ranks, distributed.device()
+    for iteration, indices in IterationSampler(n, batch_size, cfg.seed, rank, ranks, start):
+        first = iteration * batch_size + rank * share
         passes = torch.arange(first, first + share) // n
         rows = torch.tensor(indices)
-        yield values[passes % views, rows].to(device, torch.float32), labels[rows].to(device)
+        features = values[passes % views, rows].float()
+        if means is not None:
+            drawn = _generator(cfg.seed, 2, iteration)  # for all ranks: their number is free
+            others = torch.randint(n, (batch_size,), generator=drawn).chunk(ranks)[rank]
+            of_these = torch.randint(views, (batch_size,), generator=drawn).chunk(ranks)[rank]
+            features.add_(values[of_these, others] - means[others], alpha=(views - 1) ** -0.5)
+        yield features.to(device), labels[rows].to(device)
+
+
+def mean_over_views(values: Tensor) -> Tensor:
+    """[V, N, F] float16 -> [N, F] float32; one view after another, as the file may exceed the memory."""
+    means = torch.zeros(values.shape[1:])
+    for view in values:
+        means.add_(view)
+    return means.div_(len(values))
 
 
 def number_of_views(cfg: DictConfig, images: int) -> int:

@@ -81,11 +81,52 @@ def test_cached_views_are_different_crops_of_the_same_images(run, tmp_path):
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
     again, _ = linear.cache_views(backbone, cfg, tmp_path / "cache")
     assert torch.equal(values, again)
+
+
+def source_of(run, monkeypatch, values, start=0):
+    """cached_source over given features of float16 [V, N, F]; an image's label is its number."""
+    monkeypatch.setattr(linear, "cache_views", lambda *_: (values, torch.arange(values.shape[1])))
+    return linear.cached_source(None, common.load_settings(run, []), start, None)
+
+
+def test_each_pass_takes_the_next_crop(run, monkeypatch):
+    image, view = torch.arange(60.0).expand(3, 60), torch.tensor([[-1.0], [0.0], [1.0]]).expand(3, 60)
+    values = torch.stack([image, view], dim=2).half()  # of an image's crops the second feature alone differs
     # Iteration 2 of batch 32 holds the images 64 to 95 of the stream: the last ones of pass 1 (from 60 on), in view 1.
-    source = linear.cached_source(backbone, cfg, 2, tmp_path / "cache")
-    features, own = next(source)
-    found = (features[:, None].half() == values[1][None]).all(dim=2)  # [B, N]
-    assert found.sum(dim=1).eq(1).all() and torch.equal(labels[found.int().argmax(dim=1)], own)
+    features, labels = next(source_of(run, monkeypatch, values, start=2))
+    assert len(labels.unique()) == 32 and torch.equal(features[:, 0], labels.float())
+    deviations = features[:, 1] - values[1, labels, 1]
+    torch.testing.assert_close(deviations.unique(), torch.tensor([-1, 0, 1]) / 2**0.5)
+
+
+@pytest.mark.parametrize("views", [2, 3, 8])
+def test_cached_crops_scatter_as_fresh_ones(run, monkeypatch, views):
+    images = 2000
+    centres = torch.randn(images, 1, generator=torch.Generator().manual_seed(0)) * 10
+    crops = (centres + 2 * torch.randn(views, images, 4, generator=torch.Generator().manual_seed(1))).half()
+    source = source_of(run, monkeypatch, crops)
+    seen = [next(source) for _ in range(images * views // 32)]  # as many passes as views
+    deviations = torch.cat([features - crops[:, labels].float().mean(dim=0) for features, labels in seen])
+    assert deviations.mean().abs() < 0.05
+    # As fresh crops; the kept ones alone deviate by 2 sqrt((V - 1) / V) from their mean.
+    assert deviations.std() == pytest.approx(2, rel=0.03)
+
+
+def test_ranks_share_out_the_cached_batch(run, monkeypatch):
+    values = torch.randn(3, 60, 4, generator=torch.Generator().manual_seed(0)).half()
+    whole, _ = next(source_of(run, monkeypatch, values, start=1))
+    monkeypatch.setattr(linear.distributed, "world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(linear.distributed, "rank", lambda rank=rank: rank)
+        parts.append(next(source_of(run, monkeypatch, values, start=1))[0])
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_single_crop_stays_as_it_is(run, monkeypatch):
+    values = torch.randn(1, 60, 4, generator=torch.Generator().manual_seed(0)).half()
+    features, labels = next(source_of(run, monkeypatch, values))
+    assert torch.equal(features, values[0, labels].float())
 
 
 def test_views_are_a_share_of_the_exact_passes(run):
