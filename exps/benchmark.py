@@ -277,7 +277,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--batch-size", type=int, help="images a step (default 8 on a CPU, 128 on a GPU)")
     parser.add_argument(
         "--precision", nargs="+", choices=("bf16", "fp32", "fp16"), default=["bf16", "fp32"],
-        help="default bf16 fp32; the denoiser, which has no fp16, is not timed in it",
+        help="default bf16 fp32; fp16 is for a GPU, and the denoiser, which has none, is not timed in it",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
     parser.add_argument("--compare", metavar="FILE.py", help="other code to time beside ours")
@@ -297,6 +297,10 @@ def main(argv: list[str] | None = None) -> None:
     args, settings = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is at hand; use --device cpu")
+    if args.device == "cpu" and "fp16" in args.precision:
+        raise ValueError("--precision fp16: a CPU multiplies matrices some fifty times slower in it; use bf16 or fp32")
+    # As Ctrl-C does, it leaves no process and no folder behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU where there is one
     batch = args.batch_size or (8 if args.device == "cpu" else 128)

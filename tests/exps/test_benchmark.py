@@ -1,8 +1,12 @@
 """The benchmark as a user runs it, and the figures that it derives."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -64,9 +68,46 @@ def test_bad_input_is_one_line(tmp_path):
         (("--compare", "missing.py"), "missing.py"),
         (("--scale", "imagenet10"), "no overlay 'imagenet10'"),
         (("--only", "step", "model.patch_size=5"), "patch_size"),
+        (("--precision", "fp32", "fp16"), "use bf16 or fp32"),
     ):
         done = run(*options, cwd=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_terminated_it_leaves_nothing(tmp_path):
+    """SIGTERM in the midst of a turn: the cases' processes end with it, and its folder goes."""
+    command = [sys.executable, ROOT / "exps/benchmark.py", "--device", "cpu", "--scale", "quickstart"]
+    options = ["--batch-size", "4", "--precision", "fp32", "--only", "data"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, *options], cwd=tmp_path, env=environment, stderr=log, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + 120
+        while "turn" not in (tmp_path / "log").read_text():  # the first one is done
+            assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        assert members(process.pid) > 1 and list(tmp_path.glob("benchmark-*"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        end = time.monotonic() + 30  # the server of processes sees that it is alone, and goes
+        while members(process.pid):
+            assert time.monotonic() < end, "processes are left"
+            time.sleep(0.1)
+        assert not list(tmp_path.glob("benchmark-*"))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def members(session: int) -> int:
+    """Processes of a session, by /proc."""
+    count = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            count += int(stat.read_text().rpartition(")")[2].split()[3]) == session
+    return count
 
 
 def test_a_failing_case_is_named(tmp_path):
