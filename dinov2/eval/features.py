@@ -115,12 +115,11 @@ def extract(
     cfg: DictConfig,
     split: str,
     read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens,
-    quick: bool = False,
 ) -> Features:
     """Features of every image of a split, resized and centre-cropped; the ranks share the work, each gets all of them.
 
-    `read(backbone, images [B, C, H, W])` gives [B, F]; `quick` as in `autocast`. Raises FloatingPointError naming the
-    first image whose features are not finite.
+    `read(backbone, images [B, C, H, W])` gives [B, F]. Raises FloatingPointError naming the first image whose
+    features are not finite.
     """
     dataset, resident = labelled_dataset(cfg, split), resident_images(cfg, split)
     transform = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
@@ -129,7 +128,7 @@ def extract(
     for batch in progress(
         ordered_batches(cfg, dataset, resident, size), total=steps, desc=f"features of {split}", unit="batch"
     ):
-        with autocast(cfg, quick):
+        with autocast(cfg):
             rows = read(backbone, transform(batch.canvases[0], batch.sizes))
         if values is None:
             values = rows.new_zeros(len(dataset), rows.shape[1])

@@ -57,7 +57,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     if not 0 < probe.cached_share <= 1:
         raise ValueError(f"eval.linear.cached_share={probe.cached_share}: give a share above 0, up to 1")
     # First of all, as broken weights show here before hours of training.
-    val = extract(backbone, cfg, "val", block_tokens, quick=probe.protocol == "cached")
+    val = extract(backbone, cfg, "val", block_tokens)
     rates = [rate * cfg.eval.batch_size / 256 for rate in probe.learning_rates]
     depth = val.values.shape[1] // backbone.embed_dim - 1
     probes = Probes(depth, backbone.embed_dim, len(val.classes), rates, cfg.seed, val.values.device)

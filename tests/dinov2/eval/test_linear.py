@@ -43,6 +43,21 @@ def test_features_are_those_of_the_public_model(run):
     assert val.labels.tolist() == labelled_dataset(cfg, "val").labels.tolist()
 
 
+def test_only_the_cached_crops_are_in_bf16(run, monkeypatch):
+    """On a CPU. Validation features are the same under both protocols: rounded ones move images over the boundaries."""
+    seen, original = [], linear.block_tokens
+
+    def noted(backbone, images):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(backbone, images)
+
+    monkeypatch.setattr(linear, "block_tokens", noted)
+    for protocol, training in (("exact", [False] * 20), ("cached", [True] * 4)):  # two views in two batches
+        seen.clear()
+        probe(run, f"eval.linear.protocol={protocol}", "eval.linear.cached_share=0.2")
+        assert seen == [False, *training]
+
+
 @pytest.mark.parametrize("protocol", ["exact", "cached"])
 def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
     settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_share=0.2")
