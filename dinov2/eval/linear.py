@@ -107,8 +107,7 @@ def summary(probes: Probes, val: Features, protocol: str) -> tuple[float, dict]:
     """Best top-1 in percent, and details; validation images are shared out between the ranks."""
     rows = slice(distributed.rank(), None, distributed.world_size())
     parts = zip(val.values[rows].split(CHUNK), val.labels[rows].split(CHUNK), strict=True)
-    hits = sum((probes.hits(*part) for part in parts), torch.zeros(1, 2, dtype=torch.float64, device=val.values.device))
-    hits = hits.expand(len(probes.names), 2).contiguous()  # a rank without an image has a single row of zeros
+    hits = sum(probes.hits(*part) for part in parts)  # a rank without an image has one empty part
     percent = (distributed.all_reduce_sum(hits) * 100 / len(val.labels)).cpu()
     best = int(percent[:, 0].argmax())
     classifiers = {name: round(float(value), 4) for name, value in zip(probes.names, percent[:, 0], strict=True)}

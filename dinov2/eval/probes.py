@@ -63,8 +63,9 @@ class Probes:
     def _logits(self, features: Tensor) -> list[Tensor]:
         """[L, K, B] a feature set. Images come last: a softmax over classes that lie side by side takes ten times as
         long where these are few."""
+        shape = len(self.learning_rates), self.classes, len(features)  # the last may be 0: a rank without an image
         return [
-            torch.addmm(weight[:, -1:], weight[:, :-1], features[:, s].T).view(-1, self.classes, len(features))
+            torch.addmm(weight[:, -1:], weight[:, :-1], features[:, s].T).view(shape)
             for s, weight in zip(self.slices, self.weights, strict=True)
         ]
 

@@ -46,6 +46,13 @@ def test_each_classifier_equals_a_lone_linear_layer():
     assert probes.hits(features, labels).tolist() == expected_hits
 
 
+def test_no_image_is_no_hit():
+    """What a rank counts when there are more ranks than validation images."""
+    probes = Probes(DEPTH, WIDTH, CLASSES, RATES, seed=0, device="cpu")
+    hits = probes.hits(torch.zeros(0, (DEPTH + 1) * WIDTH), torch.zeros(0, dtype=torch.long))
+    assert hits.tolist() == [[0, 0]] * len(probes.names)
+
+
 def test_start_is_as_published():
     probes = Probes(DEPTH, WIDTH, 50, RATES, seed=0, device="cpu")
     for weights in probes.weights:
