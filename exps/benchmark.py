@@ -297,11 +297,11 @@ def main(argv: list[str] | None = None) -> None:
     args, settings = parse_arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no GPU is at hand; use --device cpu")
-    if args.device == "cpu" and "fp16" in args.precision:
-        raise ValueError("--precision fp16: a CPU multiplies matrices some fifty times slower in it; use bf16 or fp32")
     # As Ctrl-C does, it leaves no process and no folder behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if args.device == "cpu":
+        if "fp16" in args.precision:
+            raise ValueError("--precision fp16: a CPU's matrix products are some fifty times slower; use bf16 or fp32")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU where there is one
     batch = args.batch_size or (8 if args.device == "cpu" else 128)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:

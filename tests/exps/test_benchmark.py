@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 from dinov2.config import load_config
 from exps import benchmark, benchmark_cases
+from tests import killing
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["quickstart", "dinov2", "data.root=none", "output_dir=none", "train.batch_size=4"]
@@ -74,31 +76,29 @@ def test_bad_input_is_one_line(tmp_path):
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_terminated_it_leaves_nothing(tmp_path):
+def test_terminated_it_leaves_nothing(tmp_path, monkeypatch):
     """SIGTERM in the midst of a turn: the cases' processes end with it, and its folder goes."""
-    command = [sys.executable, ROOT / "exps/benchmark.py", "--device", "cpu", "--scale", "quickstart"]
-    options = ["--batch-size", "4", "--precision", "fp32", "--only", "data"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, *options], cwd=tmp_path, env=environment, stderr=log, start_new_session=True
-        )
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    log = tmp_path / "log"
+    options = ["--device", "cpu", "--scale", "quickstart", "--batch-size", "4", "--precision", "fp32", "--only", "data"]
+
+    def own_session(argv):
+        os.setsid()
+        return benchmark.main(argv)
+
+    process = killing.start(own_session, options, log)
     try:
-        end = time.monotonic() + 120
-        while "turn" not in (tmp_path / "log").read_text():  # the first one is done
-            assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        assert members(process.pid) > 1 and list(tmp_path.glob("benchmark-*"))
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+        assert killing.wait_for(lambda: log.exists() and "turn" in log.read_text(), process), log.read_text()
+        assert members(process) > 1 and list(tmp_path.glob("benchmark-*"))
+        assert killing.end(process, signal.SIGTERM) == 143
         end = time.monotonic() + 30  # the server of processes sees that it is alone, and goes
-        while members(process.pid):
+        while members(process):
             assert time.monotonic() < end, "processes are left"
             time.sleep(0.1)
         assert not list(tmp_path.glob("benchmark-*"))
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process, signal.SIGKILL)
 
 
 def members(session: int) -> int:
