@@ -235,6 +235,7 @@ def validate(cfg: DictConfig) -> None:
     one_of("model.ffn", cfg.model.ffn, ("mlp", "swiglu"))
     one_of("teacher.centering", cfg.teacher.centering, ("centering", "sinkhorn_knopp"))
     one_of("train.precision", cfg.train.precision, ("fp32", "bf16", "fp16"))
+    one_of("train.on_collapse", cfg.train.on_collapse, ("warn", "stop"))
     one_of("anchor.head", cfg.anchor.head, ("ema", "frozen"))
     NoiseSpec.parse(cfg.noise)
     for least, keys in AT_LEAST.items():

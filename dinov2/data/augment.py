@@ -123,6 +123,8 @@ class Augment:
         assert batch == len(canvas) == len(sizes), "parameters, canvas and sizes must be of one batch"
         assert bool((ends <= sizes.cpu()).all()), "parameters drawn for other image sizes"
         out = torch.empty(n, batch, canvas.shape[1], size, size, device=canvas.device)
+        if n == 0:  # no local crops
+            return out.flatten(0, 1)
         step = CPU_IMAGES if canvas.device.type == "cpu" else batch
         for start in range(0, batch, step):
             part = slice(start, start + step)

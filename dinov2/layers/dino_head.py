@@ -34,7 +34,11 @@ class DINOHead(nn.Module):
         # A head of one layer is a lone linear layer under the name "mlp", as the public code has it.
         self.mlp = nn.Sequential(*modules[:-1]) if layers > 1 else modules[0]
         self.last_layer = WeightNormLinear(bottleneck, prototypes)
+        self.observing = False  # when set, forward keeps what it normalises in `bottleneck`
+        self.bottleneck: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D] → [..., K]
         x = self.mlp(x)
+        if self.observing:
+            self.bottleneck = x.detach()
         return self.last_layer(F.normalize(x, dim=-1, eps=1e-6 if x.dtype == torch.float16 else 1e-12))

@@ -1,14 +1,15 @@
 """Pretrains by any method: the curriculum's stages one after another, finished ones skipped, a killed one resumed.
 
-    python -m dinov2.train OVERLAY... key=value...
-    python -m dinov2.train imagenet100 nct noise=gauss255 data.root=mini-imagenet output_dir=runs/nct-gauss255
-    torchrun --nproc-per-node 4 -m dinov2.train imagenet1k nct noise=gauss255 data.root=imagenet output_dir=runs/nct-1k
+python -m dinov2.train OVERLAY... key=value...
+python -m dinov2.train imagenet100 nct noise=gauss255 data.root=mini-imagenet output_dir=runs/nct-gauss255
+torchrun --nproc-per-node 4 -m dinov2.train imagenet1k nct noise=gauss255 data.root=imagenet output_dir=runs/nct-1k
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from omegaconf import OmegaConf
 from torch import nn
@@ -16,7 +17,8 @@ from torch.optim import Optimizer
 
 from dinov2 import checkpoint, distributed
 from dinov2.config import load_config, load_run_config, overlay_help, save_run_config
-from dinov2.eval import knn
+from dinov2.eval.features import extract
+from dinov2.eval.knn import accuracies
 from dinov2.models.pretrained import load_pretrained
 from dinov2.train import curriculum
 from dinov2.train.curriculum import Stage
@@ -24,12 +26,12 @@ from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
 from utils import cli
 
+LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
 # Sections and keys that a resumed run may change: they do not decide what is computed.
-CHANGEABLE = ("eval", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.knn_every", "data.workers",
-              "data.resident", "data.index_cache", "train.compile", "train.activation_checkpointing", "output_dir",
-              "data.root", "data.noisy_root", "data.denoised_root", "data.storage", "curriculum", "anchor.run",
-               "method",
-              "train.eval_every")  # fmt: skip
+CHANGEABLE = ("eval", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.knn_every",
+              "train.on_collapse", "data.workers", "data.resident", "data.index_cache", "train.compile",
+              "train.activation_checkpointing", "output_dir", "data.root", "data.noisy_root", "data.denoised_root",
+              "data.storage", "curriculum", "anchor.run", "method", "train.eval_every")  # fmt: skip
 
 
 def check_resumable(stage: Stage) -> None:
@@ -67,10 +69,29 @@ def start_fresh(stage: Stage, model: SSLModel, optimizer: Optimizer) -> None:
             print(f"backbone from {source}; heads start fresh, alone for {epochs} epochs", flush=True)
 
 
-def live_knn(stage: Stage, backbone: nn.Module) -> float:
-    """Accuracy of the smallest k on the stage's own view. Here, where both are wired: train and eval know no other."""
+def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
+    """backbone → kNN accuracy on the stage's own view. Here, where both are wired: train and eval know no other.
+
+    None, said once, where there are no classes or no validation images.
+    """
     cfg = OmegaConf.merge(stage.cfg, {"eval": {"view": "noisy" if stage.view == "mix" else stage.view}})
-    return next(iter(knn.evaluate(backbone, cfg)))[1]
+    k = LIVE_K if LIVE_K in cfg.eval.knn.k else min(cfg.eval.knn.k)
+    missing: list[str] = []
+
+    def measure(backbone: nn.Module) -> float | None:
+        if missing:
+            return None
+        try:
+            train, val = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
+        except ValueError as error:
+            missing.append(str(error))
+            if distributed.is_main():
+                print(f"no live kNN: {error}", flush=True)
+            return None
+        near = min(k, len(train.labels))
+        return accuracies(train, val, [near], cfg.eval.knn.temperature)[near]["top1"]
+
+    return measure
 
 
 def build_trainer(stage: Stage) -> Trainer:
@@ -83,7 +104,7 @@ def build_trainer(stage: Stage) -> Trainer:
         stage.keep,
         prepare=lambda model: curriculum.load_anchor(stage, model),
         start_fresh=lambda model, optimizer: start_fresh(stage, model, optimizer),
-        live_knn=lambda backbone, epoch: live_knn(stage, backbone),
+        live_knn=live_knn(stage),
     )
 
 

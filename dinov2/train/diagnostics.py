@@ -18,21 +18,23 @@ def effective_rank(features: Tensor) -> float:
 
 
 @torch.no_grad()
-def diagnose(targets: Tensor, logits: Tensor, cls_tokens: Tensor, temp: float = 0.1) -> dict[str, float]:
-    """Entropies over prototypes (nats; log K when all are alike), share of prototypes in use, norm and rank of CLS.
+def diagnose(
+    targets: Tensor, logits: Tensor, cls_tokens: Tensor, bottleneck: Tensor, temp: float = 0.1
+) -> dict[str, float]:
+    """Entropy of the student (nats), share of prototypes in use, norm and rank of CLS tokens and of the bottleneck.
 
-    targets: teacher's probabilities [2, B, K]; logits: student's [2, B, K]; cls_tokens: student's [2, B, D].
+    targets: teacher's probabilities [2, B, K]; logits: student's [2, B, K]; cls_tokens: student's [2, B, D];
+    bottleneck: the head's output for them before its normalisation [2 * B, d].
     prototypes_used: distinct favourites of the teacher's CLS tokens, of as many as the batch could have.
     """
     teacher = targets.flatten(0, 1)  # [2 * B, K]
     student = (logits.flatten(0, 1).float() / temp).softmax(dim=-1)
-    cls = cls_tokens.flatten(0, 1).float()  # [2 * B, D]
-    favourites = teacher.argmax(dim=-1).unique().numel()
+    cls, bottleneck = cls_tokens.flatten(0, 1).float(), bottleneck.float()
     return {
-        "teacher_entropy": float(entropy(teacher).mean()),
-        "teacher_entropy_of_mean": float(entropy(teacher.mean(dim=0))),
         "student_entropy": float(entropy(student).mean()),
-        "prototypes_used": favourites / min(teacher.shape),
+        "prototypes_used": teacher.argmax(dim=-1).unique().numel() / min(teacher.shape),
         "cls_norm": float(cls.norm(dim=-1).mean()),
         "cls_effective_rank": effective_rank(cls),
+        "bottleneck_norm": float(bottleneck.norm(dim=-1).mean()),
+        "bottleneck_effective_rank": effective_rank(bottleneck),
     }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from dinov2.models.vision_transformer import build_backbone
+from dinov2.train.collapse import Information
 from dinov2.train.diagnostics import diagnose
 from utils.memory import keep_freed_memory
 
@@ -93,6 +94,7 @@ class SSLModel(nn.Module):
         self.ibot_center = Center((1, 1, (cfg.ibot if cfg.ibot.separate_head else cfg.dino).prototypes))
         self.observing = False  # when set, forward also fills `diagnostics`
         self.diagnostics: dict[str, float] = {}
+        self.information: Information | None = None  # when set, forward adds the teacher's targets to it
 
     def networks(self) -> list[nn.ModuleDict]:
         """All networks, to be placed and sharded alike."""
@@ -107,13 +109,23 @@ class SSLModel(nn.Module):
         """Loss [] and the terms as the public code displays them; progress: share of the schedule done, in [0, 1]."""
         targets = self.teacher_targets(batch, teacher_temp)
         more_targets = self.extra_targets(batch, teacher_temp, progress)
+        self.student["dino_head"].observing = self.observing
         student = self.student_outputs(batch)
-        if self.observing:
-            self.diagnostics = diagnose(targets.cls, student.global_cls, student.cls_tokens)
+        self.observe(targets, student)
         loss, terms = self.distillation_losses(student, [targets, *more_targets], batch)
         koleo = self.cfg.dino.koleo_weight * sum(koleo_loss(tokens) for tokens in student.cls_tokens)
         terms["koleo_loss"] = koleo / GLOBAL_CROPS
         return loss + koleo, terms
+
+    def observe(self, targets: Targets, student: StudentOutputs) -> None:
+        if self.information is not None:
+            self.information.add("cls", targets.cls)
+            self.information.add("patches", targets.patches)
+        if self.observing:
+            bottleneck = self.student["dino_head"].bottleneck.narrow(
+                0, student.local_cls[..., 0].numel(), student.global_cls[..., 0].numel()
+            )
+            self.diagnostics = diagnose(targets.cls, student.global_cls, student.cls_tokens, bottleneck)
 
     def extra_targets(self, batch: Batch, teacher_temp: float, progress: float) -> list[Targets]:
         """Hook for the targets of further teachers."""

@@ -26,6 +26,7 @@ from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.metrics_log import MetricsLog
+from dinov2.train.collapse import CollapseWatch
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
 from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel
@@ -153,7 +154,7 @@ class Trainer:
     keep: epochs kept for evaluation beside every train.eval_every-th.
     prepare: called when the model stands on its device; start_fresh: with model and optimiser, if there is no
     checkpoint to resume.
-    live_knn: (backbone, epoch) → kNN accuracy in percent, called every train.knn_every epochs.
+    live_knn: backbone → kNN accuracy in percent, or None; called at iteration 0 and every train.knn_every epochs.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Trainer:
         keep: tuple[int, ...] = (),
         prepare: Callable[[SSLModel], None] = lambda model: None,
         start_fresh: Callable[[SSLModel, torch.optim.Optimizer], None] = lambda model, optimizer: None,
-        live_knn: Callable[[nn.Module, int], float] | None = None,
+        live_knn: Callable[[nn.Module], float | None] | None = None,
     ):
         self.cfg, self.dataset, self.stop_epoch, self.keep, self.live_knn = cfg, dataset, stop_epoch, keep, live_knn
         self.run, self.device = Path(cfg.output_dir), distributed.device()
@@ -185,7 +186,7 @@ class Trainer:
         self.schedules = Schedules(cfg)
         self.autocast_dtype = PRECISIONS[cfg.train.precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.train.precision == "fp16")
-        self.watch = Watch()
+        self.watch, self.collapse = Watch(), CollapseWatch(cfg)
         self.iteration = self.saved = self.resume()
         if self.iteration == 0:
             start_fresh(model, self.optimizer)
@@ -236,6 +237,8 @@ class Trainer:
         )
         try:
             with bar:
+                if self.iteration == 0:
+                    self.measure_knn(log)
                 clock, waited, steps = time.perf_counter(), 0.0, 0
                 while self.iteration < total:
                     if self.watch.read():
@@ -246,6 +249,7 @@ class Trainer:
                     data = next(batches)
                     waited += time.perf_counter() - asked
                     self.model.observing = distributed.is_main() and (self.iteration + 1) % cfg.train.log_every == 0
+                    self.model.information = self.collapse.window(self.iteration)
                     terms, row = self.step(data.iteration, make_batches(data))
                     self.watch.put(self.iteration, terms)
                     self.iteration, steps = self.iteration + 1, steps + 1
@@ -254,11 +258,14 @@ class Trainer:
                         self.watch.read()
                         seconds = time.perf_counter() - clock
                         row |= self.watch.terms | self.cost(seconds, steps, waited) | self.model.diagnostics
+                        row |= self.collapse.read(self.iteration, steps)
                         if log:
                             log.write({"iteration": self.iteration, "epoch": self.iteration / self.length} | row)
+                        self.collapse.speak()
                         clock, waited, steps = time.perf_counter(), 0.0, 0
                     if self.iteration % self.length == 0:
                         self.end_epoch(log)
+                self.collapse.speak(at_end=True)
         finally:
             signal.signal(signal.SIGTERM, previous)
             if log:
@@ -320,7 +327,13 @@ class Trainer:
         evaluate = epoch % train.eval_every == 0 or epoch in self.keep or epoch == self.stop_epoch
         if evaluate or epoch % train.checkpoint_every == 0:
             self.save(evaluate)
-        if self.live_knn and train.knn_every and epoch % train.knn_every == 0:
-            accuracy = self.live_knn(self.model.teacher["backbone"], epoch)
-            if log:
-                log.write({"iteration": self.iteration, "epoch": epoch, "live_knn_top1": accuracy})
+        if train.knn_every and epoch % train.knn_every == 0:
+            self.measure_knn(log)
+
+    def measure_knn(self, log: MetricsLog | None) -> None:
+        """A row with the live kNN figure; the one at iteration 0 is the untrained backbone's."""
+        if not (self.live_knn and self.cfg.train.knn_every):
+            return
+        accuracy = self.live_knn(self.model.teacher["backbone"])
+        if log and accuracy is not None:
+            log.write({"iteration": self.iteration, "epoch": self.iteration / self.length, "live_knn_top1": accuracy})

@@ -1,0 +1,146 @@
+"""Does the teacher tell images apart? The mutual information of image and prototype, watched for collapse.
+
+    I = H(mean p) - mean H(p)          p: the teacher's targets of the crops in a window
+
+I is 0 when every image gets the same target: the uniform one (both entropies at ln K) or one prototype (both at 0).
+It is at most ln K. Where it stays near nothing nothing is distilled, however well the loss falls.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dinov2 import distributed
+from dinov2.loss.prototypes import row_chunks
+from dinov2.train.diagnostics import entropy
+
+WINDOW = 256  # crops at least, over all ranks: fewer make I of few images look large
+NOTHING = 0.01  # of ln K
+PATIENCE = 5  # windows in a row below it, after the learning rate's warm-up
+ADVICE = {  # kind of collapse: keys to change, and how
+    "uniform": {"teacher.warmup_temp": "lower", "teacher.temp": "lower", "dino.prototypes": "fewer"},
+    "one prototype": {"teacher.centering": "sinkhorn_knopp", "teacher.temp": "higher", "optim.base_lr": "lower"},
+    "same for all": {"teacher.warmup_temp": "lower", "optim.base_lr": "lower", "dino.koleo_weight": "higher"},
+}
+
+
+class Collapsed(ValueError):
+    """The run was told to stop when its targets carry nothing (train.on_collapse: stop)."""
+
+
+class Information:
+    """Entropies of the targets of a window of crops; stays on the device until it is read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}  # name: [K + 2]: sum of p, sum of entropies, rows
+
+    @torch.no_grad()
+    def add(self, name: str, targets: Tensor) -> None:
+        """targets: probabilities [..., K]; rows of all ranks and micro-batches may be added one after another."""
+        rows = targets.flatten(0, -2)  # [n, K]
+        entropies = sum((entropy(rows[part]).sum() for part in row_chunks(rows)), rows.new_zeros(()))
+        count = rows.new_full((), len(rows))
+        new = torch.cat([rows.sum(dim=0), torch.stack([entropies, count])])
+        self.sums[name] = self.sums[name] + new if name in self.sums else new
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """{name: information and entropies in nats, ln K}; all ranks call it. Starts the next window."""
+        found = {}
+        for name, sums in self.sums.items():
+            total = distributed.all_reduce_sum(sums)
+            rows = total[-1].clamp(min=1)
+            of_mean, mean = entropy(total[:-2] / rows), total[-2] / rows
+            found[name] = {
+                "information": float(of_mean - mean),
+                "target_entropy": float(mean),
+                "target_entropy_of_mean": float(of_mean),
+                "log_prototypes": math.log(len(total) - 2),
+            }
+        self.sums = {}
+        return found
+
+
+def kind_of(found: dict[str, float]) -> str:
+    """Which collapse: "" for none, "uniform", "one prototype", or "same for all" in between."""
+    most = found["log_prototypes"]
+    if found["information"] >= NOTHING * most:
+        return ""
+    if found["target_entropy"] > 0.9 * most:
+        return "uniform"
+    return "one prototype" if found["target_entropy_of_mean"] < 0.1 * most else "same for all"
+
+
+class CollapseWatch:
+    """Reads windows at the rows of the log, and says once when a run has collapsed.
+
+    Its verdict is on the CLS tokens' targets, or on the masked patches' where dino.weight is 0.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg, self.information = cfg, Information()
+        self.per_step = 2 * cfg.train.batch_size  # global crops
+        self.steps = -(-WINDOW // self.per_step)
+        self.collected = 0  # crops in the window
+        self.watched = "cls" if cfg.dino.weight > 0 else "patches"
+        self.windows = 0  # in a row with nothing in them
+        self.since = 0  # iteration of the first of them
+        self.kind = ""  # of the collapse, once it is one
+        self.found: dict[str, float] = {}  # of the watched tokens, in the last window
+        self.warned = False
+
+    def window(self, iteration: int) -> Information | None:
+        """Where the step `iteration` (from 0) adds its targets: the last steps before a row of the log are measured."""
+        return self.information if -(iteration + 1) % self.cfg.train.log_every < self.steps else None
+
+    def read(self, iteration: int, steps: int) -> dict[str, float | str]:
+        """Columns of metrics.jsonl after `iteration` steps, `steps` of them since the last call; none before the
+        window is full. All ranks call it."""
+        self.collected += min(steps, self.steps) * self.per_step
+        if self.collected < WINDOW or not self.information.sums:
+            return {}
+        self.collected, found = 0, self.information.read()
+        self.found = found[self.watched]
+        self.judge(iteration, kind_of(self.found))
+        columns: dict[str, float | str] = {"collapsed": self.kind}
+        for name, values in found.items():
+            most = values["log_prototypes"]
+            columns |= {f"{key}_{name}": value for key, value in values.items() if key != "log_prototypes"}
+            columns |= {f"information_{name}_share": values["information"] / most, "log_prototypes": most}
+        return columns
+
+    def judge(self, iteration: int, kind: str) -> None:
+        if not kind:
+            self.windows, self.kind = 0, ""
+        elif iteration > self.cfg.optim.warmup_epochs * self.cfg.train.epoch_length:
+            self.since = self.since if self.windows else iteration
+            self.windows += 1
+            self.kind = kind if self.windows >= PATIENCE else ""
+
+    def speak(self, at_end: bool = False) -> None:
+        """Warns of a collapse, once and at the end of training; raises Collapsed instead where train.on_collapse says
+        so. All ranks call it."""
+        if not self.kind or self.warned and not at_end:
+            return
+        if self.cfg.train.on_collapse == "stop":
+            raise Collapsed(self.sentence())
+        self.warned = True
+        if distributed.is_main():
+            print(f"warning: {self.sentence()}", flush=True)
+
+    def sentence(self) -> str:
+        what = {
+            "uniform": "the teacher gives every image the same, uniform target",
+            "one prototype": "the teacher gives every image the same prototype",
+            "same for all": "the teacher gives every image nearly the same target",
+        }[self.kind]
+        advice = ", ".join(f"{key}={OmegaConf.select(self.cfg, key)} ({how})" for key, how in ADVICE[self.kind].items())
+        most, information = self.found["log_prototypes"], self.found["information"]
+        return (
+            f"{self.cfg.output_dir}: {what} since iteration {self.since}: I = {information:.4f} nats, "
+            f"{100 * information / most:.2f} % of ln K = {most:.2f}; nothing is distilled. "
+            f"What to change first: {advice}; see docs/small_data.md"
+        )
