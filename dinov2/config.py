@@ -142,7 +142,8 @@ def save_run_config(cfg: DictConfig, run: Path | str) -> None:
 def config_hash(cfg: DictConfig) -> str:
     """Twelve hex digits of what decides the result; where it is written and how it is loaded do not."""
     content = OmegaConf.to_container(cfg, resolve=False)
-    content.pop("output_dir", None)
+    for key in ("output_dir", "trial"):
+        content.pop(key, None)
     for key in ("workers", "resident", "index_cache"):
         content.get("data", {}).pop(key, None)
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode()).hexdigest()[:12]
@@ -172,7 +173,8 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
     for key in overlay:
         name = f"{prefix}{key}"
         if key not in known:
-            close = difflib.get_close_matches(name, _all_keys(_defaults()), n=1, cutoff=0.5)
+            section = isinstance(OmegaConf.to_container(overlay)[key], dict)
+            close = difflib.get_close_matches(name, _all_keys(_defaults(), section=section), n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"unknown key {name}{source}{hint}")
         if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
@@ -210,12 +212,14 @@ def _type_name(default: object) -> str:
     return names.get(type(default), "a text")
 
 
-def _all_keys(known: dict, prefix: str = "") -> list[str]:
+def _all_keys(known: dict, prefix: str = "", *, section: bool) -> list[str]:
+    """Dotted names of all sections, or of all values that are none."""
     keys = []
     for key, value in known.items():
-        keys.append(f"{prefix}{key}")
+        if isinstance(value, dict) == section:
+            keys.append(f"{prefix}{key}")
         if isinstance(value, dict):
-            keys += _all_keys(value, f"{prefix}{key}.")
+            keys += _all_keys(value, f"{prefix}{key}.", section=section)
     return keys
 
 

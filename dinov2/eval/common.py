@@ -7,6 +7,7 @@ row's details.
 
 from __future__ import annotations
 
+import base64
 import difflib
 import sys
 import time
@@ -14,14 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
+from torch import Tensor, nn
 
 from dinov2 import distributed
 from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config
-from dinov2.eval.features import eval_view
+from dinov2.eval.features import Features, eval_view
 from utils import cli
 from utils.memory import keep_freed_memory
 from utils.noise import NoiseSpec
@@ -76,11 +78,11 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text.strip() + "\n" + USAGE)
         return 0 if argv else 2
-    folder, which, overrides = parse(argv)
+    folder, own, overrides = parse(argv, ("checkpoints",))
     cfg = load_settings(folder, overrides)
     distributed.init()
     keep_freed_memory()
-    chosen = choose(folder, which)
+    chosen = choose(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
     if len(todo) < len(jobs) and distributed.is_main():
@@ -92,8 +94,11 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     return 0
 
 
-def parse(argv: list[str]) -> tuple[Path, str, list[str]]:
-    """run=, checkpoints= and the overrides. Raises ValueError for anything that is no key=value, or without a run."""
+def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], list[str]]:
+    """run=, the arguments named in `own` that are given, and the overrides.
+
+    Raises ValueError for anything that is no key=value, or without a run.
+    """
     given = {}
     for argument in argv:
         key, equals, value = argument.partition("=")
@@ -102,8 +107,9 @@ def parse(argv: list[str]) -> tuple[Path, str, list[str]]:
         given[key] = value
     if not given.get("run"):
         raise ValueError("which run? give run=DIR, the folder that training wrote")
-    overrides = [f"{key}={value}" for key, value in given.items() if key not in ("run", "checkpoints")]
-    return Path(given["run"]), given.get("checkpoints", "last"), overrides
+    folder = Path(given.pop("run"))
+    taken = {key: given.pop(key) for key in own if key in given}
+    return folder, taken, [f"{key}={value}" for key, value in given.items()]
 
 
 def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
@@ -188,25 +194,25 @@ def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) ->
 
 
 def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Checkpoint, cfg: DictConfig) -> list[dict]:
-    """Loads a checkpoint's backbone, evaluates it, and appends the rows, all of them or none, on the main rank."""
+    """Loads a checkpoint's backbone, and evaluates it as `evaluate_backbone` does."""
     from dinov2 import load_backbone
 
     backbone = load_backbone(checkpoint.path).to(distributed.device()).eval()
-    data = cfg.data.name or Path(cfg.data.root).resolve().name
-    start, rows = time.perf_counter(), []
+    return evaluate_backbone(folder, name, evaluate, backbone, checkpoint, cfg)
+
+
+def evaluate_backbone(
+    folder: Path, name: str, evaluate: Evaluator, backbone: nn.Module, checkpoint: Checkpoint, cfg: DictConfig
+) -> list[dict]:
+    """Evaluates a backbone, and appends its rows to `folder`, all of them or none, on the main rank.
+
+    `checkpoint` says where the backbone comes from: its epoch, its iteration and its name.
+    """
+    start, rows, base = time.perf_counter(), [], row_base(checkpoint, cfg)
     try:
         results = list(evaluate(backbone, cfg, Job(folder, checkpoint.path.name)))
     except FloatingPointError as error:
         raise ValueError(f"{checkpoint.path}: {error}") from error
-    base = {
-        "method": cfg.method,
-        "noise": cfg.noise,
-        "dataset": data,
-        "seed": cfg.seed,
-        "view": eval_view(cfg),
-        "protocol": "full",
-    }
-    base |= {"epoch": checkpoint.epoch, "iteration": checkpoint.iteration, "config_hash": config_hash(cfg)}
     for i, (metric, value, details) in enumerate(results):
         replaced = {field: details[field] for field in ROW_FIELDS if field in details}
         kept = {key: entry for key, entry in details.items() if key not in ROW_FIELDS}
@@ -217,9 +223,36 @@ def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Check
     if distributed.is_main():
         for row in rows:
             append_result(folder / "results.jsonl", row)
-            print(
-                f"epoch {row['epoch']}, {row['dataset']}, {row['noise']}: {row['metric']} = {row['value']:.2f}",
-                flush=True,
-            )
+            what = f"{row['method']}, epoch {row['epoch']}, {row['dataset']}, {row['noise']}"
+            print(f"{what}: {row['metric']} = {row['value']:.2f}", flush=True)
     distributed.barrier()
     return rows
+
+
+def row_base(checkpoint: Checkpoint, cfg: DictConfig) -> dict:
+    """What all rows of an evaluation share."""
+    return {
+        "method": cfg.method,
+        "noise": cfg.noise,
+        "dataset": cfg.data.name or Path(cfg.data.root).resolve().name,
+        "seed": cfg.seed,
+        "view": eval_view(cfg),
+        "protocol": "full",
+        "epoch": checkpoint.epoch,
+        "iteration": checkpoint.iteration,
+        "config_hash": config_hash(cfg),
+    }
+
+
+def accuracy_details(hits: Tensor, val: Features, backbone: nn.Module, cfg: DictConfig) -> dict:
+    """What an accuracy needs to be compared with another: which images were right, and of what kind the backbone is.
+
+    hits: bool [N], top-1, in the order of the validation images. `correct` holds them as base64 of numpy.packbits.
+    """
+    return {
+        "correct": base64.b64encode(np.packbits(hits.cpu().numpy()).tobytes()).decode(),
+        "images": len(hits),
+        "classes": len(val.classes),
+        "crop": cfg.eval.crop,
+        "architecture": getattr(backbone, "architecture", type(backbone).__name__),
+    }

@@ -70,11 +70,14 @@ def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Normalised CLS tokens of the last four blocks (of a shallower model all), then the mean patch token: [B, 5 D]."""
+    """Normalised CLS tokens of the last four blocks (of a shallower model all), then the mean patch token, where there
+    are patches: [B, 5 D]."""
     outputs = backbone.get_intermediate_layers(
         images, n=min(LAST_BLOCKS, len(backbone.blocks)), return_class_token=True
     )
-    return torch.cat([*(cls for _, cls in outputs), outputs[-1][0].mean(dim=1)], dim=1).float()
+    patches = outputs[-1][0]
+    means = [patches.mean(dim=1)] if patches.shape[1] else []
+    return torch.cat([*(cls for _, cls in outputs), *means], dim=1).float()
 
 
 def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
@@ -86,8 +89,11 @@ def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
 
 
 def resident_images(cfg: DictConfig, split: str) -> ResidentImages | None:
-    """With data.resident the decoded set, kept between the checkpoints of one call; else None."""
-    return _resident(OmegaConf.to_yaml(cfg), split) if cfg.data.resident else None
+    """With data.resident the decoded set, kept between the backbones of one call; else None."""
+    if not cfg.data.resident:
+        return None
+    decides = {"data": cfg.data, "noise": cfg.noise, "eval": {"view": eval_view(cfg)}}
+    return _resident(OmegaConf.to_yaml(OmegaConf.create(decides)), split)
 
 
 @lru_cache(maxsize=2)
@@ -137,6 +143,13 @@ def extract(
     check_finite(values, dataset.relatives)
     labels = torch.from_numpy(dataset.labels).to(values.device)
     return Features(values, labels, list(dataset.relatives), dataset.classes)
+
+
+def gather_hits(own: Tensor, images: int) -> Tensor:
+    """bool [..., N] of all `images`, from the bool [..., n] that each rank has of its images rank, rank + ranks, ..."""
+    whole = torch.zeros(*own.shape[:-1], images, dtype=torch.uint8, device=own.device)
+    whole[..., distributed.rank() :: distributed.world_size()] = own
+    return distributed.all_reduce_sum(whole).bool()
 
 
 def check_finite(values: Tensor, names: list[str]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dinov2 import distributed
 from dinov2.eval import common
-from dinov2.eval.features import Features, extract
+from dinov2.eval.features import Features, extract, gather_hits
 
 CHUNK = 1024  # test images at a time
 GALLERY_CHUNK = 65536  # training images at a time: 1024 x 65536 similarities are 256 MiB
@@ -49,9 +49,10 @@ def vote(similarity: Tensor, labels: Tensor, k: int, temperature: float, classes
     return similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels[:, :k], weights)
 
 
-def accuracies(train: Features, test: Features, ks: list[int], temperature: float) -> dict[int, dict[str, float]]:
-    """Top-1 and top-5 in percent for every k: {k: {"top1", "top5"}}; test images are shared out between the ranks.
+def accuracies(train: Features, test: Features, ks: list[int], temperature: float) -> dict[int, dict]:
+    """For every k top-1 and top-5 in percent and which images are right, bool [N]: {k: {"top1", "top5", "hits"}}.
 
+    Test images are shared out between the ranks.
     Raises ValueError when a k is larger than the training set.
     """
     if max(ks) > len(train.labels):
@@ -61,7 +62,7 @@ def accuracies(train: Features, test: Features, ks: list[int], temperature: floa
     gallery = torch.nn.functional.normalize(train.values, dim=1)
     queries = torch.nn.functional.normalize(test.values, dim=1)[distributed.rank() :: distributed.world_size()]
     truth = test.labels[distributed.rank() :: distributed.world_size()]
-    right = torch.zeros(len(ks), 2, dtype=torch.float64, device=gallery.device)
+    right = torch.zeros(len(ks), 2, len(queries), dtype=torch.bool, device=gallery.device)  # top-1, top-5
     top = min(5, len(train.classes))
     for start in range(0, len(queries), CHUNK):
         similarity, index = nearest(gallery, queries[start : start + CHUNK], max(ks))
@@ -69,10 +70,10 @@ def accuracies(train: Features, test: Features, ks: list[int], temperature: floa
         for i, k in enumerate(ks):
             order = vote(similarity, labels, k, temperature, len(train.classes)).topk(top, dim=1).indices
             hit = order == expected  # [B, top]
-            right[i, 0] += hit[:, 0].sum()
-            right[i, 1] += hit.any(dim=1).sum()
-    percent = distributed.all_reduce_sum(right) * 100 / len(test.labels)
-    return {k: {"top1": float(percent[i, 0]), "top5": float(percent[i, 1])} for i, k in enumerate(ks)}
+            right[i, :, start : start + CHUNK] = torch.stack([hit[:, 0], hit.any(dim=1)])
+    right = gather_hits(right, len(test.labels))
+    top1, top5 = (right.sum(dim=2).double() * 100 / len(test.labels)).T.tolist()
+    return {k: {"top1": top1[i], "top5": top5[i], "hits": right[i, 0]} for i, k in enumerate(ks)}
 
 
 def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
@@ -80,7 +81,8 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
     train, test = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
     knn = cfg.eval.knn
     for k, accuracy in accuracies(train, test, list(knn.k), knn.temperature).items():
-        yield f"knn{k}_top1", accuracy["top1"], {"top5": accuracy["top5"], "images": len(test.labels)}
+        details = common.accuracy_details(accuracy["hits"], test, backbone, cfg)
+        yield f"knn{k}_top1", accuracy["top1"], {"top5": accuracy["top5"]} | details
     for n in knn.n_per_class:
         ks = sorted({k for k in knn.k if k < n} | {n})  # more than n neighbours can't all be of one class
         tries = [accuracies(train.split_per_class(n, s)[0], test, ks, knn.temperature) for s in range(knn.tries)]

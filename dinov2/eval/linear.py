@@ -29,10 +29,12 @@ from dinov2.data.loader import make_loader
 from dinov2.data.sampler import IterationSampler
 from dinov2.eval import common
 from dinov2.eval.features import (
+    LAST_BLOCKS,
     Features,
     autocast,
     block_tokens,
     extract,
+    gather_hits,
     labelled_dataset,
     ordered_batches,
     resident_images,
@@ -59,8 +61,9 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     # First of all, as broken weights show here before hours of training.
     val = extract(backbone, cfg, "val", block_tokens)
     rates = [rate * cfg.eval.batch_size / 256 for rate in probe.learning_rates]
-    depth = val.values.shape[1] // backbone.embed_dim - 1
-    probes = Probes(depth, backbone.embed_dim, len(val.classes), rates, cfg.seed, val.values.device)
+    blocks, width = min(LAST_BLOCKS, len(backbone.blocks)), backbone.embed_dim
+    averages = val.values.shape[1] > blocks * width
+    probes = Probes(blocks, width, len(val.classes), rates, cfg.seed, val.values.device, averages)
     total = probe.epochs * probe.epoch_length
     state = job.scratch(f"linear-{common.settings_hash('linear', cfg)}.pth")
     start = resume(probes, state)
@@ -70,7 +73,8 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
         else:
             source = cached_source(backbone, cfg, start, job.scratch(f"features-{os.getpid()}.f16"))
         train(probes, source, start, total, state)
-    yield "linear_top1", *summary(probes, val, probe.protocol)
+    value, details, hits = summary(probes, val, probe.protocol)
+    yield "linear_top1", value, details | common.accuracy_details(hits, val, backbone, cfg)
     if distributed.is_main():
         state.unlink(missing_ok=True)
 
@@ -103,16 +107,18 @@ def resume(probes: Probes, path: Path) -> int:
     return content["iteration"]
 
 
-def summary(probes: Probes, val: Features, protocol: str) -> tuple[float, dict]:
-    """Best top-1 in percent, and details; validation images are shared out between the ranks."""
+def summary(probes: Probes, val: Features, protocol: str) -> tuple[float, dict, Tensor]:
+    """Best top-1 in percent, details, and which images the best classifier gets right, bool [N]; validation images are
+    shared out between the ranks."""
     rows = slice(distributed.rank(), None, distributed.world_size())
     parts = zip(val.values[rows].split(CHUNK), val.labels[rows].split(CHUNK), strict=True)
-    hits = sum(probes.hits(*part) for part in parts)  # a rank without an image has one empty part
-    percent = (distributed.all_reduce_sum(hits) * 100 / len(val.labels)).cpu()
+    own = torch.cat([probes.hits(*part) for part in parts], dim=2)  # a rank without an image has one empty part
+    hits = gather_hits(own, len(val.labels))  # [classifiers, 2, N]
+    percent = (hits.sum(dim=2).double() * 100 / len(val.labels)).cpu()
     best = int(percent[:, 0].argmax())
     classifiers = {name: round(float(value), 4) for name, value in zip(probes.names, percent[:, 0], strict=True)}
-    details = {"classifier": probes.names[best], "top5": float(percent[best, 1]), "images": len(val.labels)}
-    return float(percent[best, 0]), {"protocol": protocol} | details | {"classifiers": classifiers}
+    details = {"protocol": protocol, "classifier": probes.names[best], "top5": float(percent[best, 1])}
+    return float(percent[best, 0]), details | {"classifiers": classifiers}, hits[best, 0]
 
 
 def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) -> Source:

@@ -33,9 +33,19 @@ class Probes:
     torch.optim.SGD would: they share inputs, never gradients. Weights start as N(0, 0.01), biases at 0, as published.
     """
 
-    def __init__(self, depth: int, width: int, classes: int, learning_rates: list[float], seed: int, device):
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        classes: int,
+        learning_rates: list[float],
+        seed: int,
+        device,
+        averages: bool = True,  # whether the features end with a mean patch token
+    ):
         self.classes, self.learning_rates = classes, learning_rates
-        self.sets = [FeatureSet(blocks, average) for blocks in sorted({1, depth}) for average in (False, True)]
+        choices = (False, True) if averages else (False,)
+        self.sets = [FeatureSet(blocks, average) for blocks in sorted({1, depth}) for average in choices]
         self.slices = [features.columns(depth, width) for features in self.sets]
         self.rates = torch.tensor(learning_rates, device=device).repeat_interleave(classes)[:, None]  # [L * K, 1]
         generator = torch.Generator().manual_seed(seed)
@@ -91,10 +101,14 @@ class Probes:
 
     @torch.no_grad()
     def hits(self, features: Tensor, labels: Tensor) -> Tensor:
-        """How many images each classifier gets right: [classifiers, 2], top-1 and top-5 (of fewer classes: all)."""
+        """Which images each classifier gets right: bool [classifiers, 2, B], top-1 and top-5 (of fewer classes: all).
+
+        A classifier that has diverged, with a logit that is not finite, is wrong.
+        """
         logits = torch.cat(self._logits(features))  # [classifiers, K, B]
-        right = logits.topk(min(5, self.classes), dim=1).indices == labels
-        return torch.stack([right[:, 0].sum(dim=1), right.any(dim=1).sum(dim=1)], dim=1).double()
+        right = logits.topk(min(5, self.classes), dim=1).indices == labels  # [classifiers, 5, B]
+        right &= logits.isfinite().all(dim=1, keepdim=True)
+        return torch.stack([right[:, 0], right.any(dim=1)], dim=1)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {"weights": self.weights, "momenta": self.momenta}

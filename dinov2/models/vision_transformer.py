@@ -64,6 +64,8 @@ class VisionTransformer(nn.Module):
         self.embed_dim, self.patch_size, self.registers, self.heads = dim, patch_size, registers, heads
         self.interpolate_offset, self.interpolate_antialias = interpolate_offset, interpolate_antialias
         self.activation_checkpointing = False
+        channels = "1 channel" if in_chans == 1 else f"{in_chans} channels"
+        self.architecture = f"{arch}, depth {depth}, patch {patch_size}, {channels}"  # of result rows
         rates = [drop_path] * depth if drop_path_uniform else torch.linspace(0, drop_path, depth).tolist()
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, dim)

@@ -90,7 +90,7 @@ def test_a_run_without_checkpoints_and_a_folder_that_is_none(tmp_path, digits):
     with pytest.raises(ValueError, match="config.yaml"):
         evaluate(tmp_path)
     with pytest.raises(ValueError, match="run=DIR"):
-        common.parse(["checkpoints=all"])
+        common.parse(["checkpoints=all"], ("checkpoints",))
 
 
 def test_classes_that_differ_are_refused(tmp_path):

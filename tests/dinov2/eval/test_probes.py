@@ -43,14 +43,26 @@ def test_each_classifier_equals_a_lone_linear_layer():
         torch.testing.assert_close(rows[:, -1], layer.bias.data, rtol=1e-4, atol=1e-6)
         order = layer(features[:, s]).topk(5, dim=1).indices == labels[:, None]
         expected_hits.append([order[:, 0].sum().item(), order.any(dim=1).sum().item()])
-    assert probes.hits(features, labels).tolist() == expected_hits
+    assert probes.hits(features, labels).sum(dim=2).tolist() == expected_hits
 
 
 def test_no_image_is_no_hit():
     """What a rank counts when there are more ranks than validation images."""
     probes = Probes(DEPTH, WIDTH, CLASSES, RATES, seed=0, device="cpu")
     hits = probes.hits(torch.zeros(0, (DEPTH + 1) * WIDTH), torch.zeros(0, dtype=torch.long))
-    assert hits.tolist() == [[0, 0]] * len(probes.names)
+    assert hits.sum(dim=2).tolist() == [[0, 0]] * len(probes.names)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_diverged_classifier_gets_nothing_right(broken):
+    """Infinite logits and NaN come first in an order of logits, where they would hit by chance."""
+    probes = Probes(DEPTH, WIDTH, CLASSES, RATES, seed=0, device="cpu")
+    features, labels = torch.randn(40, (DEPTH + 1) * WIDTH), torch.arange(40) % CLASSES
+    before = probes.hits(features, labels)
+    probes.weights[0][CLASSES : 2 * CLASSES] = broken  # of the first feature set's second learning rate
+    after = probes.hits(features, labels)
+    assert not after[1].any()
+    assert torch.equal(after[[0, 2]], before[[0, 2]]) and torch.equal(after[3:], before[3:])
 
 
 def test_start_is_as_published():
