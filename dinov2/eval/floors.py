@@ -31,7 +31,7 @@ from utils.memory import keep_freed_memory
 EVALUATORS = {"knn": knn.evaluate, "linear": linear.evaluate}
 FLOORS = {"untrained-0": ("untrained", 0), "untrained-1": ("untrained", 1), "pixels": ("pixels", 0)}  # method, seed
 PIXEL_SIDE = 64  # larger crops are averaged to at most this side: 12,288 numbers of an RGB image
-PIXEL_BYTES = 2 * 2**30  # and until the pixels of all training images fit into this, in float32
+PIXEL_BYTES = 4 * 2**30  # and until the pixels of all training images fit into this, in float32
 USAGE = """
   run=DIR              a run of the noise, the view and the architecture
   output=DIR           floors/ goes here (default: beside the run, or above it where its folder has the noise's name)

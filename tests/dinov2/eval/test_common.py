@@ -150,6 +150,7 @@ def test_two_ranks_give_the_figures_of_one(run, finished_run, tmp_path):
         if key != ("linear_top1", "cached"):  # there the ranks draw other crops
             assert two[key]["value"] == row["value"]
             assert two[key]["details"].get("classifiers") == row["details"].get("classifiers")
+            assert two[key]["details"]["correct"] == row["details"]["correct"]
 
 
 def test_settings_of_an_older_run_get_defaults(run):
