@@ -1,5 +1,6 @@
 #!/bin/sh
 # Stage 6: the frozen backbones on the images of their evaluation view; rows go to results.jsonl in each run's folder.
+# Then, once for each noise and view, the floors: what an untrained backbone and the raw pixels reach, in <output>/floors.
 #   sh exps/6_evaluate.sh NOISE... --data DIR --scale NAME --method NAME --eval linear --checkpoints all
 [ "${exps_options:-}" = read ] || . "$(dirname "$0")/common.sh"
 
@@ -17,11 +18,30 @@ evaluate() { # NOISE METHOD
     done
 }
 
+floors() { # NOISE METHOD...: of each view that the methods are evaluated on, from the first pretrained one's settings.
+    [ -n "$(floor_evals)" ] || return 0
+    noise=$1 seen=''
+    shift
+    for method; do
+        folder=$(run_folder "$noise" "$method") view=$(view_of "$method")
+        if [ -n "$dry" ] || [ -e "$folder/config.yaml" ]; then
+            case $seen in *"$view"*) continue ;; esac
+            seen="$seen $view"
+            for_floors "$folder" once "$output/.done/floors-$noise-$view" \
+                "$(sums "$folder/config.yaml" ${floor:+"$floor"})" "$PYTHON" -m dinov2.eval.floors
+        fi
+    done
+}
+
 for noise in $noises; do
-    for method in $(methods_under "$noise"); do
+    under=$(methods_under "$noise")
+    for method in $under; do
         evaluate "$noise" "$method"
     done
+    # shellcheck disable=SC2086  # a list of names
+    floors "$noise" $under
 done
 if with_ceiling; then
     evaluate none clean
+    floors none clean
 fi

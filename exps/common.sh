@@ -10,6 +10,7 @@
 #   --output DIR              runs, results and report                                      [runs/<scale> or runs/<name of DIR>]
 #   --method NAME             dinov2, n2n, nc, nct, clean; may be repeated                  [all]
 #   --eval NAME               linear, knn, log_regression, pca, robustness; may be repeated [linear knn pca]
+#   --floor WEIGHTS           a public frozen backbone, evaluated as a third floor              [none]
 #   --checkpoints WHICH       last, best, all or an epoch                                   [last]
 #   --gpus N                  processes of the pretraining, one a GPU                       [1]
 #   --partition P --time LIMIT  Slurm's, for the scripts that submit jobs
@@ -122,6 +123,34 @@ run_folder() {
     esac
 }
 
+# View that a method is evaluated on.
+view_of() {
+    case $1 in
+        n2n) echo denoised ;;
+        clean) echo clean ;;
+        *) echo noisy ;;
+    esac
+}
+
+# Those of --eval that floors are made for, with commas between.
+floor_evals() {
+    for name in $evals; do
+        case $name in
+            linear | knn) echo "$name" ;;
+        esac
+    done | paste -s -d , -
+}
+
+# for_floors FOLDER COMMAND...: COMMAND with the arguments of dinov2.eval.floors for the run in FOLDER.
+for_floors() {
+    pretrained=$1
+    shift
+    set -- "$@" "run=$pretrained" "output=$output" "evaluators=$(floor_evals)"
+    [ -z "$floor" ] || set -- "$@" "weights=$floor"
+    eval "set -- \"\$@\" $eval_overrides"
+    "$@"
+}
+
 # The methods that run under noise $1: without the ceiling, and without nct where neither the scale's table nor the
 # command has the anchor's lambda (unless nct is all that is asked for: then the trainer says so).
 methods_under() {
@@ -150,11 +179,11 @@ script=$0
 # A script that is one experiment sets default_... before it sources this.
 noises='' methods='' evals='' overrides='' eval_overrides='' scale=${default_scale:-quickstart} data='' output=''
 checkpoints=${default_checkpoints:-last} gpus=${default_gpus:-1} partition='' time='' steps='' per_class='' channels=''
-dry=''
+floor='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
         --noise | --scale | --data | --output | --method | --eval | --checkpoints | --gpus | --partition | --time | \
-            --steps | --per-class | --channels)
+            --steps | --per-class | --channels | --floor)
             [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; } ;;
     esac
     case $1 in
@@ -164,6 +193,7 @@ while [ $# -gt 0 ]; do
         --output) output=$(from_root "$2") && shift ;;
         --method) methods="$methods $2" && shift ;;
         --eval) evals="$evals $2" && shift ;;
+        --floor) floor=$(from_root "$2") && shift ;;
         --checkpoints) checkpoints=$2 && shift ;;
         --gpus) gpus=$2 && shift ;;
         --partition) partition=$2 && shift ;;
@@ -220,6 +250,9 @@ noises=${noises:-${default_noises:-gauss255}}
 methods=${methods:-${default_methods:-dinov2 n2n nc nct clean}}
 evals=${evals:-${default_evals:-linear knn pca}}
 noises=${noises# } methods=${methods# } evals=${evals# }
+if [ -n "$steps$per_class" ]; then
+    overrides="${overrides}trial=true "
+fi
 if [ -n "$steps" ]; then
     # Two epochs of a denoised run, a restart after the first, and one noisy epoch.
     half=$(((steps + 1) / 2))

@@ -1,7 +1,7 @@
 #!/bin/sh
 # ImageNet-1k on Slurm: denoiser, denoised copy, DINOv2, N2N + DINOv2, NC and NCT for each of two noises, and the linear
-# probe of every checkpoint, as jobs that wait for what they need. A job is requeued at its time limit and when it is
-# preempted, and goes on from its checkpoint.
+# probe of every checkpoint and of the floors, as jobs that wait for what they need. A job is requeued at its time limit
+# and when it is preempted, and goes on from its checkpoint.
 #   sh exps/imagenet1k/submit.sh --partition P [--gpus 4] [--time 1-00:00:00] [NOISE...] [--data imagenet] [--dry-run]
 default_noises="gauss255 gauss100" default_methods="dinov2 n2n nc nct" default_evals=linear default_checkpoints=all
 default_scale=imagenet1k default_gpus=4
@@ -22,7 +22,7 @@ submit() {
 }
 
 for noise in $noises; do
-    denoiser=$output/$noise/denoiser denoised=$(denoised_tree "$noise") waits='' denoised_run=''
+    denoiser=$output/$noise/denoiser denoised=$(denoised_tree "$noise") waits='' denoised_run='' seen=''
     if [ ! -e "$denoised/manifest.json" ]; then
         submit "denoiser-$noise" "" 1 Neighbor2Neighbor.train --config Neighbor2Neighbor/imagenet1k.yaml \
             --data "$data" --noise "$noise" --output "$denoiser" ${channels:+--channels "$channels"}
@@ -52,5 +52,11 @@ for noise in $noises; do
             eval "set -- \"\$@\" $eval_overrides"
             submit "$name-$method-$noise" ":$trained" "$gpus" "eval.$name" "$@"
         done
+        view=$(view_of "$method")
+        case $seen in *"$view"*) continue ;; esac
+        seen="$seen $view"
+        if [ -n "$(floor_evals)" ]; then
+            for_floors "$folder" submit "floors-$view-$noise" ":$trained" "$gpus" eval.floors
+        fi
     done
 done

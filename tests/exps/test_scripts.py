@@ -15,6 +15,7 @@ SCRIPTS = sorted(
     path for folder in ("exps", "tests", "Neighbor2Neighbor", "toy_mnist") for path in (ROOT / folder).rglob("*.sh")
 )
 ALL_NOISES = "gauss50 gauss100 gauss255 speckle0.4 speckle0.7 speckle1.0 shot10 shot3 shot1".split()
+EVALUATIONS = ["dinov2.eval.linear", "dinov2.eval.knn", "dinov2.eval.pca"]
 SHELLS = [shell for shell in ("dash", "bash") if shutil.which(shell)]
 
 
@@ -59,8 +60,10 @@ def test_quickstart_runs_all_stages(shell):
         ["exps/make_digits.py", "utils/generate_noise.py", "Neighbor2Neighbor.train", "Neighbor2Neighbor.denoise"]
         + ["process_metadata.py"]
         + 5 * ["dinov2.train"]
-        + 5 * ["dinov2.eval.linear", "dinov2.eval.knn", "dinov2.eval.pca"]
-        + ["utils.report"]
+        + 4 * EVALUATIONS
+        + 2 * ["dinov2.eval.floors"]
+        + EVALUATIONS
+        + ["dinov2.eval.floors", "utils.report"]
     )
     trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
     assert [command[3] for command in trained] == ["dinov2", "n2n", "nc", "nct", "clean"]
@@ -70,6 +73,17 @@ def test_quickstart_runs_all_stages(shell):
     denoised = value(listed[3], "output")
     assert {value(command, "data.denoised_root") for command in trained[:4]} == {denoised}
     assert value(listed[3], "model") == value(listed[2], "output") + "/unet.pth"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_floors_are_made_once_for_each_noise_and_view(shell):
+    options = ["gauss50", "shot3", "--output", "runs/o", "--floor", "w.pth", "eval.knn.k=[5]", "--eval", "knn"]
+    listed = [c[2:] for c in commands(shell, "exps/6_evaluate.sh", *options) if c[1] == "dinov2.eval.floors"]
+    folders = ["gauss50/dinov2", "gauss50/n2n", "shot3/dinov2", "shot3/n2n", "clean"]
+    assert [value(command, "run") for command in listed] == [f"runs/o/{folder}" for folder in folders]
+    for command in listed:
+        assert command[1:] == ["output=runs/o", "evaluators=knn", "weights=w.pth", "eval.knn.k=[5]"]
+    assert "floors" not in str(commands(shell, "exps/6_evaluate.sh", "--eval", "pca"))
 
 
 def test_own_data_other_scale_and_a_noise_without_lambda(tmp_path):
@@ -119,7 +133,9 @@ def test_published_commands_cover_the_paper(shell):
     trained = [command[2:4] + [value(command, "noise")] for command in listed if command[1] == "dinov2.train"]
     assert sorted(trained) == sorted(["imagenet100", m, n] for m in ("dinov2", "n2n", "nc") for n in ALL_NOISES)
     probed = [value(command, "run") for command in listed if command[1] == "dinov2.eval.linear"]
-    assert len(probed) == 27 and {value(c, "checkpoints") for c in listed if "eval" in c[1]} == {"all"}
+    assert len(probed) == 27 and {value(c, "checkpoints") for c in listed if c[1].endswith("linear")} == {"all"}
+    floors = [command for command in listed if command[1] == "dinov2.eval.floors"]  # noisy, denoised: 9 noises
+    assert len(floors) == 18 and {value(command, "evaluators") for command in floors} == {"linear"}
     listed = commands(shell, "exps/linear_probe_nct.sh")
     trained = [(command[3], value(command, "noise")) for command in listed if command[1] == "dinov2.train"]
     assert trained == [("nct", noise) for noise in ("gauss255", "gauss100", "shot1", "speckle1.0")]
@@ -145,6 +161,7 @@ def test_trial_cuts_every_schedule():
     assert listed[0][0] == "exps/subset.py" and value(listed[0], "per-class") == "4"
     trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
     for command in trained:
+        assert value(command, "trial") == "true"
         assert int(value(command, "train.epochs")) * int(value(command, "train.epoch_length")) == 22
     sys.path.insert(0, str(ROOT))
     from dinov2.config import load_config
@@ -164,8 +181,10 @@ def test_imagenet1k_jobs_wait_for_what_they_need():
         "nc-gauss100": "afterok:<denoise-gauss100>:<n2n-gauss100>",
         "nct-gauss100": "afterok:<denoise-gauss100>:<n2n-gauss100>",
         **{f"linear-{m}-gauss100": f"afterok:<{m}-gauss100>" for m in ("dinov2", "n2n", "nc", "nct")},
+        "floors-noisy-gauss100": "afterok:<dinov2-gauss100>",
+        "floors-denoised-gauss100": "afterok:<n2n-gauss100>",
     }
-    assert len(commands("sh", "exps/imagenet1k/submit.sh")) == 20
+    assert len(commands("sh", "exps/imagenet1k/submit.sh")) == 24
 
 
 def test_imagenet1k_jobs_for_other_channels():
@@ -183,6 +202,7 @@ def test_imagenet1k_jobs_for_other_channels():
         (["--data"], "--data needs a value"),
         (["--steps", "many"], "not many"),
         (["--gpus", "0"], "not 0"),
+        (["--floor"], "--floor needs a value"),
         (["--channels", "five"], "not five"),
         (["--channels", "5"], "--channels 5 needs data.mean=[...] and data.std=[...], 5 numbers each"),
         (["--channels", "1", "data.mean=[0.5]"], "data.std"),
