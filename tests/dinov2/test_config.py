@@ -225,7 +225,7 @@ def test_hash_is_of_what_decides_the_result():
         return config_hash(load_config([*BASE, *arguments]))
 
     assert re.fullmatch("[0-9a-f]{12}", hash_of())
-    assert hash_of() == hash_of("data.workers=0", "data.resident=true")
+    assert hash_of() == hash_of("data.workers=0", "data.resident=true", "trial=true")
     assert len({hash_of(), hash_of("seed=1"), hash_of("noise=gauss100"), hash_of("optim.base_lr=0.001")}) == 4
 
 

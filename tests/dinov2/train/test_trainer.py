@@ -16,7 +16,7 @@ import torch
 from dinov2 import checkpoint
 from dinov2.config import load_config
 from dinov2.train import curriculum
-from dinov2.train.__main__ import build_trainer, main, run_stage
+from dinov2.train.__main__ import build_trainer, check_resumable, main, run_stage
 from dinov2.train.trainer import Terminated, Trainer
 from tests.conftest import ROOT
 from tests.dinov2.train.test_ranks import run_ranks
@@ -227,6 +227,7 @@ def test_only_the_last_checkpoints_are_kept_beside_the_evaluated(tree, tmp_path)
 def test_resume_under_other_settings_is_refused(whole_run, tree):
     with pytest.raises(ValueError, match=r"model\.patch_size=4.*this one has 8: choose another output_dir"):
         run_stage(curriculum.plan(load_config(settings(tree, whole_run, "model.patch_size=8", "train.epochs=6")))[0])
+    check_resumable(curriculum.plan(load_config(settings(tree, whole_run, "trial=true")))[0])  # a label alone
 
 
 def test_checkpoint_of_another_architecture_names_the_keys(whole_run, tree, tmp_path):
