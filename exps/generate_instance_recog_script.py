@@ -15,16 +15,22 @@ import shlex
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
-from utils.results import read_results
+from utils.results import FLOORS, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Run folders among and below the given ones. Raises ValueError when there are none."""
-    runs = sorted({config.parent for folder in folders for config in folder.glob("**/config.yaml")})
+    """Run folders among and below the given ones, without floors, which have no checkpoints.
+
+    Raises ValueError when there are none.
+    """
+    configs = {config for folder in folders for config in folder.glob("**/config.yaml")}
+    runs = sorted(config.parent for config in configs if OmegaConf.load(config).get("method") not in FLOORS)
     if not runs:
         raise ValueError(f"no runs in {', '.join(map(str, folders))}: pretrain first (sh exps/linear_probe.sh)")
     return runs

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 FIELDS = ("method", "noise", "dataset", "seed", "epoch", "iteration", "metric", "value", "view", "protocol")
+FLOORS = ("untrained", "pixels", "public")  # methods of rows that no training has gone into
 VERSION = "0.1.0"
 
 

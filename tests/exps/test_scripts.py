@@ -273,9 +273,9 @@ def test_subset_links_the_first_images(tmp_path):
     assert missing.returncode == 2 and missing.stderr.startswith("error:")
 
 
-def write_run(folder, rows):
+def write_run(folder, rows, method="x"):
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("method: x\n")
+    (folder / "config.yaml").write_text(f"method: {method}\n")
     lines = [json.dumps({"metric": metric, "epoch": epoch, "value": value}) for metric, epoch, value in rows]
     (folder / "results.jsonl").write_text("\n".join(lines))
 
@@ -285,6 +285,7 @@ def test_instance_recognition_script_takes_best_and_final(tmp_path):
     write_run(tmp_path / "runs/gauss50/dinov2", [*probes, ("linear_top1", 15, 55.0)])
     write_run(tmp_path / "runs/gauss50/nc", probes)
     write_run(tmp_path / "runs/gauss50/n2n", [])
+    write_run(tmp_path / "runs/floors/gauss50-noisy/pixels", [("linear_top1", 0, 20.0)], "pixels")
     generator = ROOT / "exps/generate_instance_recog_script.py"
     done = run(sys.executable, generator, "runs", "--data", "oxford", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
