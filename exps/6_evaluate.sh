@@ -13,7 +13,7 @@ evaluate() { # NOISE METHOD
     for name in $evals; do
         set -- "run=$folder" "checkpoints=$checkpoints"
         eval "set -- \"\$@\" $eval_overrides"
-        once "$output/.done/$name-$noise-$method" "$(sums "$folder"/config.yaml "$folder"/checkpoints/*/COMPLETE)" \
+        once "$output/.done/$name-$noise-$method$(of_seed)" "$(sums "$folder"/config.yaml "$folder"/checkpoints/*/COMPLETE)" \
             "$PYTHON" -m "dinov2.eval.$name" "$@"
     done
 }
@@ -33,15 +33,22 @@ floors() { # NOISE METHOD...: of each view that the methods are evaluated on, fr
     done
 }
 
-for noise in $noises; do
-    under=$(methods_under "$noise")
-    for method in $under; do
-        evaluate "$noise" "$method"
+for seed in $seeds; do
+    [ "$seed" != default ] || seed=''
+    for noise in $noises; do
+        for method in $(methods_under "$noise"); do
+            evaluate "$noise" "$method"
+        done
     done
-    # shellcheck disable=SC2086  # a list of names
-    floors "$noise" $under
+    if with_ceiling; then
+        evaluate none clean
+    fi
+done
+seed=$(first_seed)
+for noise in $noises; do
+    # shellcheck disable=SC2046  # a list of names
+    floors "$noise" $(methods_under "$noise")
 done
 if with_ceiling; then
-    evaluate none clean
     floors none clean
 fi

@@ -4,7 +4,7 @@
 [ "${exps_options:-}" = read ] || . "$(dirname "$0")/common.sh"
 
 set --
-for config in "$output"/*/*/config.yaml "$output"/clean/config.yaml "$output"/floors/*/*/config.yaml; do
+for config in "$output"/*/*/config.yaml "$output"/clean*/config.yaml "$output"/floors/*/*/config.yaml; do
     if [ -e "$config" ]; then
         set -- "$@" "$(dirname "$config")"
     fi

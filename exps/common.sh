@@ -9,6 +9,7 @@
 #                             data.mean=[...] and data.std=[...], N numbers each
 #   --output DIR              runs, results and report                                      [runs/<scale> or runs/<name of DIR>]
 #   --method NAME             dinov2, n2n, nc, nct, clean; may be repeated                  [all]
+#   --seed N                  of weights, crops and order; may be repeated: one run of each method for each   [the scale's]
 #   --eval NAME               linear, knn, log_regression, pca, robustness; may be repeated [linear knn pca]
 #   --floor WEIGHTS           a public frozen backbone, evaluated as a third floor              [none]
 #   --checkpoints WHICH       last, best, all or an epoch                                   [last]
@@ -115,11 +116,23 @@ denoised_tree() {
     esac
 }
 
-# Folder of a run. The clean ceiling serves every noise.
+# Folder of a run of the seed $seed (empty: none was asked for). The clean ceiling serves every noise.
 run_folder() {
     case $2 in
-        clean) printf '%s\n' "$output/clean" ;;
-        *) printf '%s\n' "$output/$1/$2" ;;
+        clean) printf '%s\n' "$output/clean$(of_seed)" ;;
+        *) printf '%s\n' "$output/$1/$2$(of_seed)" ;;
+    esac
+}
+first_seed() {
+    for seed in $seeds; do
+        [ "$seed" = default ] || printf '%s\n' "$seed"
+        return
+    done
+}
+of_seed() {
+    case $seed in
+        '' | 0) ;;
+        *) printf '%s\n' "-seed$seed" ;;
     esac
 }
 
@@ -177,12 +190,12 @@ with_ceiling() {
 
 script=$0
 # A script that is one experiment sets default_... before it sources this.
-noises='' methods='' evals='' overrides='' eval_overrides='' scale=${default_scale:-quickstart} data='' output=''
+noises='' methods='' seeds='' seed='' evals='' overrides='' eval_overrides='' scale=${default_scale:-quickstart} data='' output=''
 checkpoints=${default_checkpoints:-last} gpus=${default_gpus:-1} partition='' time='' steps='' per_class='' channels=''
 floor='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --noise | --scale | --data | --output | --method | --eval | --checkpoints | --gpus | --partition | --time | \
+        --noise | --scale | --data | --output | --method | --seed | --eval | --checkpoints | --gpus | --partition | --time | \
             --steps | --per-class | --channels | --floor)
             [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; } ;;
     esac
@@ -192,6 +205,7 @@ while [ $# -gt 0 ]; do
         --data) data=$(from_root "$2") && shift ;;
         --output) output=$(from_root "$2") && shift ;;
         --method) methods="$methods $2" && shift ;;
+        --seed) seeds="$seeds $2" && shift ;;
         --eval) evals="$evals $2" && shift ;;
         --floor) floor=$(from_root "$2") && shift ;;
         --checkpoints) checkpoints=$2 && shift ;;
@@ -216,6 +230,12 @@ case $scale in
     *) scale_file=dinov2/configs/$scale.yaml ;;
 esac
 [ -f "$scale_file" ] || { echo "error: no scale $scale: there is no $scale_file" >&2; exit 2; }
+for number in $seeds; do
+    case $number in
+        *[!0-9]*) echo "error: --seed takes a whole number, not $number" >&2 && exit 2 ;;
+    esac
+done
+seeds=${seeds:-default}
 for number in "$gpus" "${steps:-1}" "${per_class:-1}" "${channels:-1}"; do
     case $number in
         '' | *[!0-9]* | 0)

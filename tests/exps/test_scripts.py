@@ -60,10 +60,9 @@ def test_quickstart_runs_all_stages(shell):
         ["exps/make_digits.py", "utils/generate_noise.py", "Neighbor2Neighbor.train", "Neighbor2Neighbor.denoise"]
         + ["process_metadata.py"]
         + 5 * ["dinov2.train"]
-        + 4 * EVALUATIONS
-        + 2 * ["dinov2.eval.floors"]
-        + EVALUATIONS
-        + ["dinov2.eval.floors", "utils.report"]
+        + 5 * EVALUATIONS
+        + 3 * ["dinov2.eval.floors"]
+        + ["utils.report"]
     )
     trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
     assert [command[3] for command in trained] == ["dinov2", "n2n", "nc", "nct", "clean"]
@@ -73,6 +72,28 @@ def test_quickstart_runs_all_stages(shell):
     denoised = value(listed[3], "output")
     assert {value(command, "data.denoised_root") for command in trained[:4]} == {denoised}
     assert value(listed[3], "model") == value(listed[2], "output") + "/unet.pth"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_each_seed_has_runs_of_its_own_and_shares_the_denoised_copies(shell):
+    listed = commands(shell, "exps/quickstart.sh", "--output", "runs/o", "--seed", 0, "--seed", 2, "--method", "nct")
+    trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
+    assert [value(command, "seed") for command in trained] == ["0", "2"]
+    assert [value(command, "output_dir") for command in trained] == ["runs/o/gauss255/nct", "runs/o/gauss255/nct-seed2"]
+    assert value(trained[1], "curriculum.denoised_dir") == "runs/o/gauss255/n2n-seed2"
+    modules = [command[1] for command in listed]
+    assert modules.count("Neighbor2Neighbor.train") == 1 and modules.count("dinov2.eval.floors") == 1
+    assert modules.count("dinov2.eval.knn") == 2
+    assert run(shell, "exps/quickstart.sh", "--seed", "one", "--dry-run").returncode == 2
+
+
+def test_the_miniature_trains_all_methods_and_seeds():
+    listed = commands("sh", "exps/miniature.sh", "--data", "runs/no-such-data")
+    trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
+    runs = [(command[3], value(command, "output_dir"), value(command, "seed")) for command in trained]
+    assert len(runs) == 20 and len(set(runs)) == 19  # the clean ceiling of seed 0 serves both noises
+    assert [method for method, *_ in runs[:5]] == ["dinov2", "n2n", "nc", "nct", "clean"]
+    assert {value(command, "data.root") for command in trained} == {"runs/no-such-data"}
 
 
 @pytest.mark.parametrize("shell", SHELLS)

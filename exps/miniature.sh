@@ -1,0 +1,14 @@
+#!/bin/sh
+# The paper in miniature: ten ImageNet classes at 64 pixels, DINOv2, N2N + DINOv2, NC, NCT, the clean ceiling and the floors
+# under gauss100 with three seeds, then under gauss255 with one. One run after another, each evaluated when it is trained:
+# stop it at any moment and call it again, it goes on where it was, and the report holds what is there.
+#   sh exps/miniature.sh [--data imagenette96] [--dry-run] [key=value]
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+for job in gauss100:0 gauss100:1 gauss100:2 gauss255:0; do
+    for method in dinov2 n2n nc nct clean; do
+        sh "$root/exps/quickstart.sh" --scale imagenette --output "$root/runs/miniature" --noise "${job%:*}" --seed "${job#*:}" \
+            --method "$method" --eval knn --eval linear "$@"
+    done
+done
