@@ -35,7 +35,7 @@ class NoiseSpec:
 
     @classmethod
     def parse(cls, text: str) -> "NoiseSpec":
-        """"gauss255" -> NoiseSpec("gauss", 255.0); any positive level. ValueError with examples for anything else."""
+        """ "gauss255" -> NoiseSpec("gauss", 255.0); any positive level. ValueError with examples for anything else."""
         if text == "none":
             return cls("none", 0.0)
         match = re.fullmatch(r"(gauss|shot|speckle)_?([0-9]+\.?[0-9]*|\.[0-9]+)", text)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from utils import cli
 from utils.images import atomic_path
-from utils.report_curves import accuracy_curves, curves_section, denoiser_section, epochs_note
+from utils.report_curves import accuracy_curves, curves_section, denoiser_section, epochs_note, information_curves
 from utils.report_data import Run, find_denoisers, find_runs
 from utils.report_pictures import noise_grid, pca_section
 from utils.report_sections import (
@@ -43,19 +43,20 @@ def results_section(table: Table) -> str:
     groups = [(title_of(metric), list(KINDS)) for metric in table.metrics]
     head = head_of(["Method", "Pretrained on", "Evaluated on"], groups, "wide")
     head[0].append(cell("", "th", "blank"))
-    head[1].append(cell("Learned", "th"))
+    head[1].append(cell("Learned", "th", "learned"))
     rows = []
     for line in table.all_lines:
         brief = f'<small class="narrow">{esc(line.pretrained)}; read {esc(line.evaluated)}</small>'
         row = [cell(esc(line.name) + brief, "th", raw=True)]
         row += [cell(line.pretrained, css="wide"), cell(line.evaluated, css="wide")]
         row += [figure(line, metric, kind, table) for metric in table.metrics for kind in KINDS]
-        rows.append([*row, cell(learned(line, table.metrics))])
+        rows.append([*row, cell(learned(line, table.metrics), css="learned")])
     sentences = "".join(f"<p>{esc(sentence)}</p>" for sentence in verdict(table))
     finding = f'<div class="finding">{sentences}</div>' if sentences else ""
     quiet = len(table.all_lines) - len(table.lines)
     caption = f'<p class="sub">{CAPTION} {epochs_note(table.runs)}</p>'
-    return table_html(head, rows, quiet=quiet) + caption + finding + accuracy_curves(table)
+    curves = information_curves(table.runs) + accuracy_curves(table)
+    return table_html(head, rows, quiet=quiet) + caption + finding + curves
 
 
 CAPTION = (

@@ -15,6 +15,7 @@ from utils.report_style import captioned, heading, key, legend, slot
 from utils.report_table import Table, title_of
 from utils.results import read_json_lines
 
+INFORMATION = "Do the targets tell images apart?"
 FOLDED = "Schedules, gradients and pace"
 ANCHORED = "Anchored losses"
 
@@ -28,7 +29,7 @@ class Plot:
     dashed: str = ""  # column drawn dashed in the same plot, "\\1" being the first group of `column`
     title: str = ""  # likewise; "" is the column's name
     maximum: bool = False  # ln K is drawn
-    zero: bool = False  # 0 is drawn
+    zero: bool = False  # 0 is drawn, and where a run collapsed
 
 
 ENTROPY_NOTE = (
@@ -36,7 +37,7 @@ ENTROPY_NOTE = (
     "solid falls clearly below dashed, dashed stays near the maximum ln K. Solid at ln K: all targets are uniform."
 )
 PLOTS: dict[str, list[Plot]] = {
-    "Do the targets tell images apart?": [
+    INFORMATION: [
         Plot(
             r"information_(\w+)_share",
             "What a target tells about its image, I = H(mean target) − mean H(target), as a share of ln K. Well: "
@@ -63,6 +64,7 @@ PLOTS: dict[str, list[Plot]] = {
             "live_knn_top1",
             "kNN on the teacher's features, top-1 in %. The first point is what training starts from: an untrained "
             "backbone or, after a restart, the denoised run. Well: rises above it.",
+            title="live kNN, top-1 in %",
         ),
     ],
     "Losses": [
@@ -111,11 +113,17 @@ DENOISER = [
 ]
 
 
+def information_curves(runs: list[Run]) -> str:
+    """The first curves of the page: without information in the targets nothing else means anything."""
+    drawn = "".join(charts_of(INFORMATION, runs))
+    return f'<h3>{INFORMATION}</h3>{legend(runs)}<div class="charts">{drawn}</div>' if drawn else ""
+
+
 def curves_section(runs: list[Run], group: str, number: int) -> str:
     """Columns of metrics.jsonl in small charts with all runs in them; schedules and pace folded away."""
     parts = []
-    for name, plots in PLOTS.items():
-        if drawn := "".join(charts_of(name, plots, runs)):
+    for name in PLOTS:
+        if name != INFORMATION and (drawn := "".join(charts_of(name, runs))):
             block = f'<div class="charts">{drawn}</div>'
             folded = f"<details><summary>{name}</summary>{block}</details>"
             parts.append(folded if name == FOLDED else f"<h3>{name}</h3>{block}")
@@ -124,11 +132,11 @@ def curves_section(runs: list[Run], group: str, number: int) -> str:
     return f"{title}{note}{legend(runs)}{''.join(parts)}" if parts else ""
 
 
-def charts_of(section: str, plots: list[Plot], runs: list[Run]) -> Iterator[str]:
+def charts_of(section: str, runs: list[Run]) -> Iterator[str]:
     """The charts of one section. The sum of an anchored run has terms that the others lack: an axis of its own."""
     columns = dict.fromkeys(column for run in runs for row in run.metrics for column in row)
     drawn = set()
-    for plot in plots:
+    for plot in PLOTS[section]:
         for column in columns:
             match = re.fullmatch(plot.column, column)
             if match and column not in drawn and not superseded(column, columns):
@@ -155,8 +163,10 @@ def chart_of(plot: Plot, match: re.Match, runs: list[Run]) -> str:
     series += [curve(run, dashed, dashed=True) for run in runs] if dashed else []
     levels = [(value, f"ln K = {value:.2f}") for value in sorted(maxima(runs))] if plot.maximum else []
     levels += [(0.0, "")] if plot.zero else []
-    title = (match.expand(plot.title) if plot.title else column).replace("_", " ")
-    return captioned(line_chart(series, "epoch", title, levels=levels), plot.note)
+    title = (match.expand(plot.title) if plot.title else column).replace("_", " ").replace("cls", "CLS")
+    ends = {found[1] for run in runs if (found := run.collapse())} if plot.zero else set()
+    marks = [(epoch, "collapsed") for epoch in sorted(ends)]
+    return captioned(line_chart(series, "epoch", title, marks, levels=levels), plot.note)
 
 
 def curve(run: Run, column: str, dashed: bool = False) -> Series:

@@ -56,6 +56,7 @@ th small { display: block; font-weight: 400; color: var(--muted); white-space: n
 .n small { display: inline-block; width: 3.6em; margin-left: 6px; text-align: left; color: var(--muted);
   font-size: 0.8rem; font-weight: 400; }
 .top { font-weight: 700; }
+.learned { padding-left: 16px; }
 .trained { background: var(--mark); }
 th small.narrow { display: none; }
 .floor > * { color: var(--muted); }
@@ -63,7 +64,7 @@ th small.narrow { display: none; }
 .banner, .finding { background: var(--panel); border-left: 3px solid var(--accent); padding: 12px 18px;
   margin: 16px 0; }
 .banner { border-color: var(--wrong); }
-.banner p, .finding p { margin: 4px 0; }
+.banner p, .finding p { margin: 4px 0; max-width: none; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 10px 0 2px; padding: 0; list-style: none; }
 .legend li { display: flex; align-items: center; gap: 7px; font-size: 0.9rem; }

@@ -63,8 +63,9 @@ def against_floors(line: Line, metric: str) -> str:
         if under := floor.final(metric):
             gap = difference(final.rows, under.rows)
             where = "above" if gap.points >= 0 else "below"
-            untold = "" if gap.sign else f" (cannot be told apart: {gap})"
-            parts.append(f"{abs(gap.points):.1f} {where} {FLOOR_NAMES[floor.method]}{untold}")
+            name = FLOOR_NAMES[floor.method]
+            untold = "" if gap.sign else f" (cannot be told apart: {gap.known})"
+            parts.append(f"{abs(gap.points):.1f} {where} {name}{untold}")
     return f"{line.name}: {final.mean:.1f}, {', '.join(parts)}"
 
 

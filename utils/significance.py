@@ -29,9 +29,13 @@ class Difference:
         told = self.error is not None and abs(self.points) > ERRORS * self.error
         return int(np.sign(self.points)) if told else 0
 
+    @property
+    def known(self) -> str:
+        """How well it is known, in words."""
+        return "standard error not known" if self.error is None else f"standard error {self.error:.1f}"
+
     def __str__(self) -> str:
-        error = "standard error not known" if self.error is None else f"standard error {self.error:.1f}"
-        return f"{self.points:+.1f}, {error}"
+        return f"{self.points:+.1f}, {self.known}"
 
 
 def difference(a: list[dict], b: list[dict]) -> Difference:

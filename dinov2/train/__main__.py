@@ -25,6 +25,7 @@ from dinov2.train.curriculum import Stage
 from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
 from utils import cli
+from utils.environment import record_environment
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
 # Sections and keys that a resumed run may change: they do not decide what is computed.
@@ -116,6 +117,7 @@ def run_stage(stage: Stage) -> None:
     check_resumable(stage)
     if distributed.is_main():
         save_run_config(stage.cfg, stage.run)
+        record_environment(stage.run)
         print(f"{stage.run}: {stage.view} images to epoch {stage.stop_epoch} of {stage.cfg.train.epochs}", flush=True)
     build_trainer(stage).fit()
 
