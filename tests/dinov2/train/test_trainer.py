@@ -21,6 +21,7 @@ from dinov2.train.trainer import Terminated, Trainer
 from tests.conftest import ROOT
 from tests.dinov2.train.test_ranks import run_ranks
 from tests.dinov2.train.tiny import make_tree, settings
+from utils.environment import read_environment
 from utils.results import read_json_lines
 
 KILLS = int(os.environ.get("KILLS", "3"))  # the published figure is of 20; see docs/performance.md
@@ -60,6 +61,7 @@ def test_a_run_leaves_what_it_promises(whole_run):
     wanted = {"total_loss", "koleo_loss", "ibot_loss", "lr", "images_per_s", "student_entropy", "cls_effective_rank", "bottleneck_norm"}
     assert wanted <= rows[0].keys()
     assert list((whole_run / "tensorboard").iterdir())
+    assert len(read_environment(whole_run)) == 1
     names = teacher_of(whole_run)
     assert "backbone.blocks.0.attn.qkv.weight" in names and "dino_head.last_layer.weight_g" in names
 
