@@ -33,14 +33,14 @@ class Plot:
 
 
 ENTROPY_NOTE = (
-    "Entropy of the teacher's targets in nats: solid, the mean of each image's; dashed, that of the mean target. Well: "
+    "Entropy of the teacher's targets in nats: solid, the mean of each image's; dashed, that of the mean target. Good: "
     "solid falls clearly below dashed, dashed stays near the maximum ln K. Solid at ln K: all targets are uniform."
 )
 PLOTS: dict[str, list[Plot]] = {
     INFORMATION: [
         Plot(
             r"information_(\w+)_share",
-            "What a target tells about its image, I = H(mean target) − mean H(target), as a share of ln K. Well: "
+            "What a target tells about its image, I = H(mean target) − mean H(target), as a share of ln K. Good: "
             "leaves 0 early and stays away from it; at 0 every image has the same target, and nothing is learned.",
             title=r"information of the targets, \1",
             zero=True,
@@ -63,53 +63,53 @@ PLOTS: dict[str, list[Plot]] = {
         Plot(
             "live_knn_top1",
             "kNN on the teacher's features, top-1 in %. The first point is what training starts from: an untrained "
-            "backbone or, after a restart, the denoised run. Well: rises above it.",
+            "backbone or, after a restart, the denoised run. Good: rises above it.",
             title="live kNN, top-1 in %",
         ),
     ],
     "Losses": [
-        Plot("total_loss", "The sum that is minimised. Well: falls; flat near its first value, nothing is learned."),
-        Plot("dino_.*loss", "Cross-entropy with the teacher's targets of the other crop. Well: falls, but not to 0."),
-        Plot("ibot_loss", "Cross-entropy with the teacher's targets of masked patches. Well: falls, but not to 0."),
+        Plot("total_loss", "The sum that is minimised. Good: falls; flat near its first value, nothing is learned."),
+        Plot("dino_.*loss", "Cross-entropy with the teacher's targets of the other crop. Good: falls, but not to 0."),
+        Plot("ibot_loss", "Cross-entropy with the teacher's targets of masked patches. Good: falls, but not to 0."),
         Plot(
-            "koleo_loss", "How close the CLS tokens of a batch lie. Well: falls or stays; rising, they draw together."
+            "koleo_loss", "How close the CLS tokens of a batch lie. Good: falls or stays; rising, they draw together."
         ),
-        Plot(r"(?!anchor_).*loss", "A further term of the loss. Well: falls."),
+        Plot(r"(?!anchor_).*loss", "A further term of the loss. Good: falls."),
     ],
     ANCHORED: [
         Plot(
-            "total_loss", "The sum that the anchored runs minimise: those above, and λ times those below. Well: falls."
+            "total_loss", "The sum that the anchored runs minimise: those above, and λ times those below. Good: falls."
         ),
-        Plot("anchor_.*loss", "Cross-entropy with the frozen teacher's targets of the denoised view. Well: falls."),
+        Plot("anchor_.*loss", "Cross-entropy with the frozen teacher's targets of the denoised view. Good: falls."),
     ],
     "Signs of collapse": [
         Plot(
-            "student_entropy", "Entropy of the student's outputs in nats. Well: below the maximum ln K.", maximum=True
+            "student_entropy", "Entropy of the student's outputs in nats. Good: below the maximum ln K.", maximum=True
         ),
-        Plot("prototypes_used", "Share of the prototypes that a batch could favour and does. Well: not near 0."),
+        Plot("prototypes_used", "Share of the prototypes that a batch could favour and does. Good: not near 0."),
         Plot(
             "(cls|bottleneck)_effective_rank",
-            r"Directions that the features of a batch spread over. Well: many; near 1, all lie on a line.",
+            r"Directions that the features of a batch spread over. Good: many; near 1, all lie on a line.",
         ),
         Plot(
-            "(cls|bottleneck)_norm", "Mean length of the features. Well: settles; growing without end or near 0, not."
+            "(cls|bottleneck)_norm", "Mean length of the features. Good: settles; growing without end or near 0, not."
         ),
     ],
     FOLDED: [
-        Plot("lr|last_layer_lr", "Learning rate, as scheduled."),
+        Plot("lr|.*_lr", "Learning rate, as scheduled."),
         Plot("weight_decay", "Weight decay, as scheduled."),
         Plot(".*momentum.*", "Share of the old teacher in the new one, as scheduled."),
         Plot(".*temp.*", "Temperature of the teacher's targets, as scheduled: lower, they are sharper."),
-        Plot("grad_norm.*", "Length of the gradient before it is clipped. Well: settles, without lasting peaks."),
-        Plot("images_per_s", "Images trained on in a second. Well: even."),
-        Plot("data_wait", "Share of the time spent waiting for images. Well: near 0."),
+        Plot("grad_norm.*", "Length of the gradient before it is clipped. Good: settles, without lasting peaks."),
+        Plot("images_per_s", "Images trained on in a second. Good: even."),
+        Plot("data_wait", "Share of the time spent waiting for images. Good: near 0."),
     ],
 }
 DENOISER = [
     Plot(
-        "loss", "Its own loss on noisy images; the second term's weight grows. Well: falls, then settles.", title="loss"
+        "loss", "Its own loss on noisy images; the second term's weight grows. Good: falls, then settles.", title="loss"
     ),
-    Plot("psnr", "Denoised validation images against the clean ones. Well: rises.", title="PSNR in dB"),
+    Plot("psnr", "Denoised validation images against the clean ones. Good: rises.", title="PSNR in dB"),
 ]
 
 
@@ -202,7 +202,7 @@ def accuracy_curves(table: Table) -> str:
     """Top-1 of the evaluated checkpoints over the epochs."""
     runs, charts = table.runs, []
     marks = [(epoch, "restart") for epoch in sorted({run.restart for run in runs} - {0})]
-    note = "Every evaluated checkpoint, on the validation images. Well: rises, and ends above the floors of the table."
+    note = "Every evaluated checkpoint, on the validation images. Good: rises, and ends above the floors of the table."
     for metric in table.metrics:
         series = []
         for run in runs:

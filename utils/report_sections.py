@@ -31,7 +31,7 @@ def robustness_section(runs: list[Run], group: str, number: int) -> str:
         ticks = sorted({x for one in curves for x in one.x})
         axis = "σ of the Gaussian noise (0: clean)"
         chart = line_chart(curves, axis, f"{title}, top-1 in %", marks, markers=True, x_ticks=ticks)
-        charts.append(captioned(chart, "Well: falls slowly to the right, and does not fall to the left of its noise."))
+        charts.append(captioned(chart, "Good: falls slowly to the right, and does not fall to the left of its noise."))
         noises = list(dict.fromkeys(noise for run in present for noise in values[run.path]))
         head = [cell(title, "th"), *[cell("clean" if noise == "none" else noise, "th", "n") for noise in noises]]
         body = []

@@ -113,6 +113,7 @@ def _table(dataset: str, noise: str, runs: list[Run], floors: list[Run]) -> Tabl
     methods = dict.fromkeys(run.method for run in runs)
     lines = [_line([run for run in runs if run.method == method], metrics) for method in methods]
     own = [f for f in floors if f.dataset == dataset and (f.noise == noise or f.view == "clean")]
+    own.sort(key=lambda floor: floor.noise != noise)  # clean ones may have been made under several noises
     table = Table(dataset, noise, runs, metrics, lines, [], [])
     for line in lines:
         line.floors = _floors_under(line, own, table)
@@ -128,7 +129,7 @@ def _floors_under(line: Line, floors: list[Run], table: Table) -> list[Line]:
             if floor.method == method and floor.view in {view_of(run) for run in line.runs}:
                 reason = next((text for run in line.runs if (text := misfit(floor, run))), None)
                 if reason is None:
-                    fitting.append(floor)
+                    fitting += [] if floor.seed in {one.seed for one in fitting} else [floor]
                 elif (sentence := f"{floor.name} ({floor.view}) is kept out: {reason}.") not in table.kept_out:
                     table.kept_out.append(sentence)
         known = next((one for one in table.floors if [f.path for f in one.runs] == [f.path for f in fitting]), None)

@@ -45,21 +45,28 @@ def details_of(value: float, draw: int = 0, images: int = IMAGES, **changes) -> 
 
 
 def make_floor(
-    folder: Path, method: str, data: Path, value: float | None = None, view: str = "noisy", seed: int = 0, **details
+    folder: Path,
+    method: str,
+    data: Path,
+    value: float | None = None,
+    view: str = "noisy",
+    seed: int = 0,
+    noise: str = NOISE,
+    **details,
 ) -> Path:
     """<folder>/floors/<noise>-<view>/<method>; `details` replace those of its rows."""
     value = FLOORS[method] if value is None else value
     name = f"untrained-{seed}" if method == "untrained" else method
-    path = folder / f"floors/{NOISE}-{view}" / name
+    path = folder / f"floors/{noise}-{view}" / name
     stage = {"view": view, "epochs": 20, "dir": str(path), "init": "scratch"}
     data_keys = {"root": str(data), "name": None}
-    config = {"method": method, "noise": NOISE, "seed": seed, "data": data_keys, "curriculum": {"stages": [stage]}}
+    config = {"method": method, "noise": noise, "seed": seed, "data": data_keys, "curriculum": {"stages": [stage]}}
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     for metric, offset in (("linear_top1", 0), ("knn20_top1", -8)):
         own = {"architecture": "pixels"} if method == "pixels" else {}
         row = {
-            "method": method, "noise": NOISE, "dataset": data.name, "seed": seed, "epoch": 0, "iteration": 0,
+            "method": method, "noise": noise, "dataset": data.name, "seed": seed, "epoch": 0, "iteration": 0,
             "metric": metric, "value": value + offset, "view": view, "protocol": "exact",
             "details": details_of(value + offset, 10 + seed) | own | details,
         }  # fmt: skip

@@ -83,6 +83,14 @@ def test_seeds_of_the_untrained_backbone_are_averaged(data, tmp_path):
     assert floor.final("linear_top1").mean == 32.0 and str(floor.final("linear_top1")) == "32.0 ± 2.8"
 
 
+def test_clean_floors_serve_every_noise_and_count_once(data, tmp_path):
+    run = make_run(tmp_path / "clean", "clean", data)
+    for noise, value in (("gauss255", 30.0), ("none", 31.0)):
+        make_floor(tmp_path, "pixels", data, value, view="clean", noise=noise)
+    (floor,) = table_of(run).floors
+    assert floor.final("linear_top1").values == [31.0]  # of the table's own noise where there is one
+
+
 @pytest.mark.parametrize(
     ("method", "details", "reason"),
     [
