@@ -130,7 +130,7 @@ def environment_section(runs: list[Run]) -> str:
     known = [(run, entries) for run in runs if (entries := run.environment)]
     if not known:
         return ""
-    head = [cell(text, "th") for text in ("Run", "Started", "Commit", "Versions", "Processor", "Memory", "GPU", "Host")]
+    head = [cell(text, "th") for text in ("Run", "Started", "Commit", "Processor", "Memory", "GPU", "Versions", "Host")]
     body, commands = [], []
     for run, entries in known:
         last = entries[-1]
@@ -139,10 +139,10 @@ def environment_section(runs: list[Run]) -> str:
         figures = [
             f"{str(last.get('time', '–'))[:16].replace('T', ' ')}{starts}",
             short_commit(last.get("commit")),
-            versions,
             f"{last.get('processor') or '–'}, {last.get('cores') or '?'} cores",
             f"{last['memory']} GB" if last.get("memory") else "–",
             last.get("gpu") or "none",
+            versions,
             last.get("host") or "–",
         ]
         body.append([cell(label(run, runs), "th"), *map(cell, figures)])
