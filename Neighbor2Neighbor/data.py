@@ -17,14 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 from utils.images import ImageError, image_size, list_images, read_image
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
+from utils.values import FULL, Values
 
 
-def read_noisy(root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3) -> np.ndarray:
-    """The noisy image [H, W, channels]: uint8, or float32 in [0, 1] where the file has more than 8 bits.
+def read_noisy(
+    root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3, values: Values = FULL
+) -> np.ndarray:
+    """The noisy image [H, W, channels]: uint8, or float32 in [0, 1] where the file has more than 8 bits or is scaled.
 
-    relative: path below the tree's root, train/ or val/ included.
+    relative: path below the tree's root, train/ or val/ included. values: the rule that scales the file.
     """
-    return keyed_noise(read_image(root / relative, channels, "native"), spec, noise_seed, noise_key(relative))
+    return keyed_noise(read_image(root / relative, channels, "native", values), spec, noise_seed, noise_key(relative))
 
 
 def unit_values(images: Tensor) -> Tensor:
@@ -83,9 +86,12 @@ class Crops(Dataset):
     ImageError.
     """
 
-    def __init__(self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int):
+    def __init__(
+        self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int,
+        values: Values = FULL,
+    ):  # fmt: skip
         self.root, self.relatives, self.spec, self.noise_seed = root, relatives, spec, noise_seed
-        self.side, self.channels = side, channels
+        self.side, self.channels, self.values = side, channels, values
 
     def __len__(self) -> int:
         return len(self.relatives)
@@ -93,7 +99,8 @@ class Crops(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> Tensor | str:
         index, seed = item
         try:
-            image = read_noisy(self.root, self.relatives[index], self.spec, self.noise_seed, self.channels)
+            relative = self.relatives[index]
+            image = read_noisy(self.root, relative, self.spec, self.noise_seed, self.channels, self.values)
         except ImageError as error:
             return str(error)  # an exception would reach the main process wrapped in a worker's traceback
         image = pad_reflect(image, max(image.shape[0], self.side), max(image.shape[1], self.side))

@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import islice
@@ -22,11 +22,19 @@ import numpy as np
 import torch
 
 from Neighbor2Neighbor.data import read_noisy
-from Neighbor2Neighbor.denoisers import Denoiser, choose_device, denoise_images, make_denoiser, padded_size
+from Neighbor2Neighbor.denoisers import (
+    Denoiser,
+    choose_device,
+    denoise_images,
+    make_denoiser,
+    padded_size,
+    training_options,
+)
 from utils import cli, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
+from utils.values import HELP, Values, check, is_deep, mark, reading, resolve
 from utils.workers import worker_pool
 
 BLOCK = 256  # images planned together: batches of like sizes are made within a block, whatever is done already
@@ -45,8 +53,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=batch, help="of 512x512 px, or as many pixels (GPU 8, CPU 1)")
     parser.add_argument("--tile", type=int, default=1024, help="larger images go in tiles of this side, px")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
-    kinds = "png, webp: rounded to uint8, 1 or 3 channels; npy: float32 in [0, 1], any channels (default png)"
-    parser.add_argument("--format", choices=images.FORMATS, default="png", help=kinds)
+    kinds = (
+        "png, webp: rounded to uint8, 1 or 3 channels; npy: float32 in [0, 1], any channels "
+        "(default: npy for images of more than 8 bits, else png)"
+    )
+    parser.add_argument("--format", choices=images.FORMATS, help=kinds)
+    parser.add_argument("--values", help=f"what scales the files: {HELP} (default: as the model was trained)")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
     parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
     return parser.parse_args(argv)
@@ -64,23 +76,40 @@ def main(argv: list[str] | None = None) -> int:
     source = images.describe_source(args.data, spec, args.noise_seed)
     target = args.output or images.denoised_root(args.data, spec)
     images.check_apart(args.data, target)
+    text = _values_text(args)
     device = choose_device()
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
-        images.check_format(args.format, denoiser.channels)
+        values, reason = resolve(text, args.data, relatives, denoiser.channels)
+        print(reason, flush=True)
+        deep = values.kind != "full" or is_deep(args.data, relatives, denoiser.channels)
+        form = args.format or ("npy" if deep else "png")
+        images.check_format(form, denoiser.channels)
         fields = source | {
-            "kind": "denoised", "denoiser": denoiser.identity, "precision": args.precision, "format": args.format,
+            "kind": "denoised", "denoiser": denoiser.identity, "precision": args.precision, "format": form,
             "version": VERSION,
-        }  # fmt: skip
+        } | mark(values)  # fmt: skip
         begun = images.begin_tree(target, fields)
-        suffix = f".{args.format}"
+        suffix = f".{form}"
         if begun and images.read_manifest(target).get("count") == len(relatives):
             print(f"{target} is finished already: {len(relatives)} images", flush=True)
             return 0
         images.reopen_tree(target)
-        run = TreeRun(args.data, target, spec, args.noise_seed, suffix, denoiser, device, args.tile, args.batch_size)
+        read = partial(_decode, args.data, spec, args.noise_seed, denoiser.channels, reading(values, args.data))
+        run = TreeRun(args.data, target, read, suffix, denoiser, device, args.tile, args.batch_size)
         errors = run.denoise(pool, relatives, shard, shards)
     return _finish(target, relatives, fields, suffix, errors, shards)
+
+
+def _values_text(args: argparse.Namespace) -> str:
+    """--values, or those of the training that wrote the model, which must agree; auto where neither is given."""
+    if args.values is not None:
+        check(args.values, "--values")
+    trained = training_options(args.model).get("values")
+    same_kind = {"percentile": "range", "log": "log"}.get(args.values)
+    if trained is None or args.values in (None, "auto", trained) or Values.parse(trained).kind == same_kind:
+        return trained or args.values or "auto"
+    raise ValueError(f"{args.model} was trained with values {trained}, not {args.values}; leave --values out")
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -116,12 +145,11 @@ class TreeRun:
     """
 
     def __init__(
-        self, source: Path, target: Path, spec: NoiseSpec, noise_seed: int, suffix: str,
+        self, source: Path, target: Path, read: Callable[[str], np.ndarray | str], suffix: str,
         denoiser: Denoiser, device: torch.device, tile: int, batch_size: int,
     ):  # fmt: skip
-        self.source, self.target, self.suffix = source, target, suffix
+        self.source, self.target, self.read, self.suffix = source, target, read, suffix
         self.denoiser, self.device, self.tile, self.batch_size = denoiser, device, tile, batch_size
-        self.read = partial(_decode, source, spec, noise_seed, denoiser.channels)
         self.errors: list[str] = []
 
     def denoise(self, pool: Executor, relatives: list[str], shard: int = 0, shards: int = 1) -> list[str]:
@@ -184,10 +212,12 @@ class TreeRun:
         return [pool.submit(images.write_image, *pair, form) for pair in zip(paths, denoised, strict=True)]
 
 
-def _decode(source: Path, spec: NoiseSpec, seed: int, channels: int, relative: str) -> np.ndarray | str:
+def _decode(
+    source: Path, spec: NoiseSpec, seed: int, channels: int, values: Values, relative: str
+) -> np.ndarray | str:
     """The noisy image, or what is wrong with it (in a worker process)."""
     try:
-        return read_noisy(source, relative, spec, seed, channels)
+        return read_noisy(source, relative, spec, seed, channels, values)
     except images.ImageError as error:
         return str(error)
 

@@ -12,6 +12,7 @@ precision=...). NonLocalMeans below is such a class.
 
 import hashlib
 import importlib
+import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -100,6 +101,18 @@ def make_denoiser(name: str, spec: NoiseSpec, model: Path | None, device: torch.
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"--denoiser {name} is neither n2n nor nlm, nor package.module:Class ({error})") from error
     return factory(spec=spec, model=model, device=device, precision=precision)
+
+
+def training_options(model: Path | None) -> dict:
+    """The options of the training that wrote the weights: config.json beside them; empty where there is none."""
+    path = Path(model).parent / "config.json" if model is not None else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        options = json.loads(path.read_text())
+        return options if "increase_ratio" in options else {}  # another program's, as a Hugging Face model's
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it says how {model} was trained") from error
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

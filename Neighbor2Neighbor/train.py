@@ -31,7 +31,7 @@ from Neighbor2Neighbor.denoisers import autocast, choose_device
 from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
-from utils import cli
+from utils import cli, values
 from utils.images import ImageError, atomic_path, describe_source
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
@@ -41,7 +41,7 @@ CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
 # What a resumed run must share with the one it goes on with, besides the images and their noise.
 FIXED = ("seed", "subset", "sides", "depth", "channels", "batch_size", "epochs", "lr", "increase_ratio", "init_scale",
-         "precision")  # fmt: skip
+         "precision", "values")  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--crop", type=int, default=256, help="side of the crops, px; less where images are smaller (default 256)")
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
     add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
+    add("--values", default="auto", help=f"what scales the files to [0, 1]: {values.HELP} (default auto)")
     add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
     add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
     add("--init-scale", type=float, default=0.1, help="of the first weights; 1 for short trainings (default 0.1)")
@@ -90,6 +91,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")
     if min(args.seed, args.noise_seed, args.workers) < 0:
         raise ValueError("--seed, --noise-seed and --workers must not be negative")
+    values.check(args.values, "--values")
     args.precision = _has_bf16() if args.precision == "auto" else args.precision
     args.sides = tuple(args.sides) if args.sides else None
     return args
@@ -161,7 +163,8 @@ class Training:
         steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
         self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
         spec = NoiseSpec.parse(args.noise)
-        self.crops = Crops(Path(args.data), relatives, spec, args.noise_seed, side, args.channels)
+        scale = values.reading(values.Values.parse(args.values), args.data)
+        self.crops = Crops(Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale)
         self.output = Path(args.output)
         self.validation = None
         if args.val_clean and rank == 0:
@@ -275,7 +278,7 @@ class Training:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            before = state["settings"]
+            before = {"values": "full"} | state["settings"]  # which earlier versions did not name
         except Exception as error:  # torch.load fails in many ways on a damaged file
             reason = type(error).__name__
             raise ValueError(f"{path} cannot be taken up ({reason}); remove it to train from the start") from error
@@ -327,6 +330,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         root = Path(args.data)
         relatives = training_images(root, args.subset, args.sides, args.seed)
+        rule, reason = values.resolve(args.values, root, relatives, args.channels)
+        args.values = str(rule)
         side = choose_crop(root, relatives, args.crop, args.depth)
         training = Training(args, relatives, side, rank, world)
         training.restore()
@@ -335,6 +340,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if rank == 0:
             training.record()
+            print(reason, flush=True)
             going_on = f", going on at step {training.step}" if training.step else ""
             print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
         training.run()

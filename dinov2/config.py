@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from dinov2.models.vision_transformer import ARCHS
 from utils.noise import NoiseSpec
+from utils.values import check as check_values
 
 CONFIGS = Path(__file__).parent / "configs"
 FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # their keys are the user's
@@ -114,11 +115,11 @@ def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
 
 
 def load_run_config(run: Path | str) -> DictConfig:
-    """The config saved with a run. Keys that later versions added have their defaults."""
+    """The config saved with a run. Keys that later versions added have their defaults; values were "full" before."""
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no config.yaml")
-    return OmegaConf.merge(load_defaults(), _read_yaml(path))
+    return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, _read_yaml(path))
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -242,6 +243,7 @@ def validate(cfg: DictConfig) -> None:
     one_of("train.on_collapse", cfg.train.on_collapse, ("warn", "stop"))
     one_of("anchor.head", cfg.anchor.head, ("ema", "frozen"))
     NoiseSpec.parse(cfg.noise)
+    check_values(cfg.data["values"], "data.values")
     for least, keys in AT_LEAST.items():
         for key in keys:
             value = OmegaConf.select(cfg, key)

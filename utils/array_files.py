@@ -1,14 +1,18 @@
 """Files that hold more than Pillow reads: .npy, and TIFFs of any number of channels, of 8 bits, 16 bits or float.
 
-Arrays come as [H, W, C], uint8 or float32 in [0, 1]. What is wrong with a file is a ValueError; utils.images names it.
+Arrays come as [H, W, C], as `scale` makes them of the stored ones: uint8 or float32 in [0, 1]. What is wrong with a
+file is a ValueError; utils.images names it.
 """
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+Scale = Callable[[np.ndarray], np.ndarray]  # stored values -> uint8, or float32 in [0, 1]
+_ADVICE = "set data.values of a run and --values of a tool to percentile or range=[lo,hi]"
 _CHANNEL_AXES = "CSEQI"  # tifffile's letters: channel, sample, wavelength, other, plain sequence of pages
 
 
@@ -27,13 +31,13 @@ def open_npy(path: Path | str) -> np.ndarray:
     return array
 
 
-def read_npy(path: Path | str) -> np.ndarray:
-    """The image of a .npy file of [H, W] or [H, W, C]: uint8, uint16, or floats in [0, 1]."""
+def read_npy(path: Path | str, scale: Scale) -> np.ndarray:
+    """The image of a .npy file of [H, W] or [H, W, C]."""
     array = open_npy(path)
-    return in_range(array if array.ndim == 3 else array[:, :, None])
+    return scale(array if array.ndim == 3 else array[:, :, None])
 
 
-def read_tiff(path: Path | str, channels: int, bands: int = 0) -> np.ndarray | None:
+def read_tiff(path: Path | str, scale: Scale, channels: int, bands: int = 0) -> np.ndarray | None:
     """The first image of a TIFF: planes or pixels of channels, as its own axes say.
 
     channels: as asked for; to 1 or 3 the alpha of RGBA is dropped. bands: channels that Pillow finds, 0 where it cannot
@@ -62,7 +66,7 @@ def read_tiff(path: Path | str, channels: int, bands: int = 0) -> np.ndarray | N
         raise ValueError(f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS; split it")
     array = array[:, :, None] if axes == "YX" else np.moveaxis(array, axes.index(axes.strip("YX")), -1)
     with_alpha = colours == "RGB" and array.shape[2] == 4
-    return in_range(array[:, :, :3] if with_alpha and channels in (1, 3) else array)
+    return scale(array[:, :, :3] if with_alpha and channels in (1, 3) else array)
 
 
 class _Strict(logging.Handler):
@@ -87,10 +91,10 @@ def in_range(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8:
         return np.array(array, order="C")
     if array.dtype.kind != "f" and (array.dtype.kind, array.dtype.itemsize) != ("u", 2):
-        raise ValueError(f"its values are {array.dtype}; save uint8, uint16, or floats in [0, 1]")
+        raise ValueError(f"its values are {array.dtype}; {_ADVICE}")
     image = np.array(array, np.float32, order="C")
     if array.dtype.kind != "f":
         image /= 65535
     if not (image.min() >= 0 and image.max() <= 1):  # also refuses NaN
-        raise ValueError("its values lie outside [0, 1] (float) or 0..65535 (integer)")
+        raise ValueError(f"its values lie outside [0, 1] (float) or 0..65535 (integer); {_ADVICE}")
     return image

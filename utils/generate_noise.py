@@ -27,6 +27,7 @@ from utils import cli, images
 from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
 from utils.progress import Progress
 from utils.results import VERSION
+from utils.values import FULL, HELP, Values, check, mark, resolve
 from utils.workers import unordered, worker_pool
 
 SAMPLE = 8  # images at most that are written to memory to foresee the size on disk
@@ -41,12 +42,13 @@ class Job:
     seed: int
     format: str
     channels: int
+    values: Values = FULL
 
     def twin_name(self, relative: str) -> str:
         return str(images.twin("", relative, f".{self.format}"))
 
     def read(self, relative: str) -> np.ndarray:
-        return images.read_image(self.source / relative, self.channels, "native")
+        return images.read_image(self.source / relative, self.channels, "native", self.values)
 
     def noisy(self, image: np.ndarray, spec: NoiseSpec, relative: str) -> np.ndarray:
         """The noisy twin as it is written: what loading gives, to 8 bits where the format has no more."""
@@ -73,6 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     kinds = "png, webp: uint8, 1 or 3 channels; npy: any channels, float32 of images above 8 bits (default png)"
     parser.add_argument("--format", choices=images.FORMATS, default="png", help=kinds)
     parser.add_argument("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
+    parser.add_argument("--values", default="auto", help=f"what scales the files to [0, 1]: {HELP} (default auto)")
     return parser.parse_args(argv)
 
 
@@ -87,12 +90,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.channels < 1:
         raise ValueError(f"--channels {args.channels} must be at least 1")
     images.check_format(args.format, args.channels)
+    check(args.values, "--values")
     relatives = images.list_images(args.source)
     images.check_collisions(relatives)
     targets = {spec: _target(args, spec) for spec in specs}
     for target in targets.values():
         images.check_apart(args.source, target)
-    job = Job(args.source, targets, args.seed, args.format, args.channels)
+    values, reason = resolve(args.values, args.source, relatives, args.channels)
+    print(reason, flush=True)
+    job = Job(args.source, targets, args.seed, args.format, args.channels, values)
     missing = _missing(job, relatives)
     if missing:
         _check_disk(job, missing)  # before anything is written
@@ -113,7 +119,7 @@ def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
 
 
 def _fields(job: Job, spec: NoiseSpec) -> dict:
-    source = images.describe_source(job.source, spec, job.seed)
+    source = images.describe_source(job.source, spec, job.seed) | mark(job.values)
     return source | {"kind": "noisy", "format": job.format, "channels": job.channels, "version": VERSION}
 
 

@@ -100,15 +100,18 @@ def twin(root: Path | str, relative: str, suffix: str = ".png") -> Path:
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
-def read_image(path: Path | str, channels: int = 3, dtype: str = "uint8") -> np.ndarray:
+def read_image(
+    path: Path | str, channels: int = 3, dtype: str = "uint8", scale: array_files.Scale = array_files.in_range
+) -> np.ndarray:
     """The image as [H, W, channels]; any number that the file has, besides 3 (RGB) of a grey file and 1 (grey) of RGB.
 
-    dtype "uint8": 16-bit images are scaled (not cut) to 8 bits, float images must lie in [0, 1]. "native": those two
-    come as float32 in [0, 1], all others as uint8. Palette and CMYK images are converted; alpha is dropped, as in the
-    release. ImageError names a file that is missing, empty, truncated, no image, or of other channels.
+    scale: utils.values.Values, which turn the stored values into uint8 or float32 in [0, 1]; by default 16-bit
+    images are scaled (not cut) and float images must lie in [0, 1]. dtype: "native" as they then are, or "uint8".
+    Palette and CMYK images are converted; alpha is dropped, as in the release. ImageError names a file that is
+    missing, empty, truncated, no image, or of other channels.
     """
     assert channels >= 1 and dtype in ("uint8", "native"), (channels, dtype)
-    image = _decode(path, channels)
+    image = _decode(path, channels, scale)
     found = image.shape[2]
     if found == 1 and channels == 3:
         image = np.repeat(image, 3, axis=2)
@@ -131,7 +134,12 @@ def image_size(path: Path | str) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except _UNREADABLE:
-        return _decode(path, 0).shape[:2]  # says what is wrong with it
+        return stored_values(path, 0).shape[:2]  # says what is wrong with it
+
+
+def stored_values(path: Path | str, channels: int) -> np.ndarray:
+    """[H, W, C] as the file holds them, in their own units and of any type of number. ImageError as read_image()."""
+    return _decode(path, channels, np.asarray)
 
 
 def eight_bit(image: np.ndarray) -> np.ndarray:
@@ -149,22 +157,22 @@ def visible(image: np.ndarray) -> np.ndarray:
     return eight_bit(image[..., :3] if image.shape[-1] >= 3 else image[..., :1])
 
 
-def _decode(path: Path | str, channels: int) -> np.ndarray:
-    """The image of a file, uint8 or float32 in [0, 1]: [H, W, channels] where Pillow converts, else as the file is."""
+def _decode(path: Path | str, channels: int, scale: array_files.Scale) -> np.ndarray:
+    """The scaled image of a file: [H, W, channels] where Pillow converts, else of as many as the file has."""
     name = str(path).lower()
     try:
         if os.path.getsize(path) == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
         if name.endswith(".npy"):
-            return array_files.read_npy(path)
+            return array_files.read_npy(path, scale)
         try:
             with Image.open(path) as image:
-                array = _beyond_pillow(path, image, channels) if image.format == "TIFF" else None
-                return _pillow_image(image, channels) if array is None else array
+                array = _beyond_pillow(path, image, channels, scale) if image.format == "TIFF" else None
+                return scale(_pillow_image(image, channels)) if array is None else array
         except Image.UnidentifiedImageError:
             if not name.endswith((".tif", ".tiff")):
                 raise
-            return array_files.read_tiff(path, channels)
+            return array_files.read_tiff(path, scale, channels)
     except ImageError:
         raise
     except _UNREADABLE as error:
@@ -172,19 +180,23 @@ def _decode(path: Path | str, channels: int) -> np.ndarray:
         raise ImageError(f"{path} {reason}; replace or remove it") from error
 
 
-def _beyond_pillow(path: Path | str, image: Image.Image, channels: int) -> np.ndarray | None:
+def _beyond_pillow(
+    path: Path | str, image: Image.Image, channels: int, scale: array_files.Scale
+) -> np.ndarray | None:
     """A TIFF that holds more than Pillow reads of it: several pages, more samples, or more than 8 bits; else None."""
     bands, samples, bits = len(image.getbands()), image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (1,)))
     if samples == bands and bits <= 8 and image.n_frames == 1:
         return None
-    return array_files.read_tiff(path, channels, bands)
+    return array_files.read_tiff(path, scale, channels, bands)
 
 
 def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
+    """[H, W, C] as stored, but that 16 bits which Pillow holds in 32 are uint16 again, where they fit."""
     if image.mode in _SIXTEEN_BIT:
-        return array_files.in_range(np.asarray(image).astype(np.float32) / 65535)[:, :, None]
+        array = np.asarray(image)[:, :, None]
+        return array.astype(np.uint16) if array.min() >= 0 and array.max() <= 65535 else array
     if image.mode == "F":
-        return array_files.in_range(np.asarray(image))[:, :, None]
+        return np.asarray(image)[:, :, None]
     array = np.array(image.convert({3: "RGB", 1: "L"}.get(channels, image.mode)))
     return array.reshape(*array.shape[:2], -1)
 

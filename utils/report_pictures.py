@@ -14,6 +14,7 @@ from utils.report_data import Run
 from utils.report_plots import data_uri, psnr
 from utils.report_style import cell, esc, label, table_html
 from utils.report_table import Table
+from utils.values import Values, reading
 
 GRID_IMAGES = 4
 THUMBNAIL = 112  # pixels, as shown
@@ -32,13 +33,14 @@ def noise_grid(table: Table) -> str:
     """Clean, noisy and denoised views of a few validation images; a note when the images are not at hand."""
     data, spec = table.runs[0].config.get("data") or {}, NoiseSpec.parse(table.noise)
     root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
+    values = reading(Values.parse(data.get("values", "full")), root)
     denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
     try:
         suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
         relatives = list_images(root / "val")
         chosen = np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1])
         columns = [
-            _views(root, name, spec, int(data.get("noise_seed", 0)), channels, twin(denoised, name, suffix))
+            _views(root, name, spec, int(data.get("noise_seed", 0)), channels, values, twin(denoised, name, suffix))
             for name in (f"val/{relatives[i]}" for i in chosen)
         ]
     except (ValueError, OSError) as error:
@@ -60,10 +62,10 @@ def noise_grid(table: Table) -> str:
 
 
 def _views(
-    root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, denoised: Path
+    root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, values: Values, denoised: Path
 ) -> list[np.ndarray | None]:
     """[the file, with noise, denoised]: None for what there is not. denoised: the file of that."""
-    source = read_image(root / relative, channels, "native")
+    source = read_image(root / relative, channels, "native", values)
     noisy = None if spec.kind == "none" else keyed_noise(source, spec, seed, noise_key(relative))
     return [source, noisy, read_image(denoised, channels, "native") if denoised.is_file() else None]
 

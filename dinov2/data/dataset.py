@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from dinov2.data.index import build_index, check_classes
 from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
+from utils.values import ESTIMATED, FULL, Values, reading, resolve
 
 VIEWS = ("noisy", "denoised", "clean", "mix")
 
@@ -44,10 +45,11 @@ class Mix:
 class ImageDataset(torch.utils.data.Dataset):
     """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
 
-    Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits; of as many channels as asked for, or an
-    error. Images with a side above max_side pixels are reduced (antialiased), after the noise. storage: where the noisy
-    view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError names denoised (noisy) images that are
-    missing, before anything is read, and, when read, an image that cannot be decoded or whose views differ in size.
+    Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits or `values` scale it; of as many
+    channels as asked for, or an error. Images with a side above max_side pixels are reduced (antialiased), after
+    the noise. storage: where the noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError
+    names denoised (noisy) images that are missing, before anything is read, and, when read, an image that cannot be
+    decoded or whose views differ in size.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ImageDataset(torch.utils.data.Dataset):
         max_side: int | None = None,
         mix: Mix | None = None,
         index_cache: Path | str | None = None,
+        values: Values = FULL,
     ):
         unknown = [view for view in views if view not in VIEWS]
         if unknown:
@@ -74,7 +77,8 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"data.storage={storage!r} is unknown: give on_the_fly or disk.")
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
-        self.channels, self.max_side = channels, max_side
+        self.channels, self.max_side, self.values = channels, max_side, values
+        self.scale = reading(values, root)
         index = build_index(root, split, index_cache)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
         # Roots of the kinds of view that are read from twins of the images.
@@ -108,7 +112,7 @@ class ImageDataset(torch.utils.data.Dataset):
             if kind in self.twins:
                 image = read_image(twin(self.twins[kind], relative, self.suffixes[kind]), self.channels, "native")
             else:
-                source = read_image(self.root / relative, self.channels, "native") if source is None else source
+                source = self._source(relative) if source is None else source
                 image = source
                 if kind == "noisy":
                     image = keyed_noise(source, self.noise, self.noise_seed, noise_key(relative))
@@ -119,10 +123,14 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
         return [_reduce(image, self.max_side) for image in images]
 
+    def _source(self, relative: str) -> np.ndarray:
+        return read_image(self.root / relative, self.channels, "native", self.scale)
+
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""
         made = read_manifest(folder) or {}
-        wanted = {"kind": kind, "noise": str(self.noise)}
+        wanted = {"kind": kind, "noise": str(self.noise), "values": str(self.values)}
+        made = {"values": "full"} | made if made else made
         if self.noise.kind != "none":
             wanted["noise_seed"] = self.noise_seed
         for key, value in wanted.items():
@@ -151,6 +159,7 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
     """
     data = cfg.data
     check_classes(data.root)
+    values, _ = resolve_values(cfg)
     return ImageDataset(
         data.root,
         split,
@@ -164,7 +173,15 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
         max_side=data.max_side,
         mix=mix,
         index_cache=data.index_cache,
+        values=values,
     )
+
+
+def resolve_values(cfg) -> tuple[Values, str]:
+    """The rule of data.values, estimated where it says so over the training images, and a sentence with the reason."""
+    data = cfg.data
+    relatives = build_index(data.root, "train", data.index_cache).relatives if data["values"] in ESTIMATED else []
+    return resolve(data["values"], data.root, relatives, data.in_chans)
 
 
 def _reduce(image: np.ndarray, max_side: int | None) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from dinov2 import checkpoint, distributed
 from dinov2.config import load_config, load_run_config, overlay_help, save_run_config
+from dinov2.data.dataset import resolve_values
 from dinov2.eval.features import extract
 from dinov2.eval.knn import accuracies
 from dinov2.models.pretrained import load_pretrained
@@ -133,6 +134,10 @@ def main(arguments: list[str]) -> None:
     cfg = load_config(parser.parse_args(arguments).settings)
     distributed.init()
     try:
+        values, reason = resolve_values(cfg)
+        cfg.data["values"] = str(values)  # saved with the run, so that nothing estimates them anew
+        if distributed.is_main():
+            print(reason, flush=True)
         stages = curriculum.plan(cfg)
         curriculum.check_inputs(stages)
         for stage in stages:

@@ -172,7 +172,7 @@ def test_unreadable_images_are_named_when_read(data):
 def config(root, **changes):
     data = {
         "root": str(root), "storage": "on_the_fly", "noisy_root": None, "denoised_root": None, "noise_seed": 0,
-        "in_chans": 3, "max_side": 1024, "index_cache": None,
+        "in_chans": 3, "max_side": 1024, "index_cache": None, "values": "auto",
     }  # fmt: skip
     return OmegaConf.create({"noise": "gauss255", "data": data | changes})
 

@@ -1,0 +1,198 @@
+"""How the values of a folder's files become [0, 1]: one rule, the same in denoiser, training, evaluation and export.
+
+    full            uint8 stays as it is, uint16 / 65535, floats must lie in [0, 1]; all else is refused
+    range=[lo,hi]   (x - lo) / (hi - lo), clipped to [0, 1]
+    log=[lo,hi]     log(x / lo) / log(hi / lo), clipped: noise that multiplies becomes one that adds
+and, estimated over a sample of the folder and then written down as one of those three:
+    auto            full for 8 bits and floats in [0, 1]; the bits in use for uint16; percentile for all else
+    percentile      range from the 0.1th to the 99.9th percentile
+    log             log between the same percentiles of the positive values
+One rule serves all channels. With range and log a NaN becomes the median of its image; with full it is refused.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.array_files import in_range
+from utils.images import ImageError, read_manifest, stored_values
+
+ESTIMATED = ("auto", "percentile", "log")
+HELP = "auto, full, percentile, range=[lo,hi], log or log=[lo,hi]"
+SAMPLE = 64  # images that an estimate looks at, spread evenly over the sorted list
+PIXELS = 1 << 16  # of each of them, at most
+TAILS = 0.1, 99.9  # percentiles
+DARK = 4  # uint16 whose 99.9th percentile lies below this part of its bits' range would be read as nearly black
+
+
+@dataclass(frozen=True)
+class Values:
+    """A rule, known to the last number; calling it scales an array. str() and parse() are each other's inverse."""
+
+    kind: str = "full"  # full | range | log
+    low: float = 0.0  # in the units of the files
+    high: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Values":
+        """ "full", "range=[lo,hi]" or "log=[lo,hi]". ValueError for all else, with what may be written."""
+        if text == "full":
+            return cls()
+        match = re.fullmatch(r"(range|log)=\[([^,\]]+),([^,\]]+)\]", text.replace(" ", ""))
+        try:
+            kind, low, high = match[1], float(match[2]), float(match[3])
+        except (TypeError, ValueError):
+            raise ValueError(f"values {text!r} is not known; write {HELP}") from None
+        if not -np.inf < low < high < np.inf or (kind == "log" and low <= 0):
+            bounds = "0 < lo < hi" if kind == "log" else "lo < hi"
+            raise ValueError(f"values {text!r}: the ends must be finite, {bounds}")
+        return cls(kind, low, high)
+
+    def __str__(self) -> str:
+        return "full" if self.kind == "full" else f"{self.kind}=[{self.low:.6g},{self.high:.6g}]"
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """An array as a file holds it -> uint8 as it is (full), else float32 in [0, 1]. ValueError: see the module."""
+        if self.kind == "full":
+            return in_range(array)
+        exact = np.float32 if array.dtype.itemsize <= 2 or array.dtype == np.float32 else np.float64
+        x = _without_nan(array.astype(exact))
+        if self.kind == "log":
+            x = np.log(np.clip(x, self.low, self.high) / self.low) / np.log(self.high / self.low)
+        else:
+            x = (x - self.low) / (self.high - self.low)
+        return np.clip(x, 0, 1).astype(np.float32)
+
+    def restore(self, image: np.ndarray) -> np.ndarray:
+        """Values in [0, 1] back in the units of the files, float32; with "full" they are in [0, 1] already."""
+        if self.kind == "log":
+            return (self.low * (self.high / self.low) ** image).astype(np.float32)
+        return (self.low + image * (self.high - self.low)).astype(np.float32)
+
+
+FULL = Values()
+
+
+def _without_nan(x: np.ndarray) -> np.ndarray:
+    holes = np.isnan(x)
+    if holes.any():
+        if holes.all():
+            raise ValueError("all of its values are NaN")
+        x[holes] = np.median(x[~holes])
+    return x
+
+
+def check(text: str, name: str) -> None:
+    """ValueError that begins with the option's name, where text is no rule and no way to estimate one."""
+    if text not in ESTIMATED:
+        try:
+            Values.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
+# --- of a folder ----------------------------------------------------------------------------------------------------
+def resolve(text: str, root: Path | str, relatives: list[str], channels: int) -> tuple[Values, str]:
+    """The rule of the images root/relatives that `text` names, and a sentence that says what was chosen and why.
+
+    A noisy or denoised tree of ours holds scaled values; it has the rule that it was made with. ValueError where that
+    is another one, and where no rule can be found.
+    """
+    made = read_manifest(root)
+    if made is not None:
+        values = Values.parse(made.get("values", "full"))
+        if text not in (*ESTIMATED, str(values)) and Values.parse(text) != values:
+            raise ValueError(f"{root} was made with values {values}, not {text}; name the folder that it was made of")
+        return values, f"values: {values}, as {root} was made with"
+    if text not in ESTIMATED:
+        return Values.parse(text), f"values: {text}, as given"
+    arrays = _sample(root, relatives, channels)
+    try:
+        values, reason = _estimate(text, arrays)
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}") from None
+    # By way of its text, so that the estimate and what is read back from a manifest are the same numbers.
+    return Values.parse(str(values)), f"values: {values} ({text}: {reason}, by {len(arrays)} images)"
+
+
+def mark(values: Values) -> dict[str, str]:
+    """The entry of a tree's manifest; none for "full", which manifests of earlier versions do not name."""
+    return {} if values.kind == "full" else {"values": str(values)}
+
+
+def reading(values: Values, root: Path | str) -> Values:
+    """What scales the files below root: nothing more in a tree of ours, which holds scaled values."""
+    return values if read_manifest(root) is None else FULL
+
+
+def is_deep(root: Path | str, relatives: list[str], channels: int) -> bool:
+    """Whether any image of the sample has more than 8 bits."""
+    return any(array.dtype != np.uint8 for array in _sample(root, relatives, channels))
+
+
+def _sample(root: Path | str, relatives: list[str], channels: int) -> list[np.ndarray]:
+    """Stored values of PIXELS pixels at most of each of SAMPLE images; files that cannot be read are passed over."""
+    arrays, error = [], None
+    for index in np.unique(np.linspace(0, len(relatives) - 1, SAMPLE).astype(int)):
+        try:
+            array = stored_values(Path(root, relatives[index]), channels)
+        except ImageError as caught:
+            error = caught
+            continue
+        flat = array.reshape(-1, array.shape[-1])
+        arrays.append(flat[:: -(-len(flat) // PIXELS)])
+    if not arrays:
+        raise error
+    return arrays
+
+
+def _estimate(text: str, arrays: list[np.ndarray]) -> tuple[Values, str]:
+    """The rule and the reason. ValueError where the values allow none."""
+    if text == "auto":
+        return _automatic(arrays)
+    pooled = np.concatenate([array.reshape(-1).astype(np.float64) for array in arrays])
+    finite = pooled[np.isfinite(pooled)]
+    if text == "log":
+        finite = finite[finite > 0]
+    if not finite.size or finite.min() == finite.max():
+        raise ValueError(f"values={text} needs {'positive ' if text == 'log' else ''}values that differ")
+    low, high = np.percentile(finite, TAILS)
+    low, high = (low, high) if low < high else (finite.min(), finite.max())
+    holes = f", {np.isnan(pooled).mean():.2%} NaN" if np.isnan(pooled).any() else ""
+    reason = f"{_names(arrays)} from {pooled[np.isfinite(pooled)].min():g} to {finite.max():g}{holes}"
+    return Values("log" if text == "log" else "range", float(low), float(high)), reason
+
+
+def _automatic(arrays: list[np.ndarray]) -> tuple[Values, str]:
+    deep = [array for array in arrays if array.dtype != np.uint8]
+    if not deep:
+        return FULL, "8 bits"
+    low, high = (float(end([end(array) for array in deep])) for end in (np.min, np.max))  # NaN where there is one
+    sixteen = all(array.dtype.kind == "u" and array.dtype.itemsize == 2 for array in deep)
+    floats = all(array.dtype.kind == "f" for array in deep)
+    if floats and low >= 0 and high <= 1:
+        return FULL, "floats in [0, 1]"
+    values, reason = _bits(deep, int(high)) if sixteen else _estimate("percentile", deep)
+    if len(deep) < len(arrays) and values.kind != "full":
+        raise ValueError(
+            f"8-bit files lie beside {_names(deep)} up to {high:g}: no one rule fits both; give range=[lo,hi] or full"
+        )
+    return values, reason
+
+
+def _bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
+    """Of uint16: the range of the bits in use, or the percentiles where nearly all values are dark in it."""
+    bits = max(8, largest.bit_length())
+    top = 65535 if bits > 14 else 2**bits - 1
+    bright = np.percentile(np.concatenate([array.reshape(-1) for array in arrays]), TAILS[1])
+    reason = f"uint16 up to {largest}, {16 if bits > 14 else bits} bits"
+    if bright < top / DARK and bright > 0:
+        return _estimate("percentile", arrays)[0], f"{reason}, but 99.9 % of the values are at most {bright:g}"
+    return (FULL if top == 65535 else Values("range", 0, top)), reason
+
+
+def _names(arrays: Iterable[np.ndarray]) -> str:
+    return " and ".join(sorted({array.dtype.name for array in arrays}))
