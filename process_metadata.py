@@ -2,7 +2,8 @@
 
     python process_metadata.py [DIR...]
 
-DIR holds train/ and val/ (or one of them). Without arguments: the mini-imagenet* and noisy_mini-imagenet* folders here.
+DIR holds train/ and val/ (or one of them), or images without such folders. Without arguments: the mini-imagenet* and
+noisy_mini-imagenet* folders here.
 """
 
 import argparse
@@ -24,10 +25,8 @@ def main() -> int:
         raise ValueError("no mini-imagenet* or noisy_mini-imagenet* folder here: name data folders, DIR/{train,val}.")
     for folder in folders:
         splits = [split for split in ("train", "val") if (folder / split).is_dir()]
-        if not splits:
-            raise ValueError(f"{folder} has neither train nor val: expected {folder}/{{train,val}}/<class>/<image>.")
         check_classes(folder)
-        for split in splits:
+        for split in splits or ["train"]:
             index = build_index(folder, split, arguments.cache)
             print(f"{folder}/{split}: {len(index.relatives)} images, {len(index.classes)} classes")
     return 0

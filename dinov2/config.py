@@ -33,6 +33,7 @@ OPTIONAL = {  # keys that may be null, whose type their default does not show
     "model.depth": 0, "model.pos_embed_size": 0, "curriculum.restart_epoch": 0, "curriculum.noisy_epochs": 0,
     "anchor.epoch": 0, "anchor.weight_end": 0.0, "anchor.run": "", "model.pretrained": "", "data.name": "",
     "data.noisy_root": "", "data.denoised_root": "", "data.index_cache": "", "data.max_side": 0, "eval.view": "",
+    "data.val": 0.0, "data.group": "", "data.labels": "",
 }  # fmt: skip
 AT_LEAST = {  # smallest value: keys
     1: ("data.in_chans", "data.max_side", "crops.global_size", "crops.local_size", "model.depth", "model.patch_size",
@@ -40,7 +41,8 @@ AT_LEAST = {  # smallest value: keys
         "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs", "train.epoch_length",
         "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every", "curriculum.restart_epoch",
         "curriculum.noisy_epochs", "anchor.epoch"),
-    0: ("data.workers", "crops.local_number", "model.layerscale", "dino.weight", "dino.koleo_weight", "ibot.weight",
+    0: ("data.workers", "data.split_seed", "crops.local_number", "model.layerscale", "dino.weight",
+        "dino.koleo_weight", "ibot.weight",
         "teacher.warmup_temp_epochs", "optim.base_lr", "optim.min_lr", "optim.warmup_epochs", "optim.weight_decay",
         "optim.weight_decay_end", "optim.clip_grad", "optim.freeze_last_layer_epochs", "optim.head_warmup_epochs",
         "train.keep_last", "train.knn_every", "anchor.weight_end"),
@@ -243,6 +245,7 @@ def validate(cfg: DictConfig) -> None:
     one_of("train.on_collapse", cfg.train.on_collapse, ("warn", "stop"))
     one_of("anchor.head", cfg.anchor.head, ("ema", "frozen"))
     NoiseSpec.parse(cfg.noise)
+    require(cfg.data.val is None or 0 < cfg.data.val < 1, f"data.val={cfg.data.val} must lie between 0 and 1")
     check_values(cfg.data["values"], "data.values")
     for least, keys in AT_LEAST.items():
         for key in keys:

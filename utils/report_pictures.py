@@ -37,11 +37,12 @@ def noise_grid(table: Table) -> str:
     denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
     try:
         suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
-        relatives = list_images(root / "val")
+        within = "val/" if (root / "val").is_dir() else ""
+        relatives = list_images(root / within)
         chosen = np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1])
         columns = [
             _views(root, name, spec, int(data.get("noise_seed", 0)), channels, values, twin(denoised, name, suffix))
-            for name in (f"val/{relatives[i]}" for i in chosen)
+            for name in (f"{within}{relatives[i]}" for i in chosen)
         ]
     except (ValueError, OSError) as error:
         return f'<p class="sub">No pictures of the data: {esc(str(error))}.</p>'

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dinov2.data.index import build_index, check_classes
+from dinov2.data.index import as_it_lies, build_index, check_classes
+from dinov2.data.splits import Layout
 from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.values import ESTIMATED, FULL, Values, reading, resolve
@@ -67,6 +68,7 @@ class ImageDataset(torch.utils.data.Dataset):
         mix: Mix | None = None,
         index_cache: Path | str | None = None,
         values: Values = FULL,
+        layout: Layout | None = None,
     ):
         unknown = [view for view in views if view not in VIEWS]
         if unknown:
@@ -79,7 +81,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
         self.channels, self.max_side, self.values = channels, max_side, values
         self.scale = reading(values, root)
-        index = build_index(root, split, index_cache)
+        index = build_index(root, split, index_cache, layout)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
         # Roots of the kinds of view that are read from twins of the images.
         self.twins: dict[str, Path] = {}
@@ -158,7 +160,9 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
     ValueError also where train and val have different classes, before anything starts.
     """
     data = cfg.data
-    check_classes(data.root)
+    layout = layout_of(cfg)
+    if as_it_lies(data.root, layout):
+        check_classes(data.root)
     values, _ = resolve_values(cfg)
     return ImageDataset(
         data.root,
@@ -174,13 +178,20 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
         mix=mix,
         index_cache=data.index_cache,
         values=values,
+        layout=layout,
     )
+
+
+def layout_of(cfg) -> Layout:
+    """How the configuration's data folder becomes train and val."""
+    return Layout(cfg.data.val, cfg.data.group, cfg.data.labels, cfg.data.split_seed)
 
 
 def resolve_values(cfg) -> tuple[Values, str]:
     """The rule of data.values, estimated where it says so over the training images, and a sentence with the reason."""
     data = cfg.data
-    relatives = build_index(data.root, "train", data.index_cache).relatives if data["values"] in ESTIMATED else []
+    estimated = data["values"] in ESTIMATED
+    relatives = build_index(data.root, "train", data.index_cache, layout_of(cfg)).relatives if estimated else []
     return resolve(data["values"], data.root, relatives, data.in_chans)
 
 

@@ -1,7 +1,7 @@
 """The list of a data folder's images, classes and labels, built on first use and cached.
 
 DIR/<split>/<class>/<image> has the sorted folder names as classes. DIR/<split>/<image>, without class folders, is for
-pretraining alone: its labels are -1.
+pretraining alone: its labels are -1. A folder without train and val, and labels from a CSV: dinov2/data/splits.py.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dinov2.data.splits import SPLITS, Layout, assign, has_splits
 from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images
 from utils.progress import progress
 
@@ -28,21 +29,42 @@ class Index:
     classes: list[str]
 
 
-def build_index(root: Path | str, split: str, cache: Path | str | None = None) -> Index:
-    """The index of root/split: from its cache, or by walking the folders when any of them has changed.
+def build_index(root: Path | str, split: str, cache: Path | str | None = None, layout: Layout | None = None) -> Index:
+    """The index of a split: from the cached lists, or by walking the folders when any of them has changed.
 
-    A folder counts as changed by its modification time, which adding, removing or renaming a file sets. cache: folder
-    of the cached lists; None: the data folder itself or, where that is read-only, the user's cache (~/.cache).
-    ValueError names a missing or empty split, a class folder without images, images beside class folders, or two
-    images that differ in their extension alone. Whether an image can be decoded shows when it is read.
+    A folder counts as changed by its modification time, which adding, removing or renaming a file sets. cache:
+    folder of the cached lists; None: the data folder itself or, where that is read-only, the user's cache
+    (~/.cache). layout: how train and val are made, where they are no folders. ValueError names a missing or empty
+    split, a class folder without images, images beside class folders, or two images that differ in their extension
+    alone. Whether an image can be decoded shows when it is read.
     """
-    root = Path(root)
-    files = _cache_files(root, split, cache)
+    root, layout = Path(root), layout or Layout()
+    if not root.is_dir():
+        raise ValueError(f"{root} is no folder: give a folder of images, with train/ and val/ in it or without")
+    if as_it_lies(root, layout):
+        return _listed(root, split, cache)
+    parts = [part for part in SPLITS if (root / part).is_dir()] if has_splits(root) else [""]
+    relatives = [relative for part in parts for relative in _listed(root, part, cache, flat=True).relatives]
+    splits, labels, classes = assign(root, relatives, layout)
+    own = [place for place, name in enumerate(splits) if name == split]
+    if not own:
+        raise ValueError(f"{root} has no {split} images: give data.val=0.1 for a tenth of its images, or DIR/{split}/")
+    return Index([relatives[place] for place in own], labels[own], classes)
+
+
+def as_it_lies(root: Path | str, layout: Layout) -> bool:
+    """Whether train and val are folders, and their folders the classes: no key says otherwise."""
+    return has_splits(root) and layout == Layout(seed=layout.seed)
+
+
+def _listed(root: Path, split: str, cache: Path | str | None, flat: bool = False) -> Index:
+    """The index of the folder root/split (split "": of root itself). flat: whatever lies below, without classes."""
+    files = _cache_files(root, split, cache, flat)
     for file in files:
         index = _load(file, root)
         if index is not None:
             return index
-    times, groups = _walk(root, split)
+    times, groups = _walk_flat(root, split) if flat else _walk(root, split)
     index = _index(split, groups)
     content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
     for file in files:
@@ -82,13 +104,16 @@ def _some(names) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _cache_files(root: Path, split: str, cache) -> list[Path]:
-    """Places of the cached list, in order of preference."""
+def _cache_files(root: Path, split: str, cache, flat: bool = False) -> list[Path]:
+    """Places of the cached list, in order of preference. The data folder's own list must not lie in it: writing it
+    would change the folder."""
+    split = f"{split or 'all'}{'-flat' if flat else ''}"
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     named = f"{root.resolve().name}-{name}-{split}.json"
     if cache is not None:
         return [Path(cache, named)]
-    return [root / f".index-{split}.json", Path.home() / ".cache" / "noisy_dinov2" / named]
+    own = [] if split == "all-flat" else [root / f".index-{split}.json"]
+    return [*own, Path.home() / ".cache" / "noisy_dinov2" / named]
 
 
 def _walk(root: Path, split: str) -> tuple[dict[str, int], dict[str, list[str]]]:
@@ -113,11 +138,20 @@ def _walk(root: Path, split: str) -> tuple[dict[str, int], dict[str, list[str]]]
     return times, groups
 
 
+def _walk_flat(root: Path, split: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """The same of a folder whose folders are no classes."""
+    begun = {split or ".": os.stat(root / split).st_mtime_ns}  # before the listing, as above
+    paths = list_images(root / split)
+    inner = {parent.as_posix() for path in paths for parent in Path(path).parents} - {"."}
+    times = {f"{split}/{name}".strip("/"): os.stat(root / split / name).st_mtime_ns for name in inner}
+    return begun | times, {"": paths}
+
+
 def _index(split: str, groups: dict[str, list[str]]) -> Index:
     classes = sorted(groups) if "" not in groups else []
     relatives, labels = [], []
     for label, name in enumerate(classes) if classes else [(-1, "")]:
-        folder = f"{split}/{name}/" if name else f"{split}/"
+        folder = "".join(f"{part}/" for part in (split, name) if part)
         relatives += [folder + path for path in groups[name]]
         labels += [label] * len(groups[name])
     check_collisions(relatives)

@@ -81,10 +81,14 @@ def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
-    """Images of a split in the run's evaluation view. Raises ValueError when the folder has no classes."""
+    """Labelled images of a split in the run's evaluation view. Raises ValueError when there are none."""
     dataset = dataset_from_config(cfg, split, views=(eval_view(cfg),))
-    if not dataset.classes:
-        raise ValueError(f"{cfg.data.root}/{split} has no class folders: accuracies need <class>/<image>")
+    known = np.flatnonzero(dataset.labels >= 0)
+    if not len(known):
+        raise ValueError(
+            f"{cfg.data.root}/{split} has no class folders: accuracies need <class>/<image>, or data.labels=FILE.csv"
+        )
+    dataset.relatives, dataset.labels = [dataset.relatives[i] for i in known], dataset.labels[known]
     return dataset
 
 
