@@ -63,8 +63,9 @@ def _sides_within(path: Path, sides: tuple[int, int]) -> bool:
     return min(size) >= sides[0] and max(size) <= sides[1]
 
 
-def choose_crop(root: Path, relatives: list[str], wanted: int, depth: int) -> int:
-    """Side of the training crops: `wanted`, less where the images are smaller (by a sample of 64 of them).
+def choose_crop(root: Path, relatives: list[str], wanted: int, depth: int, stride: int = 1) -> int:
+    """Side of the training crops: `wanted`, less where the images are smaller (by a sample of 64 of them). With a
+    stride, of every so manieth pixel.
 
     Sub-sampling halves a crop before the U-Net's `depth` poolings, so the side is a multiple of 2^(depth + 1); images
     smaller than that are padded by reflection. ValueError where `wanted` itself is too small for the depth.
@@ -77,21 +78,21 @@ def choose_crop(root: Path, relatives: list[str], wanted: int, depth: int) -> in
             f"use --crop {multiple} or --depth {fitting}"
         )
     sample = [relatives[index] for index in np.linspace(0, len(relatives) - 1, 64).astype(int)]
-    median = int(np.median([min(image_size(root / relative)) for relative in sample]))
+    median = int(np.median([min(image_size(root / relative)) for relative in sample])) // stride
     return max(multiple, min(wanted, median) // multiple * multiple)
 
 
 class Crops(Dataset):
-    """Random crops of noisy images. Item (index, seed) -> [C, side, side], values as read_noisy(), or the message of an
-    ImageError.
+    """Random crops of noisy images, of every stride-th pixel. Item (index, seed) -> [C, side, side], values as
+    read_noisy(), or the message of an ImageError.
     """
 
     def __init__(
         self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int,
-        values: Values = FULL,
+        values: Values = FULL, stride: int = 1,
     ):  # fmt: skip
         self.root, self.relatives, self.spec, self.noise_seed = root, relatives, spec, noise_seed
-        self.side, self.channels, self.values = side, channels, values
+        self.side, self.channels, self.values, self.stride = side, channels, values, stride
 
     def __len__(self) -> int:
         return len(self.relatives)
@@ -103,10 +104,11 @@ class Crops(Dataset):
             image = read_noisy(self.root, relative, self.spec, self.noise_seed, self.channels, self.values)
         except ImageError as error:
             return str(error)  # an exception would reach the main process wrapped in a worker's traceback
-        image = pad_reflect(image, max(image.shape[0], self.side), max(image.shape[1], self.side))
+        side = self.side * self.stride  # in pixels of the file
+        image = pad_reflect(image, max(image.shape[0], side), max(image.shape[1], side))
         rng = np.random.default_rng(seed)
-        y, x = (int(rng.integers(size - self.side + 1)) for size in image.shape[:2])
-        crop = image[y : y + self.side, x : x + self.side]
+        y, x = (int(rng.integers(size - side + 1)) for size in image.shape[:2])
+        crop = image[y : y + side : self.stride, x : x + side : self.stride]
         return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
 
 

@@ -24,6 +24,7 @@ import torch
 from Neighbor2Neighbor.data import read_noisy
 from Neighbor2Neighbor.denoisers import (
     Denoiser,
+    by_phases,
     choose_device,
     denoise_images,
     make_denoiser,
@@ -58,6 +59,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(default: npy for images of more than 8 bits, else png)"
     )
     parser.add_argument("--format", choices=images.FORMATS, help=kinds)
+    parser.add_argument("--subsample", type=int, help="each n-th pixel by itself (default: as the model was trained)")
     parser.add_argument("--values", help=f"what scales the files: {HELP} (default: as the model was trained)")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
     parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
@@ -69,17 +71,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     spec = NoiseSpec.parse(args.noise)
     shard, shards = _share(args.shard)
-    if min(args.batch_size, args.tile) < 1:
-        raise ValueError("--batch-size and --tile must be at least 1")
+    if min(args.batch_size, args.tile, args.subsample or 1) < 1:
+        raise ValueError("--batch-size, --tile and --subsample must be at least 1")
     relatives = images.list_images(args.data)
     images.check_collisions(relatives)
     source = images.describe_source(args.data, spec, args.noise_seed)
     target = args.output or images.denoised_root(args.data, spec)
     images.check_apart(args.data, target)
     text = _values_text(args)
+    stride = args.subsample or training_options(args.model).get("subsample", 1)
     device = choose_device()
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
+        denoiser = by_phases(denoiser, stride)
         values, reason = resolve(text, args.data, relatives, denoiser.channels)
         print(reason, flush=True)
         deep = values.kind != "full" or is_deep(args.data, relatives, denoiser.channels)

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from Neighbor2Neighbor.data import pad_reflect, unit_values
@@ -82,6 +83,30 @@ class NonLocalMeans:
         sigma = self.sigma or _estimate_sigma(image)
         options = {"patch_size": 5, "patch_distance": 6, "fast_mode": True, "channel_axis": -1}
         return self._denoise(image, h=0.8 * sigma, sigma=sigma, **options).astype(np.float32)
+
+
+class PhaseDenoiser:
+    """Another denoiser on each of the stride x stride sub-images of every stride-th pixel, put together again.
+
+    For noise that is correlated over fewer pixels than the stride: within a sub-image it is independent.
+    """
+
+    def __init__(self, inner: Denoiser, stride: int):
+        self.inner, self.stride, self.channels = inner, stride, inner.channels
+        self.multiple, self.reach = inner.multiple * stride, inner.reach * stride
+        self.identity = f"{inner.identity} subsample {stride}"
+
+    def denoise(self, batch: Tensor) -> Tensor:
+        count, channels, height, width = batch.shape
+        size = height // self.stride, width // self.stride
+        phases = F.pixel_unshuffle(batch, self.stride).view(count, channels, -1, *size).transpose(1, 2)
+        whole = self.inner.denoise(phases.reshape(-1, channels, *size))  # [B * stride^2, C, H / stride, W / stride]
+        whole = whole.view(count, -1, channels, *size).transpose(1, 2)
+        return F.pixel_shuffle(whole.reshape(count, -1, *size), self.stride)
+
+
+def by_phases(denoiser: Denoiser, stride: int) -> Denoiser:
+    return denoiser if stride == 1 else PhaseDenoiser(denoiser, stride)
 
 
 def _estimate_sigma(image: np.ndarray) -> float:

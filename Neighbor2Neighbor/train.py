@@ -41,7 +41,7 @@ CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
 # What a resumed run must share with the one it goes on with, besides the images and their noise.
 FIXED = ("seed", "subset", "sides", "depth", "channels", "batch_size", "epochs", "lr", "increase_ratio", "init_scale",
-         "precision", "values")  # fmt: skip
+         "precision", "values", "subsample")  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
     add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
     add("--values", default="auto", help=f"what scales the files to [0, 1]: {values.HELP} (default auto)")
+    add("--subsample", type=int, default=1, help="train on every so manieth pixel: noise correlated nearer (default 1)")
     add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
     add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
     add("--init-scale", type=float, default=0.1, help="of the first weights; 1 for short trainings (default 0.1)")
@@ -85,7 +86,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is missing; see --help")
     for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every", "init_scale",
-                 "channels"):
+                 "channels", "subsample"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")
@@ -164,12 +165,16 @@ class Training:
         self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
         spec = NoiseSpec.parse(args.noise)
         scale = values.reading(values.Values.parse(args.values), args.data)
-        self.crops = Crops(Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale)
+        self.crops = Crops(
+            Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale, args.subsample
+        )
         self.output = Path(args.output)
         self.validation = None
         if args.val_clean and rank == 0:
             val_spec = NoiseSpec.parse(args.val_noise or args.noise)
-            self.validation = Validation(Path(args.val_clean), val_spec, args.channels, self.device, args.precision)
+            self.validation = Validation(
+                Path(args.val_clean), val_spec, args.channels, self.device, args.precision, args.subsample
+            )
         self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
         self.settings |= {name: getattr(args, name) for name in FIXED}
         self.step = 0
@@ -278,7 +283,7 @@ class Training:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            before = {"values": "full"} | state["settings"]  # which earlier versions did not name
+            before = {"values": "full", "subsample": 1} | state["settings"]  # which earlier versions did not name
         except Exception as error:  # torch.load fails in many ways on a damaged file
             reason = type(error).__name__
             raise ValueError(f"{path} cannot be taken up ({reason}); remove it to train from the start") from error
@@ -332,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
         relatives = training_images(root, args.subset, args.sides, args.seed)
         rule, reason = values.resolve(args.values, root, relatives, args.channels)
         args.values = str(rule)
-        side = choose_crop(root, relatives, args.crop, args.depth)
+        side = choose_crop(root, relatives, args.crop, args.depth, args.subsample)
         training = Training(args, relatives, side, rank, world)
         training.restore()
         if training.step == training.schedule.steps and (training.output / "unet.pth").exists():

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from Neighbor2Neighbor.data import unit_values
-from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
+from Neighbor2Neighbor.denoisers import UNetDenoiser, by_phases, denoise_images
 from Neighbor2Neighbor.metrics import psnr, ssim
 from Neighbor2Neighbor.unet import UNet
 from utils.images import grey_levels, list_images, read_image, visible, write_image
@@ -19,10 +19,12 @@ TILE = 1024
 class Validation:
     """Clean images below root, a folder a set (Kodak/, Set14/), or one set where root holds the images themselves."""
 
-    def __init__(self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str):
+    def __init__(
+        self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str, stride: int = 1
+    ):
         if spec.kind == "none":
             raise ValueError("--val-clean needs a noise to add; name it with --val-noise")
-        self.spec, self.device, self.precision = spec, device, precision
+        self.spec, self.device, self.precision, self.stride = spec, device, precision, stride
         self.images: dict[str, np.ndarray] = {}
         for relative in list_images(root):
             self.images[relative] = image = read_image(root / relative, channels, "native")
@@ -35,7 +37,7 @@ class Validation:
         over each set as Kodak_psnr and so on. The noise is the same at each call. Denoised and noisy images are rounded
         to 8 bits where the clean one has no more. Writes the sample sheet.
         """
-        denoiser = UNetDenoiser(network, self.device, self.precision)
+        denoiser = by_phases(UNetDenoiser(network, self.device, self.precision), self.stride)
         generator = torch.Generator().manual_seed(101)
         rows: dict[str, list[tuple[float, ...]]] = {}
         pictures = []

@@ -1,0 +1,51 @@
+"""What Neighbor2Neighbor.check found out about the noise: as lines, as a picture, and as a section of the report."""
+
+import base64
+import json
+from pathlib import Path
+
+from utils.images import atomic_path
+from utils.report_style import esc
+
+
+def figures(check: dict) -> list[str]:
+    """The correlations as lines of text."""
+    lines = [f"{check['patches']} flat patches of {check['images']} images; correlation of pixels 1, 2, 3, 4 apart:"]
+    for name, values in check["correlation"].items():
+        lines.append(f"  {name:<10} " + "  ".join(f"{value:6.3f}" for value in values))
+    for name, values in (check["residual_correlation"] or {}).items():
+        lines.append(f"  {name:<10} " + "  ".join(f"{value:6.3f}" for value in values) + "  (residuals)")
+    return lines
+
+
+def draw(check: dict, path: Path) -> None:
+    """check.png: correlation over distance, and the noise's deviation over the brightness."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for kind, style in (("correlation", "-"), ("residual_correlation", "--")):
+        for number, (name, values) in enumerate((check[kind] or {}).items()):
+            label = name if style == "-" else f"{name}, residuals"
+            left.plot(range(1, len(values) + 1), values, style, marker="os^"[number], color=f"C{number}", label=label)
+    left.axhspan(-0.1, 0.1, color="0.9", zorder=0)
+    left.set(xlabel="pixels apart", title="Correlation of the noise", xticks=range(1, 5), ylim=(-0.4, 1))
+    left.legend(frameon=False)
+    right.plot(check["brightness"], check["deviation"], "o")
+    right.set(xlabel="mean of the patch, of 1", title="Standard deviation of the noise, of 1", ylim=(0, None))
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def section(folder: Path) -> str:
+    """The report's section: verdict and picture of the denoiser's folder; "" where there was no check."""
+    if not (folder / "check.json").is_file():
+        return ""
+    check = json.loads((folder / "check.json").read_text())
+    text = "".join(f"<p>{esc(sentence)}.</p>" for sentence in check["verdict"])
+    if (folder / "check.png").is_file():
+        content = base64.b64encode((folder / "check.png").read_bytes()).decode()
+        text += f'<img alt="Correlation of the noise, and its growth" src="data:image/png;base64,{content}">'
+    return f"<h3>Is the noise independent from pixel to pixel?</h3>{text}"
