@@ -19,4 +19,5 @@ setup(
     package_data={"dinov2": ["configs/*.yaml"], "Neighbor2Neighbor": ["*.sh", "*.yaml"], "toy_mnist": ["*.sh"]},
     py_modules=["process_metadata"],
     install_requires=[line for line in LINES if line],
+    extras_require={"dicom": ["pydicom>=3.0.2"], "fits": ["astropy>=8.0"], "nifti": ["nibabel>=5.4"]},
 )

@@ -10,7 +10,8 @@ A network that can tell a pixel's noise from its neighbour's keeps about that sh
 correlation of at most 0.1. Of the flat patches, also how the noise grows with the brightness.
 
 The choice of the patches lowers the correlations by some hundredths (to -0.02 for independent noise); what structure
-they still hold raises them: of images with little noise the figures are upper bounds. check.json and check.png are written to --output, or beside --model.
+they still hold raises them: of images with little noise the figures are upper bounds. check.json and check.png are
+written to --output, or beside --model.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from utils import cli, report_check
 from utils.images import ImageError, atomic_path
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import progress
+from utils.readers import STACKS
 from utils.values import HELP, Values, check, reading, resolve
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
@@ -44,6 +46,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=200, help="looked at, drawn by a fixed seed (default 200)")
     add("--channels", type=int, default=1, help="of the images; 1: grey (default 1, with --model its own)")
     add("--values", help=f"what scales the files to [0, 1]: {HELP} (default auto, with --model its own)")
+    add("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
     add("--subsample", type=int, default=1, help="look at every so manieth pixel (default 1)")
     add("--output", type=Path, help="folder of check.json and check.png (default: that of --model, else none)")
     return parser.parse_args(argv)
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     spec, denoiser = NoiseSpec.parse(args.noise), None
     if args.model:
         denoiser, args.channels, args.values = _load(args, spec)
-    relatives = training_images(args.data, None, None, 0)
+    relatives = training_images(args.data, None, None, 0, args.stack)
     values, reason = resolve(args.values or "auto", args.data, relatives, args.channels)
     print(reason, flush=True)
     chosen = np.random.default_rng(0).permutation(len(relatives))[: args.images]

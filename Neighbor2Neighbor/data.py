@@ -35,12 +35,14 @@ def unit_values(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float() / 255
 
 
-def training_images(root: Path, subset: int | None, sides: tuple[int, int] | None, seed: int) -> list[str]:
+def training_images(
+    root: Path, subset: int | None, sides: tuple[int, int] | None, seed: int, stack: str = "refuse"
+) -> list[str]:
     """Relative paths of the images to train on: those in train/ where the tree has such a folder, else all.
 
     sides: only images whose sides both lie in that range of pixels. subset: so many of them, drawn by the seed.
     """
-    relatives = list_images(root)
+    relatives = list_images(root, stack)
     relatives = [name for name in relatives if name.startswith("train/")] or relatives
     if subset is None and sides is None:
         return relatives

@@ -34,6 +34,7 @@ from Neighbor2Neighbor.denoisers import (
 from utils import cli, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
+from utils.readers import STACKS
 from utils.results import VERSION
 from utils.values import HELP, Values, check, is_deep, mark, reading, resolve
 from utils.workers import worker_pool
@@ -59,6 +60,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(default: npy for images of more than 8 bits, else png)"
     )
     parser.add_argument("--format", choices=images.FORMATS, help=kinds)
+    parser.add_argument("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
     parser.add_argument("--subsample", type=int, help="each n-th pixel by itself (default: as the model was trained)")
     parser.add_argument("--values", help=f"what scales the files: {HELP} (default: as the model was trained)")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
@@ -73,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     shard, shards = _share(args.shard)
     if min(args.batch_size, args.tile, args.subsample or 1) < 1:
         raise ValueError("--batch-size, --tile and --subsample must be at least 1")
-    relatives = images.list_images(args.data)
+    relatives = images.list_images(args.data, args.stack)
     images.check_collisions(relatives)
     source = images.describe_source(args.data, spec, args.noise_seed)
     target = args.output or images.denoised_root(args.data, spec)

@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from dinov2.models.vision_transformer import ARCHS
 from utils.noise import NoiseSpec
+from utils.readers import STACKS
 from utils.values import check as check_values
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -238,6 +239,7 @@ def validate(cfg: DictConfig) -> None:
 
     one_of("method", cfg.method, METHODS)
     one_of("data.storage", cfg.data.storage, ("on_the_fly", "disk"))
+    one_of("data.stack", cfg.data.stack, STACKS)
     one_of("model.arch", cfg.model.arch, tuple(ARCHS))
     one_of("model.ffn", cfg.model.ffn, ("mlp", "swiglu"))
     one_of("teacher.centering", cfg.teacher.centering, ("centering", "sinkhorn_knopp"))

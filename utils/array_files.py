@@ -13,6 +13,7 @@ import numpy as np
 
 Scale = Callable[[np.ndarray], np.ndarray]  # stored values -> uint8, or float32 in [0, 1]
 _ADVICE = "set data.values of a run and --values of a tool to percentile or range=[lo,hi]"
+_STACK = "set data.stack of a run and --stack of a tool to pages or max"
 _CHANNEL_AXES = "CSEQI"  # tifffile's letters: channel, sample, wavelength, other, plain sequence of pages
 
 
@@ -45,7 +46,7 @@ def read_tiff(path: Path | str, scale: Scale, channels: int, bands: int = 0) -> 
     """
     import tifffile  # here, as it loads slowly
 
-    strict, logger = _Strict(logging.ERROR), logging.getLogger("tifffile")
+    strict, logger = Strict(logging.ERROR), logging.getLogger("tifffile")
     logger.addHandler(strict)
     try:
         with tifffile.TiffFile(path) as file:
@@ -63,13 +64,13 @@ def read_tiff(path: Path | str, scale: Scale, channels: int, bands: int = 0) -> 
     finally:
         logger.removeHandler(strict)
     if array is None:
-        raise ValueError(f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS; split it")
+        raise ValueError(f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS; {_STACK}")
     array = array[:, :, None] if axes == "YX" else np.moveaxis(array, axes.index(axes.strip("YX")), -1)
     with_alpha = colours == "RGB" and array.shape[2] == 4
     return scale(array[:, :, :3] if with_alpha and channels in (1, 3) else array)
 
 
-class _Strict(logging.Handler):
+class Strict(logging.Handler):
     """Makes errors of those that tifffile only logs, such as pages that a cut file lacks: they are channels here."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -17,14 +17,21 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from utils import array_files
+from utils import array_files, readers
 from utils.noise import NoiseSpec
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy", *readers.FIELD_EXTENSIONS
+)  # fmt: skip
 FORMATS = ("png", "webp", "npy")  # that images are written in
 MANIFEST = "manifest.json"
 _BEGUN = ".manifest.json"
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_TURNS = dict(enumerate((  # of an image stored with EXIF's orientation 2 to 8
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), 2))  # fmt: skip
+_QUARTER_TURNS = (5, 6, 7, 8)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I")
 
 
@@ -33,10 +40,12 @@ class ImageError(ValueError):
 
 
 # --- trees ----------------------------------------------------------------------------------------------------------
-def list_images(root: Path | str) -> list[str]:
+def list_images(root: Path | str, stack: str = "refuse") -> list[str]:
     """Relative posix paths of all images below root, sorted; dot files and temporary files are left out.
 
-    Links to folders are followed. ValueError where root is missing, is no folder, or holds no image.
+    stack: "pages" names each page of a file of several, "max" their maximum (utils/readers.py); "refuse" the file,
+    which is then refused when read. Links to folders are followed. ValueError where root is missing, is no folder,
+    or holds no image.
     """
     root = Path(root)
     if not root.is_dir():
@@ -44,7 +53,7 @@ def list_images(root: Path | str) -> list[str]:
     found = sorted(_walk(root, "", {os.path.realpath(root)}))
     if not found:
         raise ValueError(f"{root} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
-    return found
+    return [name for relative in found for name in readers.pages_of(root, relative, stack)]
 
 
 def _walk(folder: Path, prefix: str, above: set[str]) -> Iterator[str]:
@@ -132,7 +141,8 @@ def image_size(path: Path | str) -> tuple[int, int]:
         if str(path).lower().endswith(".npy"):
             return array_files.open_npy(path).shape[:2]
         with Image.open(path) as image:
-            return image.height, image.width
+            turned = _orientation(image) in _QUARTER_TURNS
+            return (image.width, image.height) if turned else (image.height, image.width)
     except _UNREADABLE:
         return stored_values(path, 0).shape[:2]  # says what is wrong with it
 
@@ -161,6 +171,8 @@ def _decode(path: Path | str, channels: int, scale: array_files.Scale) -> np.nda
     """The scaled image of a file: [H, W, channels] where Pillow converts, else of as many as the file has."""
     name = str(path).lower()
     try:
+        if (array := readers.read(path)) is not None:
+            return scale(array)
         if os.path.getsize(path) == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
         if name.endswith(".npy"):
@@ -180,9 +192,7 @@ def _decode(path: Path | str, channels: int, scale: array_files.Scale) -> np.nda
         raise ImageError(f"{path} {reason}; replace or remove it") from error
 
 
-def _beyond_pillow(
-    path: Path | str, image: Image.Image, channels: int, scale: array_files.Scale
-) -> np.ndarray | None:
+def _beyond_pillow(path: Path | str, image: Image.Image, channels: int, scale: array_files.Scale) -> np.ndarray | None:
     """A TIFF that holds more than Pillow reads of it: several pages, more samples, or more than 8 bits; else None."""
     bands, samples, bits = len(image.getbands()), image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (1,)))
     if samples == bands and bits <= 8 and image.n_frames == 1:
@@ -191,7 +201,9 @@ def _beyond_pillow(
 
 
 def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
-    """[H, W, C] as stored, but that 16 bits which Pillow holds in 32 are uint16 again, where they fit."""
+    """[H, W, C] upright, as stored but that 16 bits which Pillow holds in 32 are uint16 again, where they fit."""
+    if (orientation := _orientation(image)) > 1:
+        image = image.transpose(_TURNS[orientation])
     if image.mode in _SIXTEEN_BIT:
         array = np.asarray(image)[:, :, None]
         return array.astype(np.uint16) if array.min() >= 0 and array.max() <= 65535 else array
@@ -199,6 +211,19 @@ def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
         return np.asarray(image)[:, :, None]
     array = np.array(image.convert({3: "RGB", 1: "L"}.get(channels, image.mode)))
     return array.reshape(*array.shape[:2], -1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation that EXIF gives, 1 to 8, which every reader honours; of TIFFs Pillow does so itself.
+
+    Looked up before the pixels are loaded, so that image_size() and _decode() find the same.
+    """
+    if image.format == "TIFF" or "exif" not in image.info:
+        return 1
+    with suppress(Exception):  # Pillow fails in many ways on damaged EXIF, which says nothing then
+        found = image.getexif().get(274)
+        return found if found in _TURNS else 1
+    return 1
 
 
 def _luminance(image: np.ndarray) -> np.ndarray:

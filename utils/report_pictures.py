@@ -38,7 +38,7 @@ def noise_grid(table: Table) -> str:
     try:
         suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
         within = "val/" if (root / "val").is_dir() else ""
-        relatives = list_images(root / within)
+        relatives = list_images(root / within, data.get("stack", "refuse"))
         chosen = np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1])
         columns = [
             _views(root, name, spec, int(data.get("noise_seed", 0)), channels, values, twin(denoised, name, suffix))

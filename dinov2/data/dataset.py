@@ -184,7 +184,7 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
 
 def layout_of(cfg) -> Layout:
     """How the configuration's data folder becomes train and val."""
-    return Layout(cfg.data.val, cfg.data.group, cfg.data.labels, cfg.data.split_seed)
+    return Layout(cfg.data.val, cfg.data.group, cfg.data.labels, cfg.data.split_seed, cfg.data.stack)
 
 
 def resolve_values(cfg) -> tuple[Values, str]:

@@ -16,7 +16,7 @@ from dinov2.data.splits import SPLITS, Layout, assign, has_splits
 from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images
 from utils.progress import progress
 
-_VERSION = 2  # of the cache file's form and of the extensions that count as images
+_VERSION = 3  # of the cache file's form and of the extensions that count as images
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def build_index(root: Path | str, split: str, cache: Path | str | None = None, l
     if not root.is_dir():
         raise ValueError(f"{root} is no folder: give a folder of images, with train/ and val/ in it or without")
     if as_it_lies(root, layout):
-        return _listed(root, split, cache)
+        return _listed(root, split, cache, layout.stack)
     parts = [part for part in SPLITS if (root / part).is_dir()] if has_splits(root) else [""]
-    relatives = [relative for part in parts for relative in _listed(root, part, cache, flat=True).relatives]
+    relatives = [relative for part in parts for relative in _listed(root, part, cache, layout.stack, True).relatives]
     splits, labels, classes = assign(root, relatives, layout)
     own = [place for place, name in enumerate(splits) if name == split]
     if not own:
@@ -54,17 +54,17 @@ def build_index(root: Path | str, split: str, cache: Path | str | None = None, l
 
 def as_it_lies(root: Path | str, layout: Layout) -> bool:
     """Whether train and val are folders, and their folders the classes: no key says otherwise."""
-    return has_splits(root) and layout == Layout(seed=layout.seed)
+    return has_splits(root) and not layout.drawn
 
 
-def _listed(root: Path, split: str, cache: Path | str | None, flat: bool = False) -> Index:
+def _listed(root: Path, split: str, cache: Path | str | None, stack: str, flat: bool = False) -> Index:
     """The index of the folder root/split (split "": of root itself). flat: whatever lies below, without classes."""
-    files = _cache_files(root, split, cache, flat)
+    files = _cache_files(root, split, cache, stack, flat)
     for file in files:
         index = _load(file, root)
         if index is not None:
             return index
-    times, groups = _walk_flat(root, split) if flat else _walk(root, split)
+    times, groups = (_walk_flat if flat else _walk)(root, split, stack)
     index = _index(split, groups)
     content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
     for file in files:
@@ -104,25 +104,26 @@ def _some(names) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _cache_files(root: Path, split: str, cache, flat: bool = False) -> list[Path]:
+def _cache_files(root: Path, split: str, cache, stack: str, flat: bool) -> list[Path]:
     """Places of the cached list, in order of preference. The data folder's own list must not lie in it: writing it
     would change the folder."""
-    split = f"{split or 'all'}{'-flat' if flat else ''}"
+    whole = not split
+    split = f"{split or 'all'}{'-flat' if flat else ''}{'' if stack == 'refuse' else '-' + stack}"
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     named = f"{root.resolve().name}-{name}-{split}.json"
     if cache is not None:
         return [Path(cache, named)]
-    own = [] if split == "all-flat" else [root / f".index-{split}.json"]
+    own = [] if whole else [root / f".index-{split}.json"]
     return [*own, Path.home() / ".cache" / "noisy_dinov2" / named]
 
 
-def _walk(root: Path, split: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+def _walk(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Modification times (ns) of all folders read, and the images (paths below the class folder) of each class; the
     class is "" where there are no class folders."""
     classes = class_names(root, split)
     times = {split: os.stat(root / split).st_mtime_ns}
     if not classes:
-        return times, {"": list_images(root / split)}
+        return times, {"": list_images(root / split, stack)}
     loose = sorted(set(os.listdir(root / split)) - set(classes))
     loose = [name for name in loose if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
     if loose:
@@ -131,17 +132,17 @@ def _walk(root: Path, split: str) -> tuple[dict[str, int], dict[str, list[str]]]
     for name in progress(classes, desc=f"index of {split}", unit="folder"):
         folder = f"{split}/{name}"
         before = os.stat(root / folder).st_mtime_ns  # before the listing: a later change is then seen as one
-        groups[name] = list_images(root / folder)
+        groups[name] = list_images(root / folder, stack)
         times[folder] = before
         for inner in {parent for path in groups[name] for parent in Path(path).parents} - {Path(".")}:
             times[f"{folder}/{inner.as_posix()}"] = os.stat(root / folder / inner).st_mtime_ns
     return times, groups
 
 
-def _walk_flat(root: Path, split: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+def _walk_flat(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
     """The same of a folder whose folders are no classes."""
     begun = {split or ".": os.stat(root / split).st_mtime_ns}  # before the listing, as above
-    paths = list_images(root / split)
+    paths = list_images(root / split, stack)
     inner = {parent.as_posix() for path in paths for parent in Path(path).parents} - {"."}
     times = {f"{split}/{name}".strip("/"): os.stat(root / split / name).st_mtime_ns for name in inner}
     return begun | times, {"": paths}

@@ -19,17 +19,25 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from utils.readers import file_of
+
 SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The four keys; the default is the folder as it lies."""
+    """The four keys, and data.stack; the default is the folder as it lies."""
 
     val: float | None = None
     group: str | None = None
     labels: str | None = None
     seed: int = 0
+    stack: str = "refuse"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a key asks for more than the folders say."""
+        return (self.val, self.group, self.labels) != (None, None, None)
 
 
 def has_splits(root: Path | str) -> bool:
@@ -49,6 +57,8 @@ def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str],
     number = {name: place for place, name in enumerate(sorted(set(names) - {""}))}
     labels = np.array([number.get(name, -1) for name in names], np.int64)
     groups = _group_names(root, relatives, layout.group, rows) if layout.group else None
+    if groups is None and layout.stack == "pages":
+        groups = [file_of(relative) for relative in relatives]  # pages of one file are as alike as can be
     splits = _given_splits(root, relatives, layout, rows)
     if splits is not None and groups is not None:
         _check_groups(root, groups, splits)
@@ -73,7 +83,7 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
         raise ValueError(f"data.labels={name} cannot be read ({error}): give a CSV of path,label[,split]") from None
     if not lines or "path" not in lines[0][1] or not {"label", "split"} & set(lines[0][1]):
         raise ValueError(f"{path} must begin with the line path,label or path,label,split, and hold a row an image")
-    rows, known = {}, set(relatives)
+    rows, known = {}, {file_of(relative) for relative in relatives} | set(relatives)
     for line, row in lines:
         if None in row or None in row.values():
             raise ValueError(f"{path}, line {line}: it has not as many columns as the first line")
@@ -88,11 +98,16 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     return rows
 
 
+def _row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
+    """The row of an image, or of the file that it is a page of."""
+    return rows.get(relative) or rows.get(file_of(relative), {})
+
+
 # --- one name an image ----------------------------------------------------------------------------------------------
 def _class_names(root: Path, relatives: list[str], layout: Layout, rows: dict) -> list[str]:
     """The class of each image; "" where it has none."""
     if layout.labels:
-        return [rows.get(relative, {}).get("label", "") for relative in relatives]
+        return [_row(rows, relative).get("label", "") for relative in relatives]
     depth = 1 if has_splits(root) else 0  # of the class's folder
     parts = [PurePosixPath(relative).parts[depth:] for relative in relatives]
     names = [part[0] if len(part) > 1 else "" for part in parts]
@@ -104,7 +119,7 @@ def _group_names(root: Path, relatives: list[str], group: str, rows: dict) -> li
         start = 1 if has_splits(root) else 0  # a patient's folder below train and below val is the same patient
         return ["/".join(PurePosixPath(relative).parts[start:-1]) for relative in relatives]
     if rows and group in next(iter(rows.values())):
-        names = [rows.get(relative, {}).get(group, "") for relative in relatives]
+        names = [_row(rows, relative).get(group, "") for relative in relatives]
     else:
         try:
             found = [re.search(group, relative) for relative in relatives]
@@ -123,7 +138,7 @@ def _given_splits(root: Path, relatives: list[str], layout: Layout, rows: dict) 
     if any(row.get("split") for row in rows.values()):
         if layout.val is not None:
             raise ValueError(f"data.val={layout.val}, but {layout.labels} has a column split: leave one of them out")
-        return [rows.get(relative, {}).get("split") or "train" for relative in relatives]
+        return [_row(rows, relative).get("split") or "train" for relative in relatives]
     if layout.val is not None:
         return None
     folders = has_splits(root)

@@ -18,7 +18,7 @@ def walks(monkeypatch):
     """Counts how often folders are listed."""
     calls = []
     real = module.list_images
-    monkeypatch.setattr(module, "list_images", lambda folder: calls.append(folder) or real(folder))
+    monkeypatch.setattr(module, "list_images", lambda *given: calls.append(given) or real(*given))
     return calls
 
 

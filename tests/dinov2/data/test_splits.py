@@ -153,7 +153,7 @@ def test_the_flat_list_is_cached_until_the_folder_changes(tmp_path, monkeypatch)
     first = build_index(root, "train")
     assert list((tmp_path / "home/.cache").rglob("*.json")) and not list(root.glob(".*"))
     calls, real = [], module.list_images
-    monkeypatch.setattr(module, "list_images", lambda folder: calls.append(folder) or real(folder))
+    monkeypatch.setattr(module, "list_images", lambda *given: calls.append(given) or real(*given))
     assert build_index(root, "train").relatives == first.relatives and not calls
     for name in ("new.png", "deep/y.png"):
         make_files(root, [name])

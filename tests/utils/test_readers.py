@@ -1,0 +1,168 @@
+"""Stacks, and files of the fields' own formats, written by their real libraries; EXIF's orientation."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dinov2.data.index import build_index
+from dinov2.data.splits import Layout
+from Neighbor2Neighbor import denoise
+from utils import readers
+from utils.images import ImageError, image_size, list_images, read_image, read_manifest, stored_values
+from utils.values import Values, resolve
+
+STACK = np.random.default_rng(0).integers(-900, 3000, (3, 10, 12)).astype(np.int16)
+
+
+def write_dicom(path: Path, array: np.ndarray) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.Rows, file.Columns = array.shape[-2:]
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 16, 15, 0
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.RescaleSlope, file.RescaleIntercept = "1", "-1024"
+    if array.ndim == 3:
+        file.NumberOfFrames = len(array)
+    file.PixelData = (array.astype(np.int32) + 1024).astype(np.uint16).tobytes()
+    pydicom.dcmwrite(path, file, enforce_file_format=True)
+
+
+def write_fits(path: Path, array: np.ndarray) -> None:
+    fits = pytest.importorskip("astropy.io.fits")
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(array.astype(np.float32))]).writeto(path)
+
+
+def write_nifti(path: Path, array: np.ndarray) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(array.T, np.eye(4)), path)
+
+
+def write_tiff(path: Path, array: np.ndarray) -> None:
+    tifffile.imwrite(path, array, **({"imagej": True, "metadata": {"axes": "ZYX"}} if array.ndim == 3 else {}))
+
+
+def write_ome(path: Path, array: np.ndarray) -> None:
+    """Two channels a page: the array and its negative."""
+    both = np.stack([array, -array], -3)
+    tifffile.imwrite(path, both, ome=True, metadata={"axes": "ZCYX" if array.ndim == 3 else "CYX"})
+
+
+WRITERS = {
+    "dcm": write_dicom, "fits": write_fits, "nii": write_nifti, "nii.gz": write_nifti, "tif": write_tiff,
+    "ome.tif": write_ome, "npy": np.save,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_pages_are_images_with_names_of_their_own(tmp_path, ending):
+    WRITERS[ending](tmp_path / f"scan.{ending}", STACK)
+    WRITERS[ending](tmp_path / f"alone.{ending}", STACK[0])
+    before, _, last = f"scan.{ending}".rpartition(".") if not ending.endswith("gz") else ("scan", "", "nii.gz")
+    pages = [f"{before}#{number:04}.{last}" for number in range(3)]
+    assert list_images(tmp_path, "pages") == [f"alone.{ending}", *pages]
+    assert list_images(tmp_path, "max") == [f"alone.{ending}", f"{before}#max.{last}"]
+    assert {readers.file_of(page) for page in pages} == {f"scan.{ending}"}
+    channels, values = 2 if "ome" in ending else 1, Values("range", -1000, 3000)
+    for page, array in [*zip(pages, STACK, strict=True), (f"alone.{ending}", STACK[0]),
+                        (f"{before}#max.{last}", STACK.max(0))]:  # fmt: skip
+        stored = stored_values(tmp_path / page, channels)
+        assert np.array_equal(stored[:, :, 0], array) and image_size(tmp_path / page) == (10, 12), page
+        assert np.array_equal(read_image(tmp_path / page, channels, "native", values), values(stored))
+    if channels == 2:
+        assert np.array_equal(stored_values(tmp_path / pages[1], 2)[:, :, 1], -STACK[1])
+    with pytest.raises(ImageError, match=r"#0003\..*its file has 3 pages"):
+        read_image(tmp_path / f"{before}#0003.{last}", channels, "native", values)
+
+
+@pytest.mark.parametrize("ending", ["dcm", "fits", "nii", "tif"])
+def test_a_stack_is_refused_with_the_way_out(tmp_path, ending):
+    WRITERS[ending](tmp_path / f"scan.{ending}", STACK)
+    assert list_images(tmp_path) == [f"scan.{ending}"]
+    with pytest.raises(ImageError, match=f"scan.{ending}.*set data.stack of a run and --stack of a tool"):
+        read_image(tmp_path / f"scan.{ending}", 1)
+
+
+@pytest.mark.parametrize("ending", ["dcm", "fits", "nii", "nii.gz"])
+def test_damaged_files_are_named(tmp_path, ending):
+    path = tmp_path / f"scan.{ending}"
+    WRITERS[ending](path, STACK[0])
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], whole[:200]):
+        path.write_bytes(content)
+        assert list_images(tmp_path, "pages") == [path.name]
+        with pytest.raises(ImageError, match=f"scan.{ending}") as caught:
+            read_image(path, 1)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending,library,extra", [("dcm", "pydicom", "dicom"), ("fits", "astropy", "fits"),
+                                                  ("nii", "nibabel", "nifti")])  # fmt: skip
+def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, ending, library, extra):
+    (tmp_path / f"x.{ending}").write_bytes(b"whatever")
+    for name in (library, "astropy.io"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImageError, match=rf"x.{ending}.*need {library}: pip install 'noise-robust-dino\[{extra}\]'"):
+        read_image(tmp_path / f"x.{ending}", 1)
+    assert f'"{extra}": ["{library}>=' in (Path(__file__).parents[2] / "setup.py").read_text()
+
+
+def test_a_file_with_a_page_in_its_name_is_that_file(tmp_path):
+    np.save(tmp_path / "x#0001.npy", STACK[0])
+    assert np.array_equal(stored_values(tmp_path / "x#0001.npy", 1)[:, :, 0], STACK[0])
+    with pytest.raises(ImageError, match="y#0001.npy"):
+        read_image(tmp_path / "y#0001.npy", 1)
+
+
+def test_pages_of_one_file_are_not_torn_apart(tmp_path):
+    (tmp_path / "set").mkdir()
+    for number in range(6):
+        write_tiff(tmp_path / f"set/{number}.tif", STACK)
+    (tmp_path / "set/labels.csv").write_text("path,label\n" + "".join(f"{n}.tif,{'ab'[n % 2]}\n" for n in range(6)))
+    layout = Layout(0.34, labels="labels.csv", stack="pages")
+    train, val = (build_index(tmp_path / "set", split, tmp_path, layout) for split in ("train", "val"))
+    assert len(train.relatives) == 12 and len(val.relatives) == 6 and min(val.labels) >= 0
+    assert not {readers.file_of(name) for name in train.relatives} & {readers.file_of(name) for name in val.relatives}
+
+
+def test_a_denoised_copy_has_a_file_a_page(tmp_path):
+    (tmp_path / "set").mkdir()
+    write_dicom(tmp_path / "set/scan.dcm", STACK)
+    values, sentence = resolve("auto", tmp_path / "set", list_images(tmp_path / "set", "pages"), 3)
+    assert values.kind == "range" and "by 3 images" in sentence
+    denoise.main(["--denoiser", "nlm", "--data", str(tmp_path / "set"), "--noise", "none", "--stack", "pages",
+                  "--output", str(tmp_path / "out"), "--workers", "0"])  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.npy")) == [f"scan#000{n}.npy" for n in range(3)]
+    assert read_manifest(tmp_path / "out")["values"] == str(values)
+
+
+# --- orientation ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_honoured_in_every_format(tmp_path, ending, orientation):
+    """An upright scene is stored turned, with the tag that turns it back."""
+    corner = np.zeros((24, 16, 3), np.uint8)
+    corner[:8, :8] = 255  # white at the top left, upright
+    exif = Image.Exif()
+    exif[274] = orientation
+    inverse = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Image.Transpose: what stored it so
+    stored = Image.fromarray(corner) if inverse is None else Image.fromarray(corner).transpose(inverse)
+    stored.save(tmp_path / f"x.{ending}", exif=exif, **({"lossless": True} if ending == "webp" else {}))
+    image = read_image(tmp_path / f"x.{ending}")
+    assert image.shape == (24, 16, 3) and image_size(tmp_path / f"x.{ending}") == (24, 16)
+    assert image[:7, :7].min() > 200 and image[9:].max() < 60 and image[:, 9:].max() < 60
+
+
+def test_damaged_exif_says_nothing(tmp_path):
+    Image.fromarray(np.full((6, 9, 3), 7, np.uint8)).save(tmp_path / "x.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_image(tmp_path / "x.png").shape == (6, 9, 3) and image_size(tmp_path / "x.png") == (6, 9)

@@ -1,0 +1,195 @@
+"""Stacks of pages, and formats that the libraries of their field read: a table from ending to reader.
+
+A page is an image of its own, named as its file with the page's number from 0 before the ending, scan#0003.tif; the
+largest value over all pages is scan#max.tif. list_images(root, stack) makes such names, read_image() reads them. Pages
+are: planes of depth, time or sequence of a TIFF, the first axis of a .npy of [N, H, W] (N, H, W > 4) or [N, H, W, C],
+frames of DICOM, leading axes of FITS, slices along the last axes of NIfTI. Values are the physical ones: with the
+rescaling of DICOM, BSCALE of FITS and the slope of NIfTI. Rows are as stored: FITS counts them from the bottom.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.array_files import Strict
+
+STACKS = ("refuse", "pages", "max")
+_PAGE = re.compile(r"#(\d{4,}|max)(?=(\.\w+){1,2}$)")
+_FEW = 4  # a last axis of a three-dimensional .npy up to this is one of channels
+
+
+class Stack(NamedTuple):
+    """An open file: how many pages, and the page of a number as stored, [H, W] or [H, W, C]."""
+
+    count: int
+    page: Callable[[int], np.ndarray]
+
+
+@contextmanager
+def _tiff(path: Path) -> Iterator[Stack]:
+    import tifffile
+
+    strict, logger = Strict(logging.ERROR), logging.getLogger("tifffile")
+    logger.addHandler(strict)
+    try:
+        with tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            lead = [place for place, axis in enumerate(series.axes) if axis not in "YXSC"]
+            count = math.prod(series.shape[place] for place in lead)
+
+            def page(number: int) -> np.ndarray:
+                if len(series.pages) == count:
+                    return series.pages[number].asarray()
+                rest = [place for place in range(series.ndim) if place not in lead]
+                whole = series.asarray().transpose(lead + rest).reshape(count, *(series.shape[place] for place in rest))
+                channels = [series.axes[place] for place in rest].index("C")
+                return np.moveaxis(whole[number], channels, -1)
+
+            yield Stack(count, page)
+    finally:
+        logger.removeHandler(strict)
+
+
+@contextmanager
+def _npy(path: Path) -> Iterator[Stack]:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _FEW):
+        yield Stack(len(array), lambda number: array[number])
+    else:
+        yield Stack(1, lambda number: array)
+
+
+@contextmanager
+def _dicom(path: Path) -> Iterator[Stack]:
+    import pydicom
+    from pydicom.pixels import apply_rescale
+
+    file = pydicom.dcmread(path, defer_size="1 MB")
+    count = int(file.get("NumberOfFrames") or 1)
+
+    def page(number: int) -> np.ndarray:
+        array = pydicom.pixels.pixel_array(path, index=number) if count > 1 else file.pixel_array
+        return apply_rescale(array, file)
+
+    yield Stack(count, page)
+
+
+@contextmanager
+def _fits(path: Path) -> Iterator[Stack]:
+    from astropy.io import fits
+
+    with fits.open(path, memmap=False) as file:
+        planes = [unit for unit in file if unit.is_image and unit.header["NAXIS"] >= 2]
+        if not planes:
+            raise ValueError("it holds no image of two axes or more")
+        *lead, height, width = planes[0].shape
+        yield Stack(math.prod(lead), lambda number: planes[0].data.reshape(-1, height, width)[number])
+
+
+@contextmanager
+def _nifti(path: Path) -> Iterator[Stack]:
+    import nibabel
+
+    file = nibabel.load(path)
+    shape = file.shape[2:]
+
+    def page(number: int) -> np.ndarray:
+        place = np.unravel_index(number, shape[::-1])[::-1]  # slices of the first volume come first
+        return np.asarray(file.dataobj[(slice(None), slice(None), *map(int, place))]).T
+
+    yield Stack(math.prod(shape), page)
+
+
+class Reader(NamedTuple):
+    open: Callable[[Path], AbstractContextManager[Stack]]
+    library: str = ""
+    extra: str = ""  # of setup.py; empty where the library is a requirement
+
+
+READERS = {
+    ".tif": Reader(_tiff), ".tiff": Reader(_tiff), ".npy": Reader(_npy),
+    ".dcm": Reader(_dicom, "pydicom", "dicom"),
+    ".fits": Reader(_fits, "astropy", "fits"), ".fit": Reader(_fits, "astropy", "fits"),
+    ".fts": Reader(_fits, "astropy", "fits"),
+    ".nii": Reader(_nifti, "nibabel", "nifti"), ".nii.gz": Reader(_nifti, "nibabel", "nifti"),
+}  # fmt: skip
+FIELD_EXTENSIONS = tuple(ending for ending, reader in READERS.items() if reader.library)
+
+
+def pages_of(root: Path, relative: str, stack: str) -> list[str]:
+    """Names of the images in the file root/relative: its own where it holds one page, or cannot be read yet."""
+    if stack == "refuse" or not relative.lower().endswith(tuple(READERS)):
+        return [relative]
+    try:
+        with _open(root / relative) as opened:
+            count = opened.count
+    except (ValueError, OSError):
+        return [relative]  # named with the reason when it is read
+    if count == 1:
+        return [relative]
+    path = PurePosixPath(relative)
+    stem, dot, ending = path.name.partition(".") if path.name.lower().endswith(".nii.gz") else path.name.rpartition(".")
+    names = ["max"] if stack == "max" else [f"{number:04}" for number in range(count)]
+    return [str(path.with_name(f"{stem}#{name}{dot}{ending}")) for name in names]
+
+
+def file_of(relative: str) -> str:
+    """The file that a page is in: scan.tif of scan#0003.tif; any other name as it is."""
+    return _PAGE.sub("", relative)
+
+
+def read(path: Path | str) -> np.ndarray | None:
+    """[H, W, C] as stored, of a page or of a file in a field's own format; None for any other existing file.
+
+    ValueError where the library is missing (it names the extra), where the file is damaged, and for a file of several
+    pages of which none is named.
+    """
+    path = Path(path)
+    match = None if path.exists() else _PAGE.search(path.name)
+    if match is None and not path.name.lower().endswith(FIELD_EXTENSIONS):
+        return None
+    with _open(path.with_name(file_of(path.name)) if match else path) as opened:
+        if match is None and opened.count > 1:
+            raise ValueError(
+                f"it holds {opened.count} pages; set data.stack of a run and --stack of a tool to pages or max"
+            )
+        if match and match[1] == "max":
+            array = opened.page(0)
+            for number in range(1, opened.count):
+                array = np.fmax(array, opened.page(number))
+        else:
+            number = int(match[1]) if match else 0
+            if number >= opened.count:
+                raise ValueError(f"its file has {opened.count} pages")
+            array = opened.page(number)
+    array = np.asarray(array)
+    if array.ndim not in (2, 3) or not array.size:
+        raise ValueError(f"its page has the shape {array.shape}, not [H, W] or [H, W, C]")
+    array = array if array.ndim == 3 else array[:, :, None]
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Stack]:
+    """The file's pages. Whatever a library raises is a ValueError."""
+    ending = max((ending for ending in READERS if path.name.lower().endswith(ending)), key=len, default="")
+    if not ending:
+        raise ValueError("no such file")
+    reader = READERS[ending]
+    try:
+        with reader.open(path) as opened:
+            yield opened
+    except ImportError as error:
+        raise ValueError(
+            f"{ending} files need {reader.library}: pip install 'noise-robust-dino[{reader.extra}]'"
+        ) from error
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # libraries fail in many ways on a damaged file
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
