@@ -26,8 +26,7 @@ from utils import cli, report_check
 from utils.images import ImageError, atomic_path
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import progress
-from utils.readers import STACKS
-from utils.values import HELP, Values, check, reading, resolve
+from utils.values import Values, add_options, check, reading, resolve
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
 QUIETEST = 0.25  # share of the patches that are taken
@@ -45,8 +44,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--model", type=Path, help="unet.pth of a trained denoiser, for the residuals")
     add("--images", type=int, default=200, help="looked at, drawn by a fixed seed (default 200)")
     add("--channels", type=int, default=1, help="of the images; 1: grey (default 1, with --model its own)")
-    add("--values", help=f"what scales the files to [0, 1]: {HELP} (default auto, with --model its own)")
-    add("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
+    add_options(parser, default=None)
     add("--subsample", type=int, default=1, help="look at every so manieth pixel (default 1)")
     add("--output", type=Path, help="folder of check.json and check.png (default: that of --model, else none)")
     return parser.parse_args(argv)
@@ -61,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     spec, denoiser = NoiseSpec.parse(args.noise), None
     if args.model:
         denoiser, args.channels, args.values = _load(args, spec)
-    relatives = training_images(args.data, None, None, 0, args.stack)
+    kept = args.channels if args.mixed == "keep" else None
+    relatives = training_images(args.data, None, None, 0, args.stack, kept)
     values, reason = resolve(args.values or "auto", args.data, relatives, args.channels)
     print(reason, flush=True)
     chosen = np.random.default_rng(0).permutation(len(relatives))[: args.images]

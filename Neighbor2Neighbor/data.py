@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.images import ImageError, image_size, list_images, read_image
+from utils.images import ImageError, image_size, list_images, of_channels, read_image
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
 from utils.values import FULL, Values
@@ -36,14 +36,19 @@ def unit_values(images: Tensor) -> Tensor:
 
 
 def training_images(
-    root: Path, subset: int | None, sides: tuple[int, int] | None, seed: int, stack: str = "refuse"
-) -> list[str]:
+    root: Path, subset: int | None, sides: tuple[int, int] | None, seed: int, stack: str = "refuse",
+    channels: int | None = None,
+) -> list[str]:  # fmt: skip
     """Relative paths of the images to train on: those in train/ where the tree has such a folder, else all.
 
-    sides: only images whose sides both lie in that range of pixels. subset: so many of them, drawn by the seed.
+    channels: only images that can be read with so many, the others counted in a line; None: all. sides: only images
+    whose sides both lie in that range of pixels. subset: so many of them, drawn by the seed.
     """
     relatives = list_images(root, stack)
     relatives = [name for name in relatives if name.startswith("train/")] or relatives
+    if channels is not None:
+        relatives, left_out = of_channels(root, relatives, channels)
+        print(left_out, end="\n" if left_out else "", flush=True)
     if subset is None and sides is None:
         return relatives
     chosen = []

@@ -34,9 +34,8 @@ from Neighbor2Neighbor.denoisers import (
 from utils import cli, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
-from utils.readers import STACKS
 from utils.results import VERSION
-from utils.values import HELP, Values, check, is_deep, mark, reading, resolve
+from utils.values import Values, add_options, check, is_deep, mark, reading, resolve
 from utils.workers import worker_pool
 
 BLOCK = 256  # images planned together: batches of like sizes are made within a block, whatever is done already
@@ -60,9 +59,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(default: npy for images of more than 8 bits, else png)"
     )
     parser.add_argument("--format", choices=images.FORMATS, help=kinds)
-    parser.add_argument("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
     parser.add_argument("--subsample", type=int, help="each n-th pixel by itself (default: as the model was trained)")
-    parser.add_argument("--values", help=f"what scales the files: {HELP} (default: as the model was trained)")
+    add_options(parser, default=None)
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
     parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
     return parser.parse_args(argv)
@@ -86,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
         denoiser = by_phases(denoiser, stride)
+        if args.mixed == "keep":
+            relatives, left_out = images.of_channels(args.data, relatives, denoiser.channels)
+            print(left_out, end="\n" if left_out else "", flush=True)
         values, reason = resolve(text, args.data, relatives, denoiser.channels)
         print(reason, flush=True)
         deep = values.kind != "full" or is_deep(args.data, relatives, denoiser.channels)

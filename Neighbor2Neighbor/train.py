@@ -35,15 +35,15 @@ from utils import cli, values
 from utils.images import ImageError, atomic_path, describe_source
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
-from utils.readers import STACKS
 from utils.results import append_json, read_json_lines
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
-UNNAMED = {"values": "full", "subsample": 1, "stack": "refuse"}  # settings of runs of versions without such options
+# Settings of runs of versions without such options.
+UNNAMED = {"values": "full", "subsample": 1, "stack": "refuse", "mixed": "refuse"}
 # What a resumed run must share with the one it goes on with, besides the images and their noise.
 FIXED = ("seed", "subset", "sides", "depth", "channels", "batch_size", "epochs", "lr", "increase_ratio", "init_scale",
-         "precision", "values", "subsample", "stack")  # fmt: skip
+         "precision", "values", "subsample", "stack", "mixed")  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,8 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--crop", type=int, default=256, help="side of the crops, px; less where images are smaller (default 256)")
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
     add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
-    add("--values", default="auto", help=f"what scales the files to [0, 1]: {values.HELP} (default auto)")
-    add("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
+    values.add_options(parser)
     add("--subsample", type=int, default=1, help="train on every so manieth pixel: noise correlated nearer (default 1)")
     add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
     add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
@@ -337,7 +336,8 @@ def main(argv: list[str] | None = None) -> int:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         root = Path(args.data)
-        relatives = training_images(root, args.subset, args.sides, args.seed, args.stack)
+        kept = args.channels if args.mixed == "keep" else None
+        relatives = training_images(root, args.subset, args.sides, args.seed, args.stack, kept)
         rule, reason = values.resolve(args.values, root, relatives, args.channels)
         args.values = str(rule)
         side = choose_crop(root, relatives, args.crop, args.depth, args.subsample)

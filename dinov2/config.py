@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dinov2.models.vision_transformer import ARCHS
+from utils.images import MIXED
 from utils.noise import NoiseSpec
 from utils.readers import STACKS
 from utils.values import check as check_values
@@ -239,6 +240,7 @@ def validate(cfg: DictConfig) -> None:
 
     one_of("method", cfg.method, METHODS)
     one_of("data.storage", cfg.data.storage, ("on_the_fly", "disk"))
+    one_of("data.mixed", cfg.data.mixed, MIXED)
     one_of("data.stack", cfg.data.stack, STACKS)
     one_of("model.arch", cfg.model.arch, tuple(ARCHS))
     one_of("model.ffn", cfg.model.ffn, ("mlp", "swiglu"))

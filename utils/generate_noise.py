@@ -26,9 +26,8 @@ import numpy as np
 from utils import cli, images
 from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
 from utils.progress import Progress
-from utils.readers import STACKS
 from utils.results import VERSION
-from utils.values import FULL, HELP, Values, check, mark, resolve
+from utils.values import FULL, Values, add_options, check, mark, resolve
 from utils.workers import unordered, worker_pool
 
 SAMPLE = 8  # images at most that are written to memory to foresee the size on disk
@@ -76,8 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     kinds = "png, webp: uint8, 1 or 3 channels; npy: any channels, float32 of images above 8 bits (default png)"
     parser.add_argument("--format", choices=images.FORMATS, default="png", help=kinds)
     parser.add_argument("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
-    parser.add_argument("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
-    parser.add_argument("--values", default="auto", help=f"what scales the files to [0, 1]: {HELP} (default auto)")
+    add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -94,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     images.check_format(args.format, args.channels)
     check(args.values, "--values")
     relatives = images.list_images(args.source, args.stack)
+    if args.mixed == "keep":
+        relatives, left_out = images.of_channels(args.source, relatives, args.channels)
+        print(left_out, end="\n" if left_out else "", flush=True)
     images.check_collisions(relatives)
     targets = {spec: _target(args, spec) for spec in specs}
     for target in targets.values():

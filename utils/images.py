@@ -23,6 +23,8 @@ from utils.noise import NoiseSpec
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy", *readers.FIELD_EXTENSIONS
 )  # fmt: skip
+_CONVERTED = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")  # by Pillow, to grey or RGB
+MIXED = ("refuse", "keep")  # what to do with images of other channels than asked for
 FORMATS = ("png", "webp", "npy")  # that images are written in
 MANIFEST = "manifest.json"
 _BEGUN = ".manifest.json"
@@ -150,6 +152,34 @@ def image_size(path: Path | str) -> tuple[int, int]:
 def stored_values(path: Path | str, channels: int) -> np.ndarray:
     """[H, W, C] as the file holds them, in their own units and of any type of number. ImageError as read_image()."""
     return _decode(path, channels, np.asarray)
+
+
+def of_channels(root: Path | str, relatives: list[str], channels: int) -> tuple[list[str], str]:
+    """The images that can be read with so many channels, and a sentence that counts and names the others, if any.
+
+    ValueError where none is left. Files that cannot be read are kept: they are named when they are read.
+    """
+    found: dict[int, list[str]] = {}
+    for relative in relatives:
+        found.setdefault(_readable_channels(Path(root, relative), channels), []).append(relative)
+    kept = found.get(channels, [])
+    found.pop(channels, None)
+    others = [f"{len(names)} of {count} (such as {names[0]})" for count, names in sorted(found.items())]
+    left_out = f"{root}: {len(kept)} of {len(relatives)} images have {channels} channels; left out: {', '.join(others)}"
+    if not kept:
+        raise ValueError(f"{left_out}. Ask for another number of channels")
+    return kept, left_out if others else ""
+
+
+def _readable_channels(path: Path, channels: int) -> int:
+    """The channels asked for, where read_image() gives them; else those that the file has."""
+    if channels in (1, 3) and path.name.lower().endswith(_CONVERTED):
+        return channels
+    try:
+        found = stored_values(path, channels).shape[2]
+    except ImageError:
+        return channels
+    return channels if {found, channels} == {1, 3} else found
 
 
 def eight_bit(image: np.ndarray) -> np.ndarray:

@@ -10,7 +10,9 @@ and, estimated over a sample of the folder and then written down as one of those
 One rule serves all channels. With range and log a NaN becomes the median of its image; with full it is refused.
 """
 
+import argparse
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.array_files import in_range
-from utils.images import ImageError, read_manifest, stored_values
+from utils.images import MIXED, ImageError, read_manifest, stored_values
+from utils.readers import STACKS
 
 ESTIMATED = ("auto", "percentile", "log")
 HELP = "auto, full, percentile, range=[lo,hi], log or log=[lo,hi]"
@@ -94,6 +97,14 @@ def check(text: str, name: str) -> None:
             raise ValueError(f"{name}: {error}") from None
 
 
+def add_options(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
+    """What every tool must know of the files: --values, --stack and --mixed. default: None for those of a model."""
+    known = "as the model was trained, else auto" if default is None else default
+    parser.add_argument("--values", default=default, help=f"what scales the files: {HELP} (default {known})")
+    parser.add_argument("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
+    parser.add_argument("--mixed", choices=MIXED, default="refuse", help="images of other channels (default refuse)")
+
+
 # --- of a folder ----------------------------------------------------------------------------------------------------
 def resolve(text: str, root: Path | str, relatives: list[str], channels: int) -> tuple[Values, str]:
     """The rule of the images root/relatives that `text` names, and a sentence that says what was chosen and why.
@@ -146,6 +157,13 @@ def _sample(root: Path | str, relatives: list[str], channels: int) -> list[np.nd
         arrays.append(flat[:: -(-len(flat) // PIXELS)])
     if not arrays:
         raise error
+    counts = Counter(array.shape[1] for array in arrays)
+    if len(counts) > 1 and set(counts) != {1, 3}:
+        found = ", ".join(f"{number} of {count}" for count, number in sorted(counts.items()))
+        raise ValueError(
+            f"{root} mixes images of several channel counts ({found}, by {len(arrays)} images): set data.mixed of a "
+            f"run and --mixed of a tool to keep, to keep those of {channels}"
+        )
     return arrays
 
 

@@ -184,7 +184,9 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
 
 def layout_of(cfg) -> Layout:
     """How the configuration's data folder becomes train and val."""
-    return Layout(cfg.data.val, cfg.data.group, cfg.data.labels, cfg.data.split_seed, cfg.data.stack)
+    data = cfg.data
+    only = data.in_chans if data.mixed == "keep" else None
+    return Layout(data.val, data.group, data.labels, data.split_seed, data.stack, only)
 
 
 def resolve_values(cfg) -> tuple[Values, str]:

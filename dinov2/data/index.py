@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dinov2.data.splits import SPLITS, Layout, assign, has_splits
-from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images
+from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images, of_channels
 from utils.progress import progress
 
 _VERSION = 3  # of the cache file's form and of the extensions that count as images
@@ -38,7 +38,16 @@ def build_index(root: Path | str, split: str, cache: Path | str | None = None, l
     split, a class folder without images, images beside class folders, or two images that differ in their extension
     alone. Whether an image can be decoded shows when it is read.
     """
-    root, layout = Path(root), layout or Layout()
+    layout = layout or Layout()
+    index = _built(Path(root), split, cache, layout)
+    if layout.only is None:
+        return index
+    kept = set(of_channels(root, index.relatives, layout.only)[0])
+    own = [place for place, relative in enumerate(index.relatives) if relative in kept]
+    return Index([index.relatives[place] for place in own], index.labels[own], index.classes)
+
+
+def _built(root: Path, split: str, cache: Path | str | None, layout: Layout) -> Index:
     if not root.is_dir():
         raise ValueError(f"{root} is no folder: give a folder of images, with train/ and val/ in it or without")
     if as_it_lies(root, layout):

@@ -26,13 +26,14 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Layout:
-    """The four keys, and data.stack; the default is the folder as it lies."""
+    """The four keys, data.stack and data.mixed; the default is the folder as it lies."""
 
     val: float | None = None
     group: str | None = None
     labels: str | None = None
     seed: int = 0
     stack: str = "refuse"
+    only: int | None = None  # images of so many channels alone (data.mixed=keep); None: all
 
     @property
     def drawn(self) -> bool:

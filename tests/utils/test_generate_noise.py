@@ -64,7 +64,7 @@ def test_the_bytes_do_not_depend_on_workers_order_or_other_noises(source, tmp_pa
     run("--source", source, "--noise", "gauss50", "shot1", "--output-root", tmp_path / "a", workers=0)
     run("--source", source, "--noise", "shot1", "--output-root", tmp_path / "b", workers=2)
     listing = images.list_images
-    monkeypatch.setattr(images, "list_images", lambda root: listing(root)[::-1])
+    monkeypatch.setattr(images, "list_images", lambda *given: listing(*given)[::-1])
     moved = tmp_path / "elsewhere" / "mini-imagenet"
     shutil.copytree(source, moved)
     run("--source", moved, "--noise", "shot1", "--output-root", tmp_path / "c", workers=0)

@@ -170,3 +170,26 @@ def test_trees_of_eight_bits_name_no_values(tmp_path):
     Image.fromarray((SCENE * 255).astype(np.uint8)).save(tmp_path / "set/x.png")
     generate_noise.main(["--source", str(tmp_path / "set"), "--noise", "gauss50", "--workers", "0"])
     assert "values" not in read_manifest(tmp_path / "noisy_set-gauss50")
+
+
+def test_mixed_channel_counts_are_named_counted_and_left_out_on_request(tmp_path, capsys):
+    root = tmp_path / "set"
+    root.mkdir()
+    for number, channels in enumerate((5, 5, 2, 5)):
+        np.save(root / f"{number}.npy", RNG.integers(0, 256, (20, 20, channels), dtype=np.uint8))
+    noise = ["--source", str(root), "--noise", "gauss50", "--channels", "5", "--format", "npy", "--workers", "0"]
+    with pytest.raises(ValueError, match=r"set mixes images of several channel counts \(1 of 2, 3 of 5.*data.mixed"):
+        generate_noise.main(noise)
+    assert generate_noise.main([*noise, "--mixed", "keep"]) == 0
+    assert "3 of 4 images have 5 channels; left out: 1 of 2 (such as 2.npy)" in capsys.readouterr().out
+    five = ["data.in_chans=5", "data.mean=[0.5,0.5,0.5,0.5,0.5]", "data.std=[0.2,0.2,0.2,0.2,0.2]", "data.mixed=keep"]
+    dataset = dataset_from_config(load_config(settings(root, tmp_path / "run", *five)), "train")
+    assert dataset.relatives == ["0.npy", "1.npy", "3.npy"] and dataset[2][0][0].shape == (20, 20, 5)
+    with pytest.raises(ValueError, match="0 of 4 images have 7 channels; left out: 1 of 2 .*Ask for another number"):
+        generate_noise.main([*noise, "--channels", "7", "--mixed", "keep"])
+    train = ["--data", str(root), "--noise", "none", "--output", str(tmp_path / "n2n"), "--channels", "5", "--steps",
+             "1", "--batch-size", "1", "--crop", "16", "--depth", "2", "--workers", "0"]  # fmt: skip
+    denoiser.main([*train, "--mixed", "keep"])
+    denoise.main(["--data", str(root), "--noise", "none", "--model", str(tmp_path / "n2n/unet.pth"), "--output",
+                  str(tmp_path / "out"), "--mixed", "keep", "--format", "npy", "--workers", "0"])  # fmt: skip
+    assert read_manifest(tmp_path / "out")["count"] == 3

@@ -173,7 +173,7 @@ def config(root, **changes):
     data = {
         "root": str(root), "storage": "on_the_fly", "noisy_root": None, "denoised_root": None, "noise_seed": 0,
         "in_chans": 3, "max_side": 1024, "index_cache": None, "values": "auto",
-        "val": None, "group": None, "labels": None, "split_seed": 0, "stack": "refuse",
+        "val": None, "group": None, "labels": None, "split_seed": 0, "stack": "refuse", "mixed": "refuse",
     }  # fmt: skip
     return OmegaConf.create({"noise": "gauss255", "data": data | changes})
 
