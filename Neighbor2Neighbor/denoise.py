@@ -35,7 +35,7 @@ from utils import cli, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
-from utils.values import Values, add_options, check, is_deep, mark, reading, resolve
+from utils.values import Values, add_options, agrees, check, is_deep, mark, reading, resolve
 from utils.workers import worker_pool
 
 BLOCK = 256  # images planned together: batches of like sizes are made within a block, whatever is done already
@@ -113,8 +113,7 @@ def _values_text(args: argparse.Namespace) -> str:
     if args.values is not None:
         check(args.values, "--values")
     trained = training_options(args.model).get("values")
-    same_kind = {"percentile": "range", "log": "log"}.get(args.values)
-    if trained is None or args.values in (None, "auto", trained) or Values.parse(trained).kind == same_kind:
+    if trained is None or args.values is None or agrees(args.values, Values.parse(trained)):
         return trained or args.values or "auto"
     raise ValueError(f"{args.model} was trained with values {trained}, not {args.values}; leave --values out")
 

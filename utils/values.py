@@ -97,6 +97,13 @@ def check(text: str, name: str) -> None:
             raise ValueError(f"{name}: {error}") from None
 
 
+def agrees(text: str, values: Values) -> bool:
+    """Whether `text` is the rule, or names a way to estimate it that may have given it."""
+    if text in ESTIMATED:
+        return text == "auto" or values.kind == {"percentile": "range", "log": "log"}[text]
+    return Values.parse(text) == values
+
+
 def add_options(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
     """What every tool must know of the files: --values, --stack and --mixed. default: None for those of a model."""
     known = "as the model was trained, else auto" if default is None else default
@@ -115,7 +122,7 @@ def resolve(text: str, root: Path | str, relatives: list[str], channels: int) ->
     made = read_manifest(root)
     if made is not None:
         values = Values.parse(made.get("values", "full"))
-        if text not in (*ESTIMATED, str(values)) and Values.parse(text) != values:
+        if not agrees(text, values):
             raise ValueError(f"{root} was made with values {values}, not {text}; name the folder that it was made of")
         return values, f"values: {values}, as {root} was made with"
     if text not in ESTIMATED:
@@ -146,7 +153,7 @@ def is_deep(root: Path | str, relatives: list[str], channels: int) -> bool:
 
 def _sample(root: Path | str, relatives: list[str], channels: int) -> list[np.ndarray]:
     """Stored values of PIXELS pixels at most of each of SAMPLE images; files that cannot be read are passed over."""
-    arrays, error = [], None
+    arrays, error, relatives = [], None, sorted(relatives)
     for index in np.unique(np.linspace(0, len(relatives) - 1, SAMPLE).astype(int)):
         try:
             array = stored_values(Path(root, relatives[index]), channels)

@@ -19,7 +19,7 @@ from dinov2.data.index import as_it_lies, build_index, check_classes
 from dinov2.data.splits import Layout
 from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
-from utils.values import ESTIMATED, FULL, Values, reading, resolve
+from utils.values import ESTIMATED, FULL, Values, agrees, reading, resolve
 
 VIEWS = ("noisy", "denoised", "clean", "mix")
 
@@ -190,10 +190,17 @@ def layout_of(cfg) -> Layout:
 
 
 def resolve_values(cfg) -> tuple[Values, str]:
-    """The rule of data.values, estimated where it says so over the training images, and a sentence with the reason."""
+    """The rule of data.values and a sentence with the reason. Where it is to be estimated, it is that of the denoised
+    copy, if there is one, as both must agree; else estimated over the training images."""
     data = cfg.data
-    estimated = data["values"] in ESTIMATED
-    relatives = build_index(data.root, "train", data.index_cache, layout_of(cfg)).relatives if estimated else []
+    if data["values"] not in ESTIMATED:
+        return resolve(data["values"], data.root, [], data.in_chans)
+    tree = Path(data.denoised_root or denoised_root(data.root, NoiseSpec.parse(cfg.noise)))
+    if made := read_manifest(tree):
+        values = Values.parse(made.get("values", "full"))
+        if agrees(data["values"], values):
+            return values, f"values: {values}, as {tree} was made with"
+    relatives = build_index(data.root, "train", data.index_cache, layout_of(cfg)).relatives
     return resolve(data["values"], data.root, relatives, data.in_chans)
 
 

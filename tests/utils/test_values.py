@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dinov2.config import load_config, load_run_config
-from dinov2.data.dataset import dataset_from_config
+from dinov2.data.dataset import dataset_from_config, resolve_values
 from Neighbor2Neighbor import denoise
 from Neighbor2Neighbor import train as denoiser
 from tests.dinov2.train.tiny import settings
@@ -141,6 +141,8 @@ def test_denoised_and_noisy_copies_keep_the_depth(tmp_path, kind, capsys):
                                "data.std=[0.2]", f"data.denoised_root={tmp_path / 'out'}"))  # fmt: skip
     images, _ = dataset_from_config(cfg, "val", ("noisy", "denoised"))[0]
     assert all(image.dtype == np.float32 and len(np.unique(image)) > 500 for image in images)
+    values, sentence = resolve_values(cfg)
+    assert str(values) == chosen and "out was made with" in sentence
     cfg.data["values"] = "range=[0,9000]"
     with pytest.raises(ValueError, match="out was made with values range=.*, but range=.0,9000. is configured"):
         dataset_from_config(cfg, "val", ("denoised",))
