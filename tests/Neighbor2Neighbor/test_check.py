@@ -10,6 +10,7 @@ import torch
 from Neighbor2Neighbor import check, denoise
 from Neighbor2Neighbor import train as denoiser
 from Neighbor2Neighbor.denoisers import NonLocalMeans, PhaseDenoiser, denoise_images
+from tests.conftest import ROOT
 from utils import images, report_check
 from utils.noise import ALL_NOISES
 
@@ -132,6 +133,18 @@ def test_training_on_every_second_pixel_is_remembered_by_the_model(tmp_path, cap
     assert made["denoiser"].endswith("subsample 2") and made["count"] == 3
     text = words(root, "--model", str(out / "unet.pth"), capsys=capsys)
     assert "residuals of the denoiser: " in text and "(residuals)" in text and (out / "check.json").is_file()
+
+
+def test_the_denoiser_of_the_documentation_works(tmp_path, monkeypatch):
+    text = (ROOT / "docs/denoiser.md").read_text()
+    (code,) = [part for part in text.split("```python\n")[1:] if "class TotalVariation" in part]
+    (tmp_path / "my_denoiser.py").write_text(code.partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    root = scenes(tmp_path / "set", 1, box_noise(2))
+    denoise.main(["--denoiser", "my_denoiser:TotalVariation", "--data", str(root), "--noise", "none", "--workers", "0",
+                  "--output", str(tmp_path / "copy")])  # fmt: skip
+    noisy, copy = np.load(root / "0.npy"), np.load(tmp_path / "copy/0.npy")[:, :, 0]
+    assert np.diff(copy).std() < 0.5 * np.diff(noisy).std() and copy.shape == noisy.shape
 
 
 def test_another_denoiser_goes_by_phases_too(tmp_path):
