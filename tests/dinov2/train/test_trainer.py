@@ -58,7 +58,8 @@ def test_a_run_leaves_what_it_promises(whole_run):
     assert kept == [2, 4]
     rows = read_json_lines(whole_run / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == list(range(1, 13))
-    wanted = {"total_loss", "koleo_loss", "ibot_loss", "lr", "images_per_s", "student_entropy", "cls_effective_rank", "bottleneck_norm"}
+    wanted = {"total_loss", "koleo_loss", "ibot_loss", "lr", "images_per_s", "student_entropy", "bottleneck_norm"}
+    wanted |= {"cls_norm", "cls_effective_rank"}
     assert wanted <= rows[0].keys()
     assert list((whole_run / "tensorboard").iterdir())
     assert len(read_environment(whole_run)) == 1
