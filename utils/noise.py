@@ -148,6 +148,84 @@ class Shot(NoiseSpec):
         return probabilities
 
 
+@dataclass(frozen=True)
+class SaltPepper(NoiseSpec):
+    """0 or 1 with probability level / 2 each, else u."""
+
+    kind, most = "saltpepper", 1.0
+    level: float
+
+    def sample(self, u, rng):
+        chance = rng.random(u.shape)
+        return np.where(chance < self.level, chance < self.level / 2, u)
+
+    def perturb(self, u, generator):
+        chance = u.clone().uniform_(generator=generator)
+        return (chance < self.level / 2).to(u.dtype).where(chance < self.level, u)
+
+    def cdf(self, values, edges):
+        return self.level / 2 + (1 - self.level) * (values < edges)
+
+
+@dataclass(frozen=True)
+class Looks(NoiseSpec):
+    """u G, G ~ Gamma(level, 1 / level): the speckle of a radar image of intensities, averaged over `level` looks."""
+
+    kind, most, power = "looks", 1e6, 1.0
+    level: float
+
+    def sample(self, u, rng):
+        return u * (rng.standard_gamma(self.level, u.shape) / self.level) ** self.power
+
+    def perturb(self, u, generator):
+        import torch
+
+        gamma = torch._standard_gamma(
+            torch.full_like(u, self.level), generator
+        )  # torch.distributions takes no generator
+        return u * (gamma / self.level) ** self.power
+
+    def cdf(self, values, edges):
+        from scipy.special import gammainc
+
+        gain = (edges / np.maximum(values, 1e-9)) ** (1 / self.power)  # black stays black
+        return gammainc(self.level, self.level * gain)
+
+
+@dataclass(frozen=True)
+class Rayleigh(Looks):
+    """u sqrt(G), G ~ Gamma(level, 1 / level): the same on amplitudes; that of one look is a Rayleigh variable."""
+
+    kind, power = "rayleigh", 0.5
+
+
+@dataclass(frozen=True)
+class PoissonGauss(NoiseSpec):
+    """(Poisson(photons u) + N(0, read)) / photons: a sensor's shot and read noise, both in electrons."""
+
+    kind, most = "poissongauss", 1e4  # electrons; the table sums over all counts
+    photons: float
+    read: float
+
+    def sample(self, u, rng):
+        return (rng.poisson(u * self.photons) + rng.normal(size=u.shape, scale=self.read)) / self.photons
+
+    def perturb(self, u, generator):
+        import torch
+
+        counts = torch.poisson(u * self.photons, generator=generator)
+        return (counts + self.read * u.clone().normal_(generator=generator)) / self.photons
+
+    def cdf(self, values, edges):
+        from scipy.special import gammaln, ndtr, xlogy
+
+        counts = np.arange(math.ceil(self.photons + 10 * math.sqrt(self.photons) + 50))  # above: below 1e-20
+        means = values * self.photons / 255
+        pmf = np.exp(xlogy(counts, means) - means - gammaln(counts + 1))  # [256, counts]
+        pmf /= pmf.sum(1, keepdims=True)  # off by 1e-11 at most
+        return pmf @ ndtr((edges * self.photons / 255 - counts[:, None]) / self.read)
+
+
 def _normal_cdf(z: np.ndarray) -> np.ndarray:
     return 0.5 * np.frompyfunc(math.erfc, 1, 1)(-z / math.sqrt(2)).astype(np.float64)
 
