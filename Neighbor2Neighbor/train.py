@@ -32,7 +32,8 @@ from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
 from utils import cli
-from utils.images import ImageError, atomic_path, describe_source
+from utils.files import atomic_path
+from utils.images import ImageError, describe_source
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import append_json, read_json_lines
@@ -84,7 +85,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is missing; see --help")
     for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every", "init_scale",
-                 "channels"):
+                 "channels"):  # fmt: skip
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")

@@ -123,6 +123,12 @@ def test_nothing_unpickles_or_runs_a_shell():
             assert not shell or ast.unparse(node.value) == "False", f"{module} runs a shell"
 
 
+def test_what_is_renamed_is_renamed_by_atomic_path():
+    """Apart from checkpoints, which are written by several ranks, and the mark of a tree that is taken back."""
+    found = {m for m, tree in SOURCES.items() for name in ("os.replace", "os.rename") for _ in calls(tree, name)}
+    assert found <= {"utils.files", "utils.images", "dinov2.checkpoint", "dinov2.config"}
+
+
 def test_only_distributed_reads_the_launch_environment():
     """Within dinov2, and apart from the job wrapper on Slurm, which is a launcher."""
     for module, tree in SOURCES.items():

@@ -11,13 +11,14 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from utils import array_files
+from utils.files import atomic_path
 from utils.noise import NoiseSpec
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
@@ -198,19 +199,6 @@ def _luminance(image: np.ndarray) -> np.ndarray:
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
-@contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it becomes `path` when the block ends well, else it is removed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def check_format(format: str, channels: int) -> None:
     """ValueError where files of --format cannot hold so many channels."""
     if format != "npy" and channels not in (1, 3):

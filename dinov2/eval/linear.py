@@ -40,7 +40,7 @@ from dinov2.eval.features import (
     resident_images,
 )
 from dinov2.eval.probes import Probes
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.progress import Progress
 
 SAVE_SECONDS = 300  # between two savings of a probe's state

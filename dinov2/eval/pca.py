@@ -23,7 +23,7 @@ from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.loader import Batch, make_eval_loader
 from dinov2.eval import common
 from dinov2.eval.features import autocast, check_finite, eval_view
-from utils.images import atomic_path
+from utils.files import atomic_path
 
 
 def components(tokens: Tensor) -> np.ndarray:
