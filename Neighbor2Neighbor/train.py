@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 4 -m Neighbor2Neighbor.train ...     (--batch-size is that of all processes together)
 
 The defaults are the published schedule. Both forms above train on the same bytes: the first adds each image's fixed
-noise while loading. DIR/unet.pth is the result; DIR/metrics.jsonl and TensorBoard files hold the course of it. A run
+noise while loading. DIR/unet.pth is the result; DIR/metrics.jsonl and DIR/tensorboard hold the course of it. A run
 that was killed goes on with the same command, and ends as one that was not. No clean pixel is read in training;
 --val-clean names clean images of another set, on which PSNR and SSIM are measured while training.
 """
@@ -34,9 +34,9 @@ from Neighbor2Neighbor.validate import Validation
 from utils import cli
 from utils.files import atomic_path
 from utils.images import ImageError, describe_source
+from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
-from utils.results import append_json, read_json_lines
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
@@ -175,7 +175,7 @@ class Training:
 
     def run(self) -> None:
         """Train from the last checkpoint to the end, then write unet.pth."""
-        board = _open_board(self.output, self.step) if self.rank == 0 else None
+        log = MetricsLog(self.output, "step", after=self.step) if self.rank == 0 else None
         sampler = CropSampler(
             len(self.crops), self.args.batch_size, self.args.seed, self.step, self.schedule.steps, self.rank, self.world
         )
@@ -193,12 +193,13 @@ class Training:
                 bar.update(batch)
                 epoch_ends = self.schedule.ends_epoch(self.step)
                 if epoch_ends:
-                    self.end_epoch(board)
+                    self.end_epoch(log)
                 self.step += 1
                 if self.rank == 0 and (epoch_ends or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     self.save()
                     saved = time.monotonic()
-        if self.rank == 0:
+        if log is not None:
+            log.close()
             _save({name: value.cpu() for name, value in self.network.state_dict().items()}, self.output / "unet.pth")
 
     def train_step(self, crops: Tensor) -> Tensor:
@@ -236,7 +237,7 @@ class Training:
     def _total(self, terms: Tensor) -> Tensor:
         return terms[0] + self.schedule.weight(self.step) * terms[1]
 
-    def end_epoch(self, board) -> None:
+    def end_epoch(self, log: MetricsLog | None) -> None:
         """Write the epoch's row and, where due, the validation. ValueError where the training has diverged."""
         epoch = self.schedule.epoch(self.step)
         if self.world > 1:
@@ -245,7 +246,7 @@ class Training:
         self.sums.zero_()
         if not torch.isfinite(means).all():
             raise ValueError(f"the loss is no longer finite in epoch {epoch}; use a smaller --lr or --precision fp32")
-        if self.rank > 0:
+        if log is None:
             return
         row = {
             "epoch": epoch, "step": self.step + 1, "loss": float(self._total(means)),
@@ -255,11 +256,7 @@ class Training:
         if self.validation and (epoch % self.args.val_every == 0 or epoch == self.schedule.epochs):
             sheet = self.output / "samples" / f"epoch_{epoch:04d}.png"
             row |= self.validation.measure(self.network, sheet)
-        append_json(self.output / "metrics.jsonl", row)
-        for name, value in row.items():
-            if isinstance(value, float):
-                board.add_scalar(name, value, self.step + 1)
-        board.flush()
+        log.write(row)
 
     # --- files ------------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -291,15 +288,11 @@ class Training:
         self.step, self.sums = state["step"], state["sums"]
 
     def record(self) -> None:
-        """Write config.json, and drop the rows of metrics.jsonl that were written after the checkpoint."""
+        """Write config.json."""
         self.output.mkdir(parents=True, exist_ok=True)
         config = {name: value for name, value in vars(self.args).items() if name != "config"}
         with atomic_path(self.output / "config.json") as path:
             path.write_text(json.dumps(config, indent=1) + "\n")
-        metrics = self.output / "metrics.jsonl"
-        rows = [row for row in read_json_lines(metrics) if row["step"] <= self.step]
-        with atomic_path(metrics) as path:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _save(state: dict, path: Path) -> None:
@@ -308,12 +301,6 @@ def _save(state: dict, path: Path) -> None:
     torch.save(state, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-
-
-def _open_board(output: Path, step: int):
-    from torch.utils.tensorboard import SummaryWriter  # here, as it loads slowly
-
-    return SummaryWriter(str(output), purge_step=step + 1 if step else None)
 
 
 def main(argv: list[str] | None = None) -> int:

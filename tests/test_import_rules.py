@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "dinov2.models": ("dinov2.layers", "dinov2.config", "dinov2.checkpoint", "utils"),
     "dinov2.data": ("utils",),
     "dinov2.train": ("dinov2.layers", "dinov2.models", "dinov2.loss", "dinov2.data", "utils", "dinov2.config",
-                     "dinov2.distributed", "dinov2.checkpoint", "dinov2.metrics_log"),
+                     "dinov2.distributed", "dinov2.checkpoint"),
     "dinov2.train.__main__": ("dinov2", "utils"),  # wires the live kNN figure: train and eval know no other
     "dinov2.eval": ("dinov2.layers", "dinov2.models", "dinov2.data", "utils", "dinov2.config", "dinov2.distributed",
                     "dinov2.checkpoint", "dinov2.load_backbone"),
