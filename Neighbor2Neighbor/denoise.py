@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from Neighbor2Neighbor.data import read_noisy
-from Neighbor2Neighbor.denoisers import Denoiser, choose_device, denoise_images, make_denoiser, padded_size
-from utils import cli, images
+from Neighbor2Neighbor.denoisers import Denoiser, denoise_images, make_denoiser, padded_size
+from utils import cli, distributed, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     images.check_collisions(relatives)
     source = images.describe_source(args.data, spec, args.noise_seed)
     target = args.output or images.denoised_root(args.data, spec)
-    device = choose_device()
+    device = distributed.device()
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
         images.check_format(args.format, denoiser.channels)
@@ -88,11 +88,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _share(text: str) -> tuple[int, int]:
-    """(i, n) of --shard, or torchrun's rank and world size."""
-    if "WORLD_SIZE" in os.environ and text == "0/1":
-        text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    """(i, n) of --shard, or the rank and the number of ranks."""
+    if text == "0/1":
+        return distributed.launched()
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"--shard {text} is not i/n with i in 0..n-1, such as 0/4")

@@ -18,11 +18,21 @@ from pathlib import Path
 
 from utils import cli
 from utils.files import atomic_path
-from utils.report_data import Run, Table, find_runs, make_tables, markdown, title_of, verdict
-from utils.report_pictures import noise_grid, pca_section, rankings
-from utils.report_plots import Series, line_chart
-from utils.report_style import CSS, SLOTS, cell, esc, head_of, heading, label, legend, slot, table_html
-from utils.results import VERSION, read_json_lines
+from utils.report_curves import accuracy_curves, curves_section, denoiser_section, epochs_note, information_curves
+from utils.report_data import Run, find_denoisers, find_runs
+from utils.report_pictures import noise_grid, pca_section
+from utils.report_sections import (
+    configs_section,
+    cost_section,
+    environment_section,
+    retrieval_section,
+    robustness_section,
+)
+from utils.report_style import CSS, cell, esc, head_of, heading, table_html
+from utils.report_table import KINDS, Line, Table, learned, make_tables, markdown, title_of
+from utils.report_verdict import TRIAL, collapses, verdict
+from utils.results import VERSION
+from utils.significance import difference
 
 TITLE = "Self-supervised learning on noisy images, without a denoiser at inference"
 CONTENDERS = ("dinov2", "nc", "nct")  # need no denoiser at inference and saw no clean image
