@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from Neighbor2Neighbor.data import read_noisy, training_images
-from Neighbor2Neighbor.denoisers import by_phases, choose_device, denoise_images, make_denoiser, training_options
-from utils import cli, report_check
-from utils.images import ImageError, atomic_path
+from Neighbor2Neighbor.denoisers import by_phases, denoise_images, make_denoiser, training_options
+from utils import cli, distributed, report_check
+from utils.files import atomic_path
+from utils.images import ImageError
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import progress
 from utils.values import Values, add_options, check, reading, resolve
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 def _load(args: argparse.Namespace, spec: NoiseSpec):
     """The denoiser, its channels, and the values that it was trained with."""
     options = training_options(args.model)
-    denoiser = make_denoiser("n2n", spec, args.model, choose_device(), "fp32")
+    denoiser = make_denoiser("n2n", spec, args.model, distributed.device(), "fp32")
     denoiser = by_phases(denoiser, options.get("subsample", 1))
     return denoiser, denoiser.channels, args.values or options.get("values")
 
@@ -159,7 +160,7 @@ def measure(images, denoiser=None) -> dict:
 
 
 def _residual(image: np.ndarray, denoiser) -> np.ndarray:
-    return image - denoise_images(denoiser, [image], choose_device(), 1024, eight_bit=False)[0]
+    return image - denoise_images(denoiser, [image], distributed.device(), 1024, eight_bit=False)[0]
 
 
 def growth(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[float]]:

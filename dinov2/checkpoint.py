@@ -22,7 +22,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from dinov2 import distributed
+from utils import distributed
 
 # One process saves and loads by itself on purpose; said at every checkpoint, it would bury what matters.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

@@ -12,7 +12,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.results import VERSION
 
 FILE = "environment.json"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import cli
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.report_curves import accuracy_curves, curves_section, denoiser_section, epochs_note, information_curves
 from utils.report_data import Run, find_denoisers, find_runs
 from utils.report_pictures import noise_grid, pca_section

@@ -4,7 +4,7 @@ import base64
 import json
 from pathlib import Path
 
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.report_style import esc
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from dinov2.data.splits import SPLITS, Layout, assign, has_splits
-from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images, of_channels
+from utils.files import atomic_path
+from utils.images import IMAGE_EXTENSIONS, check_collisions, list_images, of_channels
 from utils.progress import progress
 
 _VERSION = 3  # of the cache file's form and of the extensions that count as images

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from dinov2 import checkpoint, distributed
+from dinov2 import checkpoint
 from dinov2.config import load_config, load_run_config, overlay_help, save_run_config
 from dinov2.data.dataset import resolve_values
 from dinov2.eval.features import extract
@@ -25,7 +25,7 @@ from dinov2.train import curriculum
 from dinov2.train.curriculum import Stage
 from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
-from utils import cli
+from utils import cli, distributed
 from utils.environment import record_environment
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
