@@ -36,6 +36,7 @@ from utils.images import ImageError, atomic_path, describe_source
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import append_json, read_json_lines
+from utils.tensor_files import load_tensors
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
@@ -83,8 +84,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("data", "noise", "output"):
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is missing; see --help")
-    for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every", "init_scale",
-                 "channels"):
+    for name in (
+        "subset",
+        "epochs",
+        "steps",
+        "batch_size",
+        "depth",
+        "crop",
+        "lr",
+        "val_every",
+        "init_scale",
+        "channels",
+    ):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")
@@ -274,11 +285,10 @@ class Training:
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = load_tensors(path, self.device)
             before = state["settings"]
-        except Exception as error:  # torch.load fails in many ways on a damaged file
-            reason = type(error).__name__
-            raise ValueError(f"{path} cannot be taken up ({reason}); remove it to train from the start") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be taken up ({error}); remove it to train from the start") from error
         for name, value in self.settings.items():
             if before.get(name) != value:
                 raise ValueError(
@@ -309,6 +319,15 @@ def _save(state: dict, path: Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether the weights are there and undamaged; damaged ones are named, and written anew from the checkpoint."""
+    try:
+        return path.exists() and bool(load_tensors(path))
+    except ValueError as error:
+        print(f"warning: {error}; it is written anew from checkpoint.pth", file=sys.stderr)
+        return False
+
+
 def _open_board(output: Path, step: int):
     from torch.utils.tensorboard import SummaryWriter  # here, as it loads slowly
 
@@ -330,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
         side = choose_crop(root, relatives, args.crop, args.depth)
         training = Training(args, relatives, side, rank, world)
         training.restore()
-        if training.step == training.schedule.steps and (training.output / "unet.pth").exists():
+        if training.step == training.schedule.steps and _is_whole(training.output / "unet.pth"):
             print(f"{training.output}/unet.pth is finished already", flush=True)
             return 0
         if rank == 0:

@@ -116,12 +116,10 @@ def initialise(stage: Stage, model: SSLModel, optimizer: torch.optim.Optimizer) 
     carried = {n: v for n, v in model.checkpoint_state().items() if not n.startswith("anchor")}
     state = {"model": carried}
     if stage.init == "continue":
-        # Moments and step counts only: multipliers and betas of the groups are this stage's configuration.
-        own = optimizer_state(model.student, optimizer)
-        state["optimizer"] = {name: value for name, value in own.items() if name.startswith("state.")}
+        state["optimizer"] = optimizer_state(model.student, optimizer)
     checkpoint.load(source, state)
     if stage.init == "continue":
-        load_optimizer_state(model.student, optimizer, own | state["optimizer"])
+        load_optimizer_state(model.student, optimizer, state["optimizer"])
     if distributed.is_main():
         what = "student, teacher, centres" + (" and optimiser" if stage.init == "continue" else "")
         print(f"starts from {source.path} (epoch {source.epoch}): {what}", flush=True)

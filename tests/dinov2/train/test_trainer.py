@@ -236,25 +236,6 @@ def test_checkpoint_of_another_architecture_names_the_keys(whole_run, tree, tmp_
         checkpoint.load(checkpoint.latest(whole_run), {"model": other.checkpoint_state()})
 
 
-class Evil:
-    def __reduce__(self):
-        return (os.system, ("touch /tmp/evil",))
-
-
-def test_code_in_a_pickle_is_refused(whole_run, tmp_path):
-    torch.save({"teacher": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="holds more than weights"):
-        checkpoint.load_tensors(tmp_path / "evil.pth")
-    run = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(whole_run), str(run)], check=True)
-    last = checkpoint.latest(run)
-    import pickle
-
-    (last.path / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match="code or foreign objects .*system"):
-        checkpoint.load(last, {"model": {}})
-
-
 def test_disk_full_while_saving_is_one_sentence(tree, tmp_path, monkeypatch):
     broken = trainer(tree, tmp_path / "full")
 
