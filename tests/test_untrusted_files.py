@@ -47,7 +47,7 @@ class Evil:
 
 
 def dotted(marker: Path, protocol: int) -> bytes:
-    """A pickle that walks from a class of DCP's description to eval: from protocol 4 on, dots in a name are followed."""
+    """A pickle that walks from a class of DCP's description to eval: from protocol 4 on, dots in it are followed."""
     name = f"c{DESCRIPTION}\nMetadata.__init__.__builtins__.get\n".encode()
     code = f"__import__('os').system('touch {marker}')"
     text = [b"X" + struct.pack("<I", len(word)) + word.encode() + b"\x85R" for word in ("eval", code)]

@@ -19,6 +19,7 @@ from PIL import Image
 
 from utils import array_files
 from utils.noise import NoiseSpec
+from utils.results import named
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 FORMATS = ("png", "webp", "npy")  # that images are written in
@@ -204,7 +205,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        yield temporary
+        with named(path):
+            yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 FIELDS = ("method", "noise", "dataset", "seed", "epoch", "iteration", "metric", "value", "view", "protocol")
@@ -16,10 +18,22 @@ FLOORS = ("untrained", "pixels", "public")  # methods of rows that no training h
 VERSION = "0.1.0"
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError of writing, which says nothing of the file, becomes one that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+
+
 def append_json(path: Path, row: dict) -> None:
-    """Appends one JSON line in one write, after closing a line that a killed process left half-written."""
+    """Appends one JSON line in one write, after closing a line that a killed process left half-written.
+
+    OSError names the file, also where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with named(path), open(path, "a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

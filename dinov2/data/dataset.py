@@ -119,6 +119,16 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
         return [_reduce(image, self.max_side) for image in images]
 
+    def digest(self, kind: str | None = None) -> str:
+        """How many images there are, and a hash of their names and sizes: of the source, or of the twins of a kind."""
+        root, names = str(self.root), self.relatives
+        if kind is not None:
+            root, names = str(self.twins[kind]), [os.path.splitext(n)[0] + self.suffixes[kind] for n in names]
+        digest = hashlib.blake2b(digest_size=6)
+        for name in names:
+            digest.update(f"{name}\0{os.stat(f'{root}/{name}').st_size}\n".encode())
+        return f"{len(names)} images {digest.hexdigest()}"
+
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""
         made = read_manifest(folder) or {}
