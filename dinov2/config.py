@@ -264,7 +264,8 @@ def validate(cfg: DictConfig) -> None:
     batch, micro = cfg.train.batch_size, cfg.train.accumulate
     require(batch % micro == 0, f"train.batch_size={batch} is no multiple of train.accumulate={micro}")
     for key in cfg.resume.allow:
-        known = key in _all_keys(_defaults()) or str(key).startswith("anchor.weights.")
+        known = any(key in _all_keys(_defaults(), section=section) for section in (True, False))
+        known = known or str(key).startswith("anchor.weights.")
         require(known, f"resume.allow={list(cfg.resume.allow)}: {key} is no key")
     for noise, weight in cfg.anchor.weights.items():
         require(_same_type(weight, 0.0), f"anchor.weights.{noise}={weight} must be a number")

@@ -104,9 +104,11 @@ def way_on(stage: Stage) -> str:
     good = checkpoint.list_checkpoints(stage.run)
     start = f"goes on from the last good checkpoint, {good[-1].path}" if good else "starts anew: there is no checkpoint"
     rate = min(stage.cfg.optim.base_lr / 4, DEFAULT_LR)
-    words = [f'optim.base_lr={rate:g} "resume.allow=[optim.base_lr]"']
+    ways = [("optim.base_lr", f"{rate:g}")]
     if stage.cfg.train.precision != "fp32":
-        words.append('train.precision=fp32 "resume.allow=[train.precision]"')
+        ways.append(("train.precision", "fp32"))
+    allow = {key: ",".join(dict.fromkeys([*stage.cfg.resume.allow, key])) for key, _ in ways}
+    words = [f'{key}={value} "resume.allow=[{allow[key]}]"' for key, value in ways]
     return f"the same command {start}; add to it {', or '.join(words)}"
 
 

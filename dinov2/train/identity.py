@@ -176,12 +176,12 @@ def record(stage: Stage, images: ImageDataset) -> str:
 
     Allowed changes since the run began are added to its history. All ranks call it.
     """
-    known, history = facts(stage, images), []
+    known, history, changed = facts(stage, images), [], {}
     if is_begun(stage.run):
         history = read_record(stage.run)["history"]
         changed = {key: list(values) for key, values in differences(stage, images).items()}
+        done = checkpoint.latest(stage.run)
         if changed:
-            done = checkpoint.latest(stage.run)
             history = [*history, {"iteration": done.iteration if done else 0, "changed": changed}]
     distributed.barrier()  # what is compared above is written below
     if distributed.is_main():
@@ -192,9 +192,9 @@ def record(stage: Stage, images: ImageDataset) -> str:
         save_run_config(stage.cfg, stage.run)
         with atomic_path(stage.run / RECORD) as temporary:
             temporary.write_text(json.dumps({"facts": known, "history": history}, indent=1) + "\n")
-        for change in history[-1:] if history else []:
-            text = ", ".join(f"{key}={new} (before: {old})" for key, (old, new) in change["changed"].items())
-            print(f"{stage.run}: from iteration {change['iteration']} on under {text}", flush=True)
+        for key, (old, new) in changed.items():
+            start = history[-1]["iteration"]
+            print(f"{stage.run}: from iteration {start} on under {key}={new}, before {old}", flush=True)
     whole = json.dumps([settings(stage.cfg), known, history], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
