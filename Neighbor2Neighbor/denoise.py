@@ -73,14 +73,15 @@ def main(argv: list[str] | None = None) -> int:
             "version": VERSION,
         }  # fmt: skip
         begun = images.begin_tree(target, fields)
-        suffix = f".{args.format}"
+        suffix, files = f".{args.format}", images.source_files(args.data, relatives, spec)
         if begun and images.read_manifest(target).get("count") == len(relatives):
+            images.check_unchanged(target, files)
             print(f"{target} is finished already: {len(relatives)} images", flush=True)
             return 0
         images.reopen_tree(target)
         run = TreeRun(args.data, target, spec, args.noise_seed, suffix, denoiser, device, args.tile, args.batch_size)
         errors = run.denoise(pool, relatives, shard, shards)
-    return _finish(target, relatives, fields, suffix, errors, shards)
+    return _finish(target, relatives, fields | files, suffix, errors, shards)
 
 
 def _share(text: str) -> tuple[int, int]:

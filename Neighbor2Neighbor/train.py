@@ -32,7 +32,7 @@ from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
 from utils import cli
-from utils.images import ImageError, atomic_path, describe_source
+from utils.images import ImageError, atomic_path, describe_source, source_files
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import append_json, read_json_lines
@@ -180,6 +180,7 @@ class Training:
             self.validation = Validation(Path(args.val_clean), val_spec, args.channels, self.device, args.precision)
         self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
         self.settings |= {name: getattr(args, name) for name in FIXED}
+        self.settings |= source_files(args.data, relatives, spec)
         self.step = 0
         self.sums = torch.zeros(3, device=self.device)  # both terms over the epoch so far, and the number of steps
 
@@ -290,7 +291,7 @@ class Training:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be taken up ({error}); remove it to train from the start") from error
         for name, value in self.settings.items():
-            if before.get(name) != value:
+            if before.get(name, value if name.endswith("images") else None) != value:
                 raise ValueError(
                     f"{self.output} holds a run with {name} {before.get(name)!r}, not {value!r}; "
                     "choose another --output, or remove it"

@@ -96,15 +96,17 @@ def main(argv: list[str] | None = None) -> int:
     missing = _missing(job, relatives)
     if missing:
         _check_disk(job, missing)  # before anything is written
+    files = images.source_files(args.source, relatives, specs[0])
     for spec, target in targets.items():
         if images.begin_tree(target, _fields(job, spec)):
             if any(spec in specs for specs in missing.values()):
                 images.reopen_tree(target)
             else:
+                images.check_unchanged(target, files)
                 print(f"{target} is finished already: {len(relatives)} images", flush=True)
     if missing and not _write_all(job, missing, args.workers):
         return 2
-    return _finish(job, relatives)
+    return _finish(job, relatives, files)
 
 
 def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
@@ -199,10 +201,10 @@ def _write_twins(job: Job, item: tuple[str, list[NoiseSpec]]) -> Written:
     return result
 
 
-def _finish(job: Job, relatives: list[str]) -> int:
+def _finish(job: Job, relatives: list[str], files: dict) -> int:
     expected = {job.twin_name(relative) for relative in relatives}
     for spec, target in job.targets.items():
-        missing = images.finish_tree(target, _fields(job, spec), expected)
+        missing = images.finish_tree(target, _fields(job, spec) | files, expected)
         assert not missing, f"{missing} images of {target} were neither written nor named"
     return 0
 

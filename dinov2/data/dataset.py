@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from dinov2.data.index import build_index, check_classes
-from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
+from utils.images import denoised_root, describe_files, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 
 VIEWS = ("noisy", "denoised", "clean", "mix")
@@ -121,13 +121,9 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def digest(self, kind: str | None = None) -> str:
         """How many images there are, and a hash of their names and sizes: of the source, or of the twins of a kind."""
-        root, names = str(self.root), self.relatives
-        if kind is not None:
-            root, names = str(self.twins[kind]), [os.path.splitext(n)[0] + self.suffixes[kind] for n in names]
-        digest = hashlib.blake2b(digest_size=6)
-        for name in names:
-            digest.update(f"{name}\0{os.stat(f'{root}/{name}').st_size}\n".encode())
-        return f"{len(names)} images {digest.hexdigest()}"
+        if kind is None:
+            return describe_files(self.root, self.relatives)
+        return describe_files(self.twins[kind], [os.path.splitext(n)[0] + self.suffixes[kind] for n in self.relatives])
 
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""

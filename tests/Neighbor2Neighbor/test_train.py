@@ -217,6 +217,12 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(tree, tmp_path, cap
     ):
         with pytest.raises(ValueError, match=f"holds a run with {reason}"):
             run(tree, tmp_path / "run", *options)
+    first = tree / "train/n0/x0.png"
+    whole = first.read_bytes()
+    first.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match="holds a run with images '7 images"):
+        run(tree, tmp_path / "run")
+    first.write_bytes(whole)
     tree.rename(tmp_path / "elsewhere")
     (tmp_path / "moved").mkdir()
     moved = (tmp_path / "elsewhere").rename(tmp_path / "moved" / "set")
