@@ -68,6 +68,7 @@ VALUES = {
     "curriculum.noisy_epochs": "3", "curriculum.noisy_set": "{{optim.min_lr: 0.1}}", "anchor.head": "frozen",
     "curriculum.stages": "[{{view: noisy, epochs: 4, dir: {folder}/run}}]", "anchor.weights": "{{gauss50: 9.0}}",
     "anchor.weight_end": "0.5", "anchor.run": "{folder}/moved/n2n", "anchor.epoch": "1", "eval.view": "noisy",
+    "eval.linear.learning_rates": "[0.5]", "train.on_collapse": "stop",
     "eval.retrieval.denoised_root": "x", "eval.retrieval.distractors": "x", "resume.allow": "[seed]",
 }  # fmt: skip
 # The name that a key has in the refusal, where it is another: what it sets.
@@ -91,8 +92,8 @@ def other_value(key: str, now: object) -> str:
         return str(not now).lower()
     if isinstance(now, int | float):
         return str(now + 1) if isinstance(now, int) else str(now * 0.9 if now else 0.3)
-    if isinstance(now, list):
-        return "[1]" if key.endswith("n_per_class") else str(now[:1]).replace("'", "")
+    if OmegaConf.is_list(now):
+        return str([*now, *now[:1]] or [1]).replace("'", "")
     return f"{now}x"
 
 
