@@ -5,8 +5,6 @@ noisy tree as they are (noise "none"), or those of a clean tree with their one f
 function of (seed, iteration), so that a killed run goes on with the very crops it would have seen.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.images import ImageError, image_size, list_images, read_image
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
+from utils.sampler import IterationSampler
 
 
 def read_noisy(root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3) -> np.ndarray:
@@ -109,43 +108,17 @@ def pad_reflect(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.pad(image, padding, mode="reflect") if padding[0][1] or padding[1][1] else image
 
 
-class CropSampler:
-    """Batches of items for Crops: position p of the stream is image p mod n of the (p div n)-th shuffling.
-
-    A batch is a function of (seed, iteration); rank r of w takes its share of it.
+def make_loader(crops: Crops, order: IterationSampler, workers: int, pin: bool) -> DataLoader:
+    """One pass of [B, C, side, side], uint8 or, with an image above 8 bits, float32 in [0, 1]; a batch with an
+    unreadable image is its message instead. A crop is a function of the seed and the image's place in the stream.
     """
-
-    def __init__(self, images: int, batch: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1):
-        if batch % world:
-            raise ValueError(f"--batch-size {batch} cannot be shared by {world} processes; use a multiple of {world}")
-        self.images, self.batch, self.seed, self.start, self.stop = images, batch, seed, start, stop
-        self.rank, self.local = rank, batch // world
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for iteration in range(self.start, self.stop):
-            first = iteration * self.batch + self.rank * self.local
-            yield [self._item(position) for position in range(first, first + self.local)]
-
-    def _item(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.images)
-        return int(_shuffling(self.images, self.seed, epoch)[place]), self.seed * 2**40 + position
-
-
-@lru_cache(maxsize=2)
-def _shuffling(images: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(images)
-
-
-def make_loader(crops: Crops, sampler: CropSampler, workers: int, pin: bool) -> DataLoader:
-    """Loader of [B, C, side, side], uint8 or, with an image above 8 bits, float32 in [0, 1]; a batch with an unreadable
-    image is its message instead.
-    """
+    batches = (
+        [(index, order.seed * 2**40 + place) for index, place in zip(indices, order.positions(iteration), strict=True)]
+        for iteration, indices in order
+    )
     ahead = 4 if workers else None
     return DataLoader(
-        crops, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, pin_memory=pin, prefetch_factor=ahead
+        crops, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin, prefetch_factor=ahead
     )
 
 

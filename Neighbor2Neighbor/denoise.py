@@ -10,7 +10,6 @@ processes beside the network. The tree may be killed at any time; the same comma
 
 import argparse
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
@@ -22,15 +21,16 @@ import numpy as np
 import torch
 
 from Neighbor2Neighbor.data import read_noisy
-from Neighbor2Neighbor.denoisers import Denoiser, choose_device, denoise_images, make_denoiser, padded_size
-from utils import cli, images
+from Neighbor2Neighbor.denoisers import Denoiser, denoise_images, make_denoiser, padded_size
+from utils import cli, distributed, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
+from utils.trees import TreeWriter, name_errors
 from utils.workers import worker_pool
 
 BLOCK = 256  # images planned together: batches of like sizes are made within a block, whatever is done already
-AHEAD = 3  # batches decoded ahead of the network, and written behind it
+AHEAD = 3  # batches decoded ahead of the network
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -63,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     images.check_collisions(relatives)
     source = images.describe_source(args.data, spec, args.noise_seed)
     target = args.output or images.denoised_root(args.data, spec)
-    images.check_apart(args.data, target)
-    device = choose_device()
+    device = distributed.device()
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
         images.check_format(args.format, denoiser.channels)
@@ -72,43 +71,30 @@ def main(argv: list[str] | None = None) -> int:
             "kind": "denoised", "denoiser": denoiser.identity, "precision": args.precision, "format": args.format,
             "version": VERSION,
         }  # fmt: skip
-        begun = images.begin_tree(target, fields)
-        suffix, files = f".{args.format}", images.source_files(args.data, relatives, spec)
-        if begun and images.read_manifest(target).get("count") == len(relatives):
-            images.check_unchanged(target, files)
-            print(f"{target} is finished already: {len(relatives)} images", flush=True)
+        writer = TreeWriter(args.data, target, relatives, fields, args.format)
+        if not writer.begin():
             return 0
-        images.reopen_tree(target)
-        run = TreeRun(args.data, target, spec, args.noise_seed, suffix, denoiser, device, args.tile, args.batch_size)
-        errors = run.denoise(pool, relatives, shard, shards)
-    return _finish(target, relatives, fields | files, suffix, errors, shards)
+        run = TreeRun(args.data, writer, spec, args.noise_seed, denoiser, device, args.tile, args.batch_size)
+        errors = run.denoise(pool, shard, shards)
+    if errors:
+        return name_errors(errors, "denoised", f"{target} is")
+    missing = writer.finish()
+    assert not missing or shards > 1, f"{missing} images were neither written nor named"
+    if missing:
+        print(f"{target}: this shard is done, {missing} images of other shards are to come", flush=True)
+    else:
+        print(f"{target}: {len(relatives)} images", flush=True)
+    return 0
 
 
 def _share(text: str) -> tuple[int, int]:
-    """(i, n) of --shard, or torchrun's rank and world size."""
-    if "WORLD_SIZE" in os.environ and text == "0/1":
-        text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    """(i, n) of --shard, or the rank and the number of ranks."""
+    if text == "0/1":
+        return distributed.launched()
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"--shard {text} is not i/n with i in 0..n-1, such as 0/4")
     return int(index), int(count)
-
-
-def _finish(target: Path, relatives: list[str], fields: dict, suffix: str, errors: list[str], shards: int) -> int:
-    """Name what failed, or mark the tree as finished once every shard has done its part."""
-    if errors:
-        print("\n".join(errors), file=sys.stderr)
-        print(f"error: {len(errors)} images could not be denoised; {target} is not finished", file=sys.stderr)
-        return 2
-    expected = {str(images.twin("", relative, suffix)) for relative in relatives}
-    if missing := images.finish_tree(target, fields, expected):
-        assert shards > 1, f"{missing} images were neither written nor named"
-        print(f"{target}: this shard is done, {missing} images of other shards are to come", flush=True)
-        return 0
-    print(f"{target}: {len(relatives)} images", flush=True)
-    return 0
 
 
 class TreeRun:
@@ -117,45 +103,38 @@ class TreeRun:
     """
 
     def __init__(
-        self, source: Path, target: Path, spec: NoiseSpec, noise_seed: int, suffix: str,
+        self, source: Path, writer: TreeWriter, spec: NoiseSpec, noise_seed: int,
         denoiser: Denoiser, device: torch.device, tile: int, batch_size: int,
     ):  # fmt: skip
-        self.source, self.target, self.suffix = source, target, suffix
-        self.denoiser, self.device, self.tile, self.batch_size = denoiser, device, tile, batch_size
+        self.source, self.writer, self.denoiser, self.device = source, writer, denoiser, device
+        self.tile, self.batch_size = tile, batch_size
         self.read = partial(_decode, source, spec, noise_seed, denoiser.channels)
         self.errors: list[str] = []
 
-    def denoise(self, pool: Executor, relatives: list[str], shard: int = 0, shards: int = 1) -> list[str]:
+    def denoise(self, pool: Executor, shard: int = 0, shards: int = 1) -> list[str]:
         """Denoise the images of this shard that are missing; returns a line for each image that cannot be read."""
+        relatives, missing = self.writer.relatives, self.writer.missing
         blocks = [relatives[k : k + BLOCK] for k in range(0, len(relatives), BLOCK)][shard::shards]
-        done = images.existing_images(self.target)
         total = sum(map(len, blocks))
-        finished = sum(self._twin_name(relative) in done for block in blocks for relative in block)
-        batches = self._plan(pool, blocks, done)
+        finished = total - sum(relative in missing for block in blocks for relative in block)
+        batches = self._plan(pool, blocks)
         decoding: deque[tuple[list[str], list[Future]]] = deque()
-        writing: deque[list[Future]] = deque()
-        with Progress(total, f"denoising {self.target.name}", "img", finished, enabled=shard == 0) as bar:
+        with Progress(total, f"denoising {self.writer.root.name}", "img", finished, enabled=shard == 0) as bar:
             while True:
                 for batch in islice(batches, AHEAD - len(decoding)):
                     decoding.append((batch, [pool.submit(self.read, relative) for relative in batch]))
                 if not decoding:
                     break
                 batch, futures = decoding.popleft()
-                writing.append(self._submit_denoised(pool, batch, [future.result() for future in futures]))
-                while len(writing) > AHEAD:
-                    _wait(writing.popleft())
-                bar.update(sum(self._twin_name(relative) not in done for relative in batch))
-            for futures in writing:
-                _wait(futures)
+                self._write_denoised(pool, batch, [future.result() for future in futures])
+                bar.update(sum(relative in missing for relative in batch))
+            self.writer.wait()
         return self.errors
 
-    def _twin_name(self, relative: str) -> str:
-        return str(images.twin("", relative, self.suffix))
-
-    def _plan(self, pool: Executor, blocks: list[list[str]], done: set[str]) -> Iterator[list[str]]:
+    def _plan(self, pool: Executor, blocks: list[list[str]]) -> Iterator[list[str]]:
         """Batches of one padded size that hold at least one missing image."""
         for block in blocks:
-            if all(self._twin_name(relative) in done for relative in block):
+            if self.writer.missing.isdisjoint(block):
                 continue
             groups: dict[tuple[int, int], list[str]] = {}
             sizes = [pool.submit(_size, self.source / relative) for relative in block]
@@ -168,21 +147,17 @@ class TreeRun:
                 number = max(1, self.batch_size * 512 * 512 // (height * width))
                 for k in range(0, len(members), number):
                     batch = members[k : k + number]
-                    if not all(self._twin_name(relative) in done for relative in batch):
+                    if not self.writer.missing.isdisjoint(batch):
                         yield batch
 
-    def _submit_denoised(self, pool: Executor, batch: list[str], decoded: list[np.ndarray | str]) -> list[Future]:
+    def _write_denoised(self, pool: Executor, batch: list[str], decoded: list[np.ndarray | str]) -> None:
         self.errors += [error for error in decoded if isinstance(error, str)]
-        whole = [
-            (relative, image) for relative, image in zip(batch, decoded, strict=True) if not isinstance(image, str)
-        ]
-        if not whole:
-            return []
-        form = self.suffix.removeprefix(".")
-        noisy = [image for _, image in whole]
-        denoised = denoise_images(self.denoiser, noisy, self.device, self.tile, form != "npy")
-        paths = [images.twin(self.target, relative, self.suffix) for relative, _ in whole]
-        return [pool.submit(images.write_image, *pair, form) for pair in zip(paths, denoised, strict=True)]
+        whole = {name: image for name, image in zip(batch, decoded, strict=True) if not isinstance(image, str)}
+        if whole:
+            eight_bit = self.writer.format != "npy"
+            denoised = denoise_images(self.denoiser, list(whole.values()), self.device, self.tile, eight_bit)
+            for relative, image in zip(whole, denoised, strict=True):
+                self.writer.write(pool, relative, image)
 
 
 def _decode(source: Path, spec: NoiseSpec, seed: int, channels: int, relative: str) -> np.ndarray | str:
@@ -198,11 +173,6 @@ def _size(path: Path) -> tuple[int, int] | str:
         return images.image_size(path)
     except images.ImageError as error:
         return str(error)
-
-
-def _wait(futures: list[Future]) -> None:
-    for future in futures:
-        future.result()  # raises what the worker raised, such as a full disk
 
 
 if __name__ == "__main__":

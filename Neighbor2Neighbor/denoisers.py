@@ -107,10 +107,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def choose_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
     """Each side up to a multiple. Deviation: the release pads to a square, which is a third more work at 4:3."""
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple

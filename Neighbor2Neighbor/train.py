@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 4 -m Neighbor2Neighbor.train ...     (--batch-size is that of all processes together)
 
 The defaults are the published schedule. Both forms above train on the same bytes: the first adds each image's fixed
-noise while loading. DIR/unet.pth is the result; DIR/metrics.jsonl and TensorBoard files hold the course of it. A run
+noise while loading. DIR/unet.pth is the result; DIR/metrics.jsonl and DIR/tensorboard hold the course of it. A run
 that was killed goes on with the same command, and ends as one that was not. No clean pixel is read in training;
 --val-clean names clean images of another set, on which PSNR and SSIM are measured while training.
 """
@@ -20,22 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from yaml import YAMLError
 
-from Neighbor2Neighbor.data import Crops, CropSampler, choose_crop, make_loader, training_images, unit_values
-from Neighbor2Neighbor.denoisers import autocast, choose_device
+from Neighbor2Neighbor.data import Crops, choose_crop, make_loader, training_images, unit_values
+from Neighbor2Neighbor.denoisers import autocast
 from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
-from utils import cli
-from utils.images import ImageError, atomic_path, describe_source, source_files
+from utils import cli, distributed
+from utils.files import atomic_path
+from utils.images import ImageError, describe_source, source_files
+from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
-from utils.results import append_json, read_json_lines
+from utils.sampler import IterationSampler
 from utils.tensor_files import load_tensors
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
@@ -84,18 +86,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("data", "noise", "output"):
         if getattr(args, name) is None:
             raise ValueError(f"--{name} is missing; see --help")
-    for name in (
-        "subset",
-        "epochs",
-        "steps",
-        "batch_size",
-        "depth",
-        "crop",
-        "lr",
-        "val_every",
-        "init_scale",
-        "channels",
-    ):
+    for name in ("subset", "epochs", "steps", "batch_size", "depth", "crop", "lr", "val_every", "init_scale",
+                 "channels"):  # fmt: skip
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be above 0")
@@ -161,13 +153,13 @@ class Schedule:
 class Training:
     """The network, its optimiser and the files of a run. One instance a process; process 0 writes the files."""
 
-    def __init__(self, args: argparse.Namespace, relatives: list[str], side: int, rank: int, world: int):
-        self.args, self.rank, self.world = args, rank, world
-        self.device = choose_device()
+    def __init__(self, args: argparse.Namespace, relatives: list[str], side: int):
+        self.args, self.device = args, distributed.device()
         torch.manual_seed(args.seed)
         network = UNet(args.channels, depth=args.depth, init_scale=args.init_scale)
         self.network = network.to(self.device, memory_format=torch.channels_last)
-        self.forward = torch.compile(self.network) if args.compile else self.network
+        forward = DistributedDataParallel(self.network) if distributed.world_size() > 1 else self.network
+        self.forward = torch.compile(forward) if args.compile else forward
         self.optimizer = torch.optim.Adam(self.network.parameters(), args.lr)
         steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
         self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
@@ -175,25 +167,27 @@ class Training:
         self.crops = Crops(Path(args.data), relatives, spec, args.noise_seed, side, args.channels)
         self.output = Path(args.output)
         self.validation = None
-        if args.val_clean and rank == 0:
+        if args.val_clean and distributed.is_main():
             val_spec = NoiseSpec.parse(args.val_noise or args.noise)
             self.validation = Validation(Path(args.val_clean), val_spec, args.channels, self.device, args.precision)
         self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
         self.settings |= {name: getattr(args, name) for name in FIXED}
-        self.settings |= source_files(args.data, relatives, spec)
+        self.settings |= source_files(args.data, relatives)
         self.step = 0
         self.sums = torch.zeros(3, device=self.device)  # both terms over the epoch so far, and the number of steps
 
     def run(self) -> None:
         """Train from the last checkpoint to the end, then write unet.pth."""
-        board = _open_board(self.output, self.step) if self.rank == 0 else None
-        sampler = CropSampler(
-            len(self.crops), self.args.batch_size, self.args.seed, self.step, self.schedule.steps, self.rank, self.world
-        )
-        loader = make_loader(self.crops, sampler, self.args.workers, pin=self.device.type == "cuda")
+        log = MetricsLog(self.output, "step", after=self.step) if distributed.is_main() else None
+        ranks = distributed.rank(), distributed.world_size()
+        order = IterationSampler(
+            len(self.crops), self.args.batch_size, self.args.seed, *ranks, self.step, self.schedule.steps,
+            option="--batch-size ",
+        )  # fmt: skip
+        loader = make_loader(self.crops, order, self.args.workers, pin=self.device.type == "cuda")
         batch, total = self.args.batch_size, self.schedule.steps * self.args.batch_size
         saved = time.monotonic()
-        with Progress(total, "training", "img", self.step * batch, enabled=self.rank == 0) as bar:
+        with Progress(total, "training", "img", self.step * batch, enabled=log is not None) as bar:
             for crops in loader:
                 if isinstance(crops, str):
                     raise ImageError(crops)
@@ -204,12 +198,13 @@ class Training:
                 bar.update(batch)
                 epoch_ends = self.schedule.ends_epoch(self.step)
                 if epoch_ends:
-                    self.end_epoch(board)
+                    self.end_epoch(log)
                 self.step += 1
-                if self.rank == 0 and (epoch_ends or time.monotonic() - saved > CHECKPOINT_SECONDS):
+                if log is not None and (epoch_ends or time.monotonic() - saved > CHECKPOINT_SECONDS):
                     self.save()
                     saved = time.monotonic()
-        if self.rank == 0:
+        if log is not None:
+            log.close()
             _save({name: value.cpu() for name, value in self.network.state_dict().items()}, self.output / "unet.pth")
 
     def train_step(self, crops: Tensor) -> Tensor:
@@ -220,8 +215,6 @@ class Training:
             group["lr"] = self.schedule.rate(self.step)
         self.optimizer.zero_grad()
         (reconstruction + self.schedule.weight(self.step) * regulariser).backward()
-        if self.world > 1:
-            self._average_gradients()
         self.optimizer.step()
         return torch.stack([reconstruction, regulariser]).detach()
 
@@ -233,30 +226,20 @@ class Training:
         """This process's share of the pairs of the whole batch, a function of the seed and the step."""
         generator = torch.Generator(self.device).manual_seed((self.args.seed * 2**40 + self.step) % 2**63)
         everyone = noisy.new_empty((self.args.batch_size, 1, *noisy.shape[2:]))
-        return draw_pairs(everyone, generator).chunk(self.world)[self.rank]
-
-    def _average_gradients(self) -> None:
-        """One reduction for the whole network, which is small."""
-        gradients = [parameter.grad for parameter in self.network.parameters()]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self.world
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        return draw_pairs(everyone, generator).chunk(distributed.world_size())[distributed.rank()]
 
     def _total(self, terms: Tensor) -> Tensor:
         return terms[0] + self.schedule.weight(self.step) * terms[1]
 
-    def end_epoch(self, board) -> None:
+    def end_epoch(self, log: MetricsLog | None) -> None:
         """Write the epoch's row and, where due, the validation. ValueError where the training has diverged."""
         epoch = self.schedule.epoch(self.step)
-        if self.world > 1:
-            dist.all_reduce(self.sums)
+        distributed.all_reduce_sum(self.sums)
         means = self.sums[:2] / self.sums[2]
         self.sums.zero_()
         if not torch.isfinite(means).all():
             raise ValueError(f"the loss is no longer finite in epoch {epoch}; use a smaller --lr or --precision fp32")
-        if self.rank > 0:
+        if log is None:
             return
         row = {
             "epoch": epoch, "step": self.step + 1, "loss": float(self._total(means)),
@@ -266,11 +249,7 @@ class Training:
         if self.validation and (epoch % self.args.val_every == 0 or epoch == self.schedule.epochs):
             sheet = self.output / "samples" / f"epoch_{epoch:04d}.png"
             row |= self.validation.measure(self.network, sheet)
-        append_json(self.output / "metrics.jsonl", row)
-        for name, value in row.items():
-            if isinstance(value, float):
-                board.add_scalar(name, value, self.step + 1)
-        board.flush()
+        log.write(row)
 
     # --- files ------------------------------------------------------------------------------------------------------
     def save(self) -> None:
@@ -301,15 +280,11 @@ class Training:
         self.step, self.sums = state["step"], state["sums"]
 
     def record(self) -> None:
-        """Write config.json, and drop the rows of metrics.jsonl that were written after the checkpoint."""
+        """Write config.json."""
         self.output.mkdir(parents=True, exist_ok=True)
         config = {name: value for name, value in vars(self.args).items() if name != "config"}
         with atomic_path(self.output / "config.json") as path:
             path.write_text(json.dumps(config, indent=1) + "\n")
-        metrics = self.output / "metrics.jsonl"
-        rows = [row for row in read_json_lines(metrics) if row["step"] <= self.step]
-        with atomic_path(metrics) as path:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _save(state: dict, path: Path) -> None:
@@ -329,40 +304,29 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _open_board(output: Path, step: int):
-    from torch.utils.tensorboard import SummaryWriter  # here, as it loads slowly
-
-    return SummaryWriter(str(output), purge_step=step + 1 if step else None)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train a denoiser; see the module's docstring. Returns the exit code."""
     args = parse_arguments(argv)
     NoiseSpec.parse(args.noise)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init()
     try:
         root = Path(args.data)
         relatives = training_images(root, args.subset, args.sides, args.seed)
-        side = choose_crop(root, relatives, args.crop, args.depth)
-        training = Training(args, relatives, side, rank, world)
+        training = Training(args, relatives, choose_crop(root, relatives, args.crop, args.depth))
         training.restore()
         if training.step == training.schedule.steps and _is_whole(training.output / "unet.pth"):
             print(f"{training.output}/unet.pth is finished already", flush=True)
             return 0
-        if rank == 0:
+        if distributed.is_main():
             training.record()
             going_on = f", going on at step {training.step}" if training.step else ""
+            side = training.crops.side
             print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
         training.run()
+        if distributed.is_main():
+            print(f"wrote {args.output}/unet.pth", flush=True)
     finally:
-        if world > 1:
-            dist.destroy_process_group()
-    if rank == 0:
-        print(f"wrote {args.output}/unet.pth", flush=True)
+        distributed.close()
     return 0
 
 

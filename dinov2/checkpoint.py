@@ -25,9 +25,8 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 from torch import Tensor
 
-from dinov2 import distributed
 from dinov2.dcp_reader import load_tensors_into, read_description
-from utils import tensor_files
+from utils import distributed, tensor_files
 
 # One process saves and loads by itself on purpose; said at every checkpoint, it would bury what matters.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

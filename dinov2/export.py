@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from dinov2.models.formats import to_huggingface, to_timm
 from dinov2.models.pretrained import WEIGHTS, load_backbone
 from dinov2.models.vision_transformer import ARCHS, VisionTransformer
 from utils import cli
+from utils.files import atomic_path
 
 KEYS = ("run", "epoch", "format", "output")
 Files = dict[str, dict]  # name → content of the JSON files beside the weights
@@ -132,16 +131,11 @@ def export(model: VisionTransformer, cfg: DictConfig, format: str, output: Path 
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"output={output} exists already: choose a folder that does not")
     state, files = FORMATS[format](model, cfg)
-    temporary = output.absolute().with_name(f".{output.absolute().name}.tmp-{os.getpid()}")
-    try:
+    with atomic_path(output.absolute()) as temporary:
         temporary.mkdir(parents=True)
         for name, content in files.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
-        os.rename(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def parse(argv: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@
 # published ones, a tenth of that, take some hundred steps to come to life.
 case $scale_name in
     quickstart) set -- --epochs 10 --batch-size 16 --crop 32 --depth 3 --init-scale 1 ;;
-    imagenette) set -- --epochs 20 --batch-size 16 --crop 96 --depth 4 --init-scale 1 ;;
+    imagenette) set -- --epochs 8 --batch-size 16 --crop 96 --depth 4 --init-scale 1 ;;
     imagenet1k) set -- --config Neighbor2Neighbor/imagenet1k.yaml ;;
     *) set -- --config Neighbor2Neighbor/published.yaml ;;
 esac

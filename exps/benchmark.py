@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dinov2.config import load_config
 from exps import benchmark_cases as cases
 from utils import cli
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.noise import ALL_NOISES
 from utils.progress import Progress
 

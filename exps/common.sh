@@ -2,7 +2,7 @@
 #
 # Options of every stage (a stage ignores what it does not need):
 #   NOISE...  --noise NOISE   gauss50 gauss100 gauss255 shot10 shot3 shot1 speckle0.4 speckle0.7 speckle1.0 or any level;
-#                             none: the images are noisy by nature                         [gauss255]
+#                             none: the images are noisy by nature                         [gauss100]
 #   --scale NAME              quickstart, imagenette, imagenet100, imagenet1k, or a YAML    [quickstart]
 #   --data DIR                folder with {train,val}/<class>/<image>                       [the scale's]
 #   --channels N              of the images [3]; with it, copies are .npy, not rounded to 8 bits; N other than 3 needs
@@ -266,7 +266,7 @@ if [ -z "$data" ]; then
         *) data=mini-imagenet ;;
     esac
 fi
-noises=${noises:-${default_noises:-gauss255}}
+noises=${noises:-${default_noises:-gauss100}}
 methods=${methods:-${default_methods:-dinov2 n2n nc nct clean}}
 evals=${evals:-${default_evals:-linear knn pca}}
 noises=${noises# } methods=${methods# } evals=${evals# }

@@ -10,7 +10,6 @@ linear probe in the run's results.jsonl; a run without a probe takes part with i
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
+from utils.files import atomic_path
 from utils.results import FLOORS, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,9 +59,8 @@ def main() -> None:
             settings = shlex.join([f"run={run.resolve()}", f"checkpoints={which}", root])
             lines.append(f'"$PYTHON" -m dinov2.eval.instance_recog {settings}')
     target = Path("instance_recog.sh")
-    unfinished = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    unfinished.write_text("\n".join(lines) + "\n")
-    unfinished.replace(target)
+    with atomic_path(target) as unfinished:
+        unfinished.write_text("\n".join(lines) + "\n")
     print(f"{target}: {len(lines) - 6} evaluations; run it with: sh {target}")
 
 

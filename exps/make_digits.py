@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
+from utils.files import atomic_path
 
 
 def main() -> None:
@@ -32,19 +31,15 @@ def main() -> None:
     if output.exists():
         print(f"{output} is there already; left as it is")
         return
-    unfinished = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     digits = load_digits()
     seen = np.zeros(10, dtype=int)
-    try:
+    with atomic_path(output) as unfinished:
         for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             folder = unfinished / ("val" if seen[label] % 5 == 4 else "train") / str(label)
             seen[label] += 1
             folder.mkdir(parents=True, exist_ok=True)
             grey = Image.fromarray(np.round(pixels / 16 * 255).astype(np.uint8))
             grey.resize((arguments.size, arguments.size), Image.Resampling.BICUBIC).save(folder / f"{number:04d}.png")
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{len(digits.target)} digits in {output}")
 
 

@@ -1,19 +1,18 @@
 """A smaller data folder for trials: links to the first N images of each class.
 
-    python exps/subset.py --source imagenette96 --per-class 40 --output runs/imagenette96-40
+python exps/subset.py --source imagenette96 --per-class 40 --output runs/imagenette96-40
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
+from utils.files import atomic_path
 from utils.images import list_images
 
 
@@ -28,18 +27,14 @@ def main() -> None:
     if output.exists():
         print(f"{output} is there already; left as it is")
         return
-    unfinished = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     taken: Counter[PurePosixPath] = Counter()
-    try:
+    with atomic_path(output) as unfinished:
         for relative in list_images(source):
             folder = PurePosixPath(relative).parent
             if taken[folder] < arguments.per_class:
                 taken[folder] += 1
                 (unfinished / folder).mkdir(parents=True, exist_ok=True)
                 (unfinished / relative).symlink_to(source / relative)
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{taken.total()} images of {len(taken)} class folders in {output}")
 
 

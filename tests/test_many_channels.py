@@ -17,12 +17,13 @@ from dinov2.export import main as export
 from dinov2.train.__main__ import main as pretrain
 from Neighbor2Neighbor import denoise
 from Neighbor2Neighbor import train as denoiser
-from Neighbor2Neighbor.data import Crops, CropSampler, read_noisy
+from Neighbor2Neighbor.data import Crops, read_noisy
 from Neighbor2Neighbor.data import make_loader as crop_loader
 from tests.dinov2.train.tiny import settings
 from utils import generate_noise, images, report
 from utils.noise import NoiseSpec
 from utils.results import read_json_lines, read_results
+from utils.sampler import IterationSampler
 
 GAUSS, NONE = NoiseSpec.parse("gauss50"), NoiseSpec.parse("none")
 FIVE = ["data.in_chans=5", "data.mean=[0.5,0.5,0.5,0.5,0.5]", "data.std=[0.2,0.2,0.2,0.2,0.2]"]
@@ -96,13 +97,13 @@ def test_deep_images_are_rounded_after_the_noise_where_the_format_has_8_bits(tmp
 
 def test_crops_stay_deep_and_mix_with_8_bits(tree, tmp_path):
     crops = Crops(tree, ["train/a/0.npy", "train/a/1.tif"], GAUSS, 0, 16, 5)
-    (batch,) = crop_loader(crops, CropSampler(2, 2, 0, 0, 1), 0, False)
+    (batch,) = crop_loader(crops, IterationSampler(2, 2, stop_iteration=1), 0, False)
     assert batch.dtype == torch.float32 and batch.shape == (2, 5, 16, 16)
     assert 0 <= batch.min() and batch.max() <= 1 and len(batch.unique()) > 1500
     np.save(tmp_path / "deep.npy", np.full((16, 16, 5), 257 * 60, np.uint16))
     np.save(tmp_path / "flat.npy", np.full((16, 16, 5), 60, np.uint8))
     crops = Crops(tmp_path, ["deep.npy", "flat.npy"], NONE, 0, 16, 5)
-    (batch,) = crop_loader(crops, CropSampler(2, 2, 0, 0, 1), 0, False)
+    (batch,) = crop_loader(crops, IterationSampler(2, 2, stop_iteration=1), 0, False)
     assert torch.allclose(batch, torch.tensor(60 / 255))
 
 

@@ -21,7 +21,7 @@ from toy_mnist.model import load_encoder
 from toy_mnist.pretrain import BATCH, pretrain
 from toy_mnist.report import write_report
 from utils import cli
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.noise import NoiseSpec
 from utils.results import append_result, read_results
 

@@ -9,7 +9,7 @@ import torch
 
 from toy_mnist.augment import augment, sample_augmentation
 from toy_mnist.model import COVARIANCE_WEIGHT, Encoder, covariance_penalty, invariance_loss, load_encoder, seeded
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.noise import NoiseSpec, perturb
 from utils.progress import Progress
 from utils.results import append_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.noise import NoiseSpec
 from utils.results import read_results
 

@@ -27,6 +27,7 @@ from utils import cli, images
 from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
 from utils.progress import Progress
 from utils.results import VERSION
+from utils.trees import TreeWriter, name_errors
 from utils.workers import unordered, worker_pool
 
 SAMPLE = 8  # images at most that are written to memory to foresee the size on disk
@@ -41,9 +42,6 @@ class Job:
     seed: int
     format: str
     channels: int
-
-    def twin_name(self, relative: str) -> str:
-        return str(images.twin("", relative, f".{self.format}"))
 
     def read(self, relative: str) -> np.ndarray:
         return images.read_image(self.source / relative, self.channels, "native")
@@ -90,23 +88,22 @@ def main(argv: list[str] | None = None) -> int:
     relatives = images.list_images(args.source)
     images.check_collisions(relatives)
     targets = {spec: _target(args, spec) for spec in specs}
-    for target in targets.values():
-        images.check_apart(args.source, target)
     job = Job(args.source, targets, args.seed, args.format, args.channels)
-    missing = _missing(job, relatives)
+    writers = {
+        spec: TreeWriter(args.source, target, relatives, _fields(job, spec), args.format)
+        for spec, target in targets.items()
+    }
+    missing = {name: [spec for spec in specs if name in writers[spec].missing] for name in relatives}
+    missing = {name: lacking for name, lacking in missing.items() if lacking}
     if missing:
         _check_disk(job, missing)  # before anything is written
-    files = images.source_files(args.source, relatives, specs[0])
-    for spec, target in targets.items():
-        if images.begin_tree(target, _fields(job, spec)):
-            if any(spec in specs for specs in missing.values()):
-                images.reopen_tree(target)
-            else:
-                images.check_unchanged(target, files)
-                print(f"{target} is finished already: {len(relatives)} images", flush=True)
-    if missing and not _write_all(job, missing, args.workers):
-        return 2
-    return _finish(job, relatives, files)
+    begun = [writer for writer in writers.values() if writer.begin()]
+    if errors := _write_all(job, missing, args.workers) if missing else []:
+        return name_errors(errors, "read", "the trees are")
+    for writer in begun:
+        left = writer.finish()
+        assert not left, f"{left} images of {writer.root} were neither written nor named"
+    return 0
 
 
 def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
@@ -117,18 +114,6 @@ def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
 def _fields(job: Job, spec: NoiseSpec) -> dict:
     source = images.describe_source(job.source, spec, job.seed)
     return source | {"kind": "noisy", "format": job.format, "channels": job.channels, "version": VERSION}
-
-
-def _missing(job: Job, relatives: list[str]) -> dict[str, list[NoiseSpec]]:
-    """The images to do and, for each, the noises that its twins lack. ValueError where a target is something else."""
-    missing: dict[str, list[NoiseSpec]] = {}
-    for spec, target in job.targets.items():
-        images.check_tree(target, _fields(job, spec))
-        existing = images.existing_images(target)
-        for relative in relatives:
-            if job.twin_name(relative) not in existing:
-                missing.setdefault(relative, []).append(spec)
-    return missing
 
 
 def _check_disk(job: Job, missing: dict[str, list[NoiseSpec]]) -> None:
@@ -160,8 +145,8 @@ def _bytes(number: float) -> str:
     return f"{number / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def _write_all(job: Job, missing: dict[str, list[NoiseSpec]], workers: int) -> bool:
-    """Write what is missing and print each noise's SNR. False where images could not be read; they are named."""
+def _write_all(job: Job, missing: dict[str, list[NoiseSpec]], workers: int) -> list[str]:
+    """Write what is missing and print each noise's SNR. Returns a line for each image that cannot be read."""
     errors, written = [], 0
     powers = {spec: np.zeros(2) for spec in job.targets}
     files = sum(len(specs) for specs in missing.values())
@@ -177,10 +162,7 @@ def _write_all(job: Job, missing: dict[str, list[NoiseSpec]], workers: int) -> b
     for spec, (signal, noise) in powers.items():
         if signal > 0 and noise > 0:
             print(f"{spec}: SNR {10 * math.log10(signal / noise):.2f} dB over the images written", flush=True)
-    if errors:
-        print("\n".join(sorted(errors)), file=sys.stderr)
-        print(f"error: {len(errors)} images could not be read; the trees are not finished", file=sys.stderr)
-    return not errors
+    return errors
 
 
 def _write_twins(job: Job, item: tuple[str, list[NoiseSpec]]) -> Written:
@@ -199,14 +181,6 @@ def _write_twins(job: Job, item: tuple[str, list[NoiseSpec]]) -> Written:
         difference = clean - images.grey_levels(noisy)
         result.powers[spec] = (float(np.vdot(clean, clean)), float(np.vdot(difference, difference)))
     return result
-
-
-def _finish(job: Job, relatives: list[str], files: dict) -> int:
-    expected = {job.twin_name(relative) for relative in relatives}
-    for spec, target in job.targets.items():
-        missing = images.finish_tree(target, _fields(job, spec) | files, expected)
-        assert not missing, f"{missing} images of {target} were neither written nor named"
-    return 0
 
 
 if __name__ == "__main__":

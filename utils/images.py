@@ -12,20 +12,19 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from utils import array_files
+from utils.files import atomic_path
 from utils.noise import NoiseSpec
-from utils.results import named
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
 FORMATS = ("png", "webp", "npy")  # that images are written in
 MANIFEST = "manifest.json"
-_BEGUN = ".manifest.json"
+BEGUN = ".manifest.json"  # of a tree in work, see utils.trees
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I")
 
@@ -200,20 +199,6 @@ def _luminance(image: np.ndarray) -> np.ndarray:
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
-@contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it becomes `path` when the block ends well, else it is removed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with named(path):
-            yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def check_format(format: str, channels: int) -> None:
     """ValueError where files of --format cannot hold so many channels."""
     if format != "npy" and channels not in (1, 3):
@@ -275,43 +260,14 @@ def _entropy(array: np.ndarray) -> float:
     return float(-(share * np.log2(np.maximum(share, 1e-300))).sum())
 
 
-# --- trees being written --------------------------------------------------------------------------------------------
-# A tree in work holds .manifest.json (what is being made), a finished one manifest.json. The images in between are
-# whole, each written atomically, so that a killed run goes on with those that are missing.
-def begin_tree(root: Path | str, fields: dict) -> bool:
-    """Claim the folder root for the tree that `fields` describe (JSON values); True where it is finished already.
-
-    ValueError where the folder holds something else: another tree, or files that are no tree of ours.
-    """
-    root = Path(root)
-    if not check_tree(root, fields):
-        root.mkdir(parents=True, exist_ok=True)
-        _write_json(root / _BEGUN, fields)
-    return (root / MANIFEST).exists()
-
-
-def check_tree(root: Path, fields: dict) -> bool:
-    """Whether begin_tree() has claimed root for such a tree before; the same errors, nothing is written."""
-    begun = read_manifest(root) or read_manifest(root, _BEGUN)
-    if begun is None:
-        if root.exists() and not (root.is_dir() and all(".tmp-" in path.name for path in root.iterdir())):
-            raise ValueError(f"{root} exists and was not made by this tool; remove it or choose another output")
-        return False
-    for key, value in fields.items():
-        if begun.get(key) != value:
-            raise ValueError(
-                f"{root} was made with {key} {begun.get(key)!r}, not {value!r}; remove it or choose another output"
-            )
-    return True
-
-
+# --- what a tree is, by its manifest --------------------------------------------------------------------------------
 def describe_source(root: Path | str, spec: NoiseSpec, seed: int) -> dict:
     """Which images these are, for manifests and checkpoints: source (name of the clean tree), noise, noise_seed.
 
     A noisy tree of ours, read with noise "none", is the same as its clean source read with the noise that it holds.
     ValueError for a tree that is not finished, for noise on a noisy tree, and for a denoised tree.
     """
-    if read_manifest(root, _BEGUN):
+    if read_manifest(root, BEGUN):
         raise ValueError(f"{root} is not finished; run the command that writes it once more")
     made = read_manifest(root) or {}
     if made.get("kind") == "denoised" or (made.get("kind") == "noisy" and spec.kind != "none"):
@@ -331,9 +287,9 @@ def describe_files(root: Path | str, relatives: list[str]) -> str:
     return f"{len(relatives)} images {digest.hexdigest()}"
 
 
-def source_files(root: Path | str, relatives: list[str], spec: NoiseSpec) -> dict[str, str]:
-    """describe_files() under a key of its own for clean and for noisy files: the same images in either form."""
-    return {"images" if spec.kind != "none" else "noisy_images": describe_files(root, relatives)}
+def source_files(root: Path | str, relatives: list[str]) -> dict[str, str]:
+    """describe_files() under a key of its own for clean trees and for noisy copies: the same images in either form."""
+    return {"noisy_images" if read_manifest(root) else "images": describe_files(root, relatives)}
 
 
 def check_unchanged(root: Path | str, files: dict[str, str]) -> None:
@@ -344,45 +300,9 @@ def check_unchanged(root: Path | str, files: dict[str, str]) -> None:
             raise ValueError(f"{root} was made from {made[key]}, its source now has {now}; remove it to make it anew")
 
 
-def check_apart(source: Path | str, target: Path | str) -> None:
-    """ValueError where one of two trees is the other or lies inside it: a tool would read what it writes."""
-    a, b = Path(source).resolve(), Path(target).resolve()
-    if a == b or a in b.parents or b in a.parents:
-        raise ValueError(f"{source} and {target} must be separate folders, neither inside the other")
-
-
 def existing_images(root: Path | str) -> set[str]:
     """Relative paths of the images that a tree in work already holds."""
     return set(_walk(Path(root), "", {os.path.realpath(root)})) if Path(root).is_dir() else set()
-
-
-def finish_tree(root: Path | str, fields: dict, expected: set[str]) -> int:
-    """Mark the tree at root as finished: sweep what killed runs left, then write manifest.json, last of all.
-
-    expected: relative paths that make the tree whole. Returns how many of them are missing still; the tree is marked
-    when it is none. ValueError where it holds others, such as twins of images that the source has lost.
-    """
-    existing = existing_images(root)
-    if extra := sorted(existing - expected):
-        raise ValueError(f"{root} holds {len(extra)} images that the source lacks, such as {extra[0]}; remove them")
-    if missing := len(expected - existing):
-        return missing
-    for leftover in Path(root).rglob(".*.tmp-*"):
-        leftover.unlink(missing_ok=True)
-    _write_json(Path(root, MANIFEST), fields | {"count": len(expected)})
-    Path(root, _BEGUN).unlink(missing_ok=True)
-    return 0
-
-
-def reopen_tree(root: Path | str) -> None:
-    """Take the mark of a finished tree back, before something is added to it."""
-    with suppress(FileNotFoundError):
-        os.replace(Path(root, MANIFEST), Path(root, _BEGUN))
-
-
-def _write_json(path: Path, fields: dict) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
 
 
 def read_manifest(root: Path | str, name: str = MANIFEST) -> dict | None:

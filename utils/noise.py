@@ -1,75 +1,241 @@
 """The noises of the method: one implementation for trees on disk, loaders, retrieval, validation and the toy.
 
-On a uint8 image x with u = x/255, per pixel and channel, clipped to [0, 1], times 255, truncated:
-    gauss<s>    u + N(0, s/255)          gauss50 gauss100 gauss255
-    shot<l>     Poisson(l u) / l         shot10 shot3 shot1
-    speckle<c>  u + u N(0, c)            speckle0.4 speckle0.7 speckle1.0
-    none        u                        images that are noisy by nature
-(standard deviations in the brackets). Every image has ONE fixed realisation: keyed_noise() depends on the seed, the
-noise and the image's relative path alone, never on file order, worker, rank or machine. Redrawing it every epoch would
-show many noisy copies of one image, which is what the setting forbids (that is Noise2Noise).
+A noise is a class below, found by the kind in its name (docs/noise.md has the formulas with their sources, and the
+recipe for another one). It acts on each value u in [0, 1] of a pixel and channel by itself; what it gives is clipped to
+[0, 1] and, for a uint8 image with u = x/255, times 255, truncated.
+
+Every image has ONE fixed realisation: keyed_noise() depends on the seed, the noise and the image's relative path alone,
+never on file order, worker, rank or machine. Redrawing it every epoch would show many noisy copies of one image, which
+is what the setting forbids (that is Noise2Noise).
 """
 
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import PurePosixPath
+from typing import ClassVar
 
 import numpy as np
+
+from utils import alias
 
 ALL_NOISES = (
     "gauss50", "gauss100", "gauss255", "shot10", "shot3", "shot1", "speckle0.4", "speckle0.7", "speckle1.0",
 )  # fmt: skip
-MAX_PHOTONS = 1e6  # above it shot noise is far below one grey level
-EXAMPLES = "gauss255, gauss37.5, shot3, speckle0.4, none"
+EXAMPLES = "gauss255, gauss37.5, shot3, speckle0.4, saltpepper0.1, looks4, rayleigh1, poissongauss20-2, none"
+NOISES: dict[str, type["NoiseSpec"]] = {}  # kind -> class; each class enters itself
+_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 
 
 @dataclass(frozen=True)
 class NoiseSpec:
-    """One noise: its kind ("gauss", "shot", "speckle" or "none") and its level (0 for "none")."""
+    """One noise. A subclass says its kind and, as fields, the levels that follow it in the name, parted by "-"."""
 
-    kind: str
-    level: float
+    kind: ClassVar[str]
+    most: ClassVar[float] = math.inf  # of each level; all are above 0
+    trim: ClassVar[str] = "-"  # how NumPy writes whole levels: "-" 1, "0" 1.0
 
-    @classmethod
-    def parse(cls, text: str) -> "NoiseSpec":
-        """"gauss255" -> NoiseSpec("gauss", 255.0); any positive level. ValueError with examples for anything else."""
-        if text == "none":
-            return cls("none", 0.0)
-        match = re.fullmatch(r"(gauss|shot|speckle)_?([0-9]+\.?[0-9]*|\.[0-9]+)", text)
-        if match is None:
-            raise ValueError(f"noise {text!r} is not known; write a kind and a level, such as {EXAMPLES}")
-        kind, level = match[1], float(match[2])
-        if not 0 < level < math.inf or (kind == "shot" and level > MAX_PHOTONS):
-            limits = f"above 0 and at most {MAX_PHOTONS:g}" if kind == "shot" else "above 0 and finite"
-            raise ValueError(f"noise {text!r}: the level of {kind} must be {limits} (examples: {EXAMPLES})")
-        return cls(kind, level)
+    def __init_subclass__(cls):
+        NOISES[cls.kind] = cls
+
+    def sample(self, u: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Noisy values, not yet clipped, of float64 values u in [0, 1] of any shape."""
+        raise NotImplementedError
+
+    def perturb(self, u, generator):
+        """The same for a float tensor and a torch.Generator of its device. Returns a new tensor."""
+        raise NotImplementedError
+
+    def cdf(self, values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """P(255 x noisy value < edge | byte), for bytes [256, 1] and edges 1.0..255.0 [255]. Float64 [256, 255]."""
+        raise NotImplementedError
+
+    def probabilities(self) -> np.ndarray:
+        """P(noisy byte = k | byte = v), with the clip and the truncation. Float64 [256 v, 256 k]."""
+        below = self.cdf(np.arange(256.0)[:, None], np.arange(1.0, 256.0))
+        return np.diff(below, axis=1, prepend=0.0, append=1.0)
+
+    @staticmethod
+    def parse(text: str) -> "NoiseSpec":
+        """ "gauss255" -> Gauss(255.0); any positive level. ValueError with examples for anything else."""
+        match = re.fullmatch(rf"([a-z]+)(?:_?({_NUMBER}(?:-{_NUMBER})*))?", text)
+        noise = match and NOISES.get(match[1])
+        levels = [float(level) for level in match[2].split("-")] if match and match[2] else []
+        if noise is None or len(levels) != len(fields(noise)):
+            raise ValueError(f"noise {text!r} is not known; write a kind and its level, such as {EXAMPLES}")
+        if not all(0 < level <= noise.most and level < math.inf for level in levels):
+            limits = f"above 0 and {'finite' if noise.most == math.inf else f'at most {noise.most:g}'}"
+            raise ValueError(f"noise {text!r}: the level of {noise.kind} must be {limits} (examples: {EXAMPLES})")
+        return noise(*levels)
 
     def __str__(self) -> str:
         """The canonical name, which parse() reads back: folder names and keys are made from it."""
-        if self.kind == "none":
-            return "none"
-        return self.kind + np.format_float_positional(self.level, trim="0" if self.kind == "speckle" else "-")
+        levels = (getattr(self, field.name) for field in fields(self))
+        return self.kind + "-".join(np.format_float_positional(level, trim=self.trim) for level in levels)
 
 
+@dataclass(frozen=True)
+class NoNoise(NoiseSpec):
+    """For images that are noisy by nature. No method: what calls them returns the image as it is."""
+
+    kind = "none"
+
+
+@dataclass(frozen=True)
+class Gauss(NoiseSpec):
+    """u + N(0, level / 255): a standard deviation in grey levels."""
+
+    kind = "gauss"
+    level: float
+
+    def sample(self, u, rng):
+        return u + rng.normal(size=u.shape, scale=self.level / 255)
+
+    def perturb(self, u, generator):
+        return u + self.level / 255 * u.clone().normal_(generator=generator)
+
+    def cdf(self, values, edges):
+        return _normal_cdf((edges - values) / self.level)
+
+
+@dataclass(frozen=True)
+class Speckle(NoiseSpec):
+    """u + u N(0, level): a standard deviation relative to the value."""
+
+    kind, trim = "speckle", "0"
+    level: float
+
+    def sample(self, u, rng):
+        return u + u * rng.normal(size=u.shape, scale=self.level)
+
+    def perturb(self, u, generator):
+        return u + u * self.level * u.clone().normal_(generator=generator)
+
+    def cdf(self, values, edges):
+        with np.errstate(divide="ignore"):  # black stays black: all edges lie infinitely far above it
+            return _normal_cdf((edges - values) / (self.level * values))
+
+
+@dataclass(frozen=True)
+class Shot(NoiseSpec):
+    """Poisson(level u) / level: level photons at white."""
+
+    kind, most = "shot", 1e6  # above it shot noise is far below one grey level
+    level: float
+
+    def sample(self, u, rng):
+        return rng.poisson(u * self.level) / self.level
+
+    def perturb(self, u, generator):
+        import torch  # here, so that processes that only write trees need not load it
+
+        return torch.poisson(u * self.level, generator=generator) / self.level
+
+    def probabilities(self):
+        """From the counts, each truncated by the published float64 expression, in place of a cdf()."""
+        counts = np.arange(math.ceil(self.level) + 1)  # from `level` on, all counts clip to 255
+        outcome = (np.clip(counts / self.level, 0, 1) * 255).astype(np.uint8)
+        log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.maximum(counts[1:], 1)))])
+        probabilities = np.zeros((256, 256))
+        probabilities[0, 0] = 1.0
+        for value in range(1, 256):
+            mean = value / 255.0 * self.level
+            pmf = np.exp(counts * math.log(mean) - mean - log_factorial)
+            probabilities[value] = np.bincount(outcome, weights=pmf, minlength=256)
+            probabilities[value, 255] = max(0.0, 1.0 - probabilities[value, :255].sum())
+        return probabilities
+
+
+@dataclass(frozen=True)
+class SaltPepper(NoiseSpec):
+    """0 or 1 with probability level / 2 each, else u."""
+
+    kind, most = "saltpepper", 1.0
+    level: float
+
+    def sample(self, u, rng):
+        chance = rng.random(u.shape)
+        return np.where(chance < self.level, chance < self.level / 2, u)
+
+    def perturb(self, u, generator):
+        chance = u.clone().uniform_(generator=generator)
+        return (chance < self.level / 2).to(u.dtype).where(chance < self.level, u)
+
+    def cdf(self, values, edges):
+        return self.level / 2 + (1 - self.level) * (values < edges)
+
+
+@dataclass(frozen=True)
+class Looks(NoiseSpec):
+    """u G, G ~ Gamma(level, 1 / level): the speckle of a radar image of intensities, averaged over `level` looks."""
+
+    kind, most, power = "looks", 1e6, 1.0
+    level: float
+
+    def sample(self, u, rng):
+        return u * (rng.standard_gamma(self.level, u.shape) / self.level) ** self.power
+
+    def perturb(self, u, generator):
+        import torch
+
+        gamma = torch._standard_gamma(
+            torch.full_like(u, self.level), generator
+        )  # torch.distributions takes no generator
+        return u * (gamma / self.level) ** self.power
+
+    def cdf(self, values, edges):
+        from scipy.special import gammainc
+
+        gain = (edges / np.maximum(values, 1e-9)) ** (1 / self.power)  # black stays black
+        return gammainc(self.level, self.level * gain)
+
+
+@dataclass(frozen=True)
+class Rayleigh(Looks):
+    """u sqrt(G), G ~ Gamma(level, 1 / level): the same on amplitudes; that of one look is a Rayleigh variable."""
+
+    kind, power = "rayleigh", 0.5
+
+
+@dataclass(frozen=True)
+class PoissonGauss(NoiseSpec):
+    """(Poisson(photons u) + N(0, read)) / photons: a sensor's shot and read noise, both in electrons."""
+
+    kind, most = "poissongauss", 1e4  # electrons; the table sums over all counts
+    photons: float
+    read: float
+
+    def sample(self, u, rng):
+        return (rng.poisson(u * self.photons) + rng.normal(size=u.shape, scale=self.read)) / self.photons
+
+    def perturb(self, u, generator):
+        import torch
+
+        counts = torch.poisson(u * self.photons, generator=generator)
+        return (counts + self.read * u.clone().normal_(generator=generator)) / self.photons
+
+    def cdf(self, values, edges):
+        from scipy.special import gammaln, ndtr, xlogy
+
+        counts = np.arange(math.ceil(self.photons + 10 * math.sqrt(self.photons) + 50))  # above: below 1e-20
+        means = values * self.photons / 255
+        pmf = np.exp(xlogy(counts, means) - means - gammaln(counts + 1))  # [256, counts]
+        pmf /= pmf.sum(1, keepdims=True)  # off by 1e-11 at most
+        return pmf @ ndtr((edges * self.photons / 255 - counts[:, None]) / self.read)
+
+
+def _normal_cdf(z: np.ndarray) -> np.ndarray:
+    return 0.5 * np.frompyfunc(math.erfc, 1, 1)(-z / math.sqrt(2)).astype(np.float64)
+
+
+# --- a noise on an image --------------------------------------------------------------------------------------------
 def add_noise(image: np.ndarray, spec: NoiseSpec, rng: np.random.Generator) -> np.ndarray:
     """The published algorithm on a uint8 image [H, W, C] or [H, W]; draws from rng. Returns uint8 of that shape."""
     if spec.kind == "none":
         return image.copy()
-    return (_noisy_values(image / 255.0, spec, rng) * 255).astype(np.uint8)
-
-
-def _noisy_values(u: np.ndarray, spec: NoiseSpec, rng: np.random.Generator) -> np.ndarray:
-    """Noisy float64 values in [0, 1] of values u in [0, 1]."""
-    if spec.kind == "gauss":
-        noisy = u + rng.normal(size=u.shape, scale=spec.level / 255)
-    elif spec.kind == "shot":
-        noisy = rng.poisson(u * spec.level) / spec.level
-    else:
-        noisy = u + u * rng.normal(size=u.shape, scale=spec.level)
-    return np.clip(noisy, 0, 1)
+    return (np.clip(spec.sample(image / 255.0, rng), 0, 1) * 255).astype(np.uint8)
 
 
 def perturb(u, spec: NoiseSpec, generator=None):
@@ -77,15 +243,7 @@ def perturb(u, spec: NoiseSpec, generator=None):
 
     u: float tensor of any shape in [0, 1]; generator: torch.Generator of its device. Returns a new tensor in [0, 1].
     """
-    import torch  # here, so that processes that only write trees need not load it
-
-    if spec.kind == "none":
-        return u.clone()
-    if spec.kind == "shot":
-        return (torch.poisson(u * spec.level, generator=generator) / spec.level).clamp_(0, 1)
-    z = torch.empty_like(u).normal_(generator=generator)
-    scale = spec.level / 255 if spec.kind == "gauss" else u * spec.level
-    return (u + scale * z).clamp_(0, 1)
+    return u.clone() if spec.kind == "none" else spec.perturb(u, generator).clamp_(0, 1)
 
 
 # --- one fixed realisation an image ---------------------------------------------------------------------------------
@@ -107,13 +265,13 @@ def keyed_noise(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -> np.n
         return keyed_noise_float(image, spec, seed, key)
     if spec.kind == "none":
         return image.copy()
-    table = _alias_table(spec)
+    table = _table(spec)
     bits = _bit_generator(spec, seed, key)
     noisy = np.empty(image.shape, np.uint8)
     source, target = np.ascontiguousarray(image).reshape(-1), noisy.reshape(-1)
     for start in range(0, source.size, _CHUNK):  # chunks that stay in the core's cache
         stop = min(start + _CHUNK, source.size)
-        _sample(source[start:stop], target[start:stop], table, bits)
+        alias.sample(source[start:stop], target[start:stop], table, bits)
     return noisy
 
 
@@ -123,7 +281,7 @@ def keyed_noise_float(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -
     if spec.kind == "none":
         return image.astype(np.float32)
     rng = np.random.Generator(_bit_generator(spec, seed, key))
-    return _noisy_values(image.astype(np.float64), spec, rng).astype(np.float32)
+    return np.clip(spec.sample(image.astype(np.float64), rng), 0, 1).astype(np.float32)
 
 
 _CHUNK = 1 << 15  # samples; even, so that two 32-bit draws come of each 64-bit one
@@ -136,70 +294,6 @@ def _bit_generator(spec: NoiseSpec, seed: int, key: str) -> np.random.SFC64:
     return np.random.SFC64(int.from_bytes(digest, "little"))
 
 
-def _sample(values: np.ndarray, out: np.ndarray, table: np.ndarray, bits: np.random.SFC64) -> None:
-    """Draw out[i] ~ row values[i] of the alias table, in place. values, out: uint8 [n]."""
-    draws = bits.random_raw((values.size + 1) // 2).astype("<u8", copy=False).view("<u4")[: values.size]
-    index = values.astype(np.intp)
-    index <<= 8
-    column = draws.view(np.uint8)[::4]  # low byte of each draw
-    index |= column
-    entry = table.take(index, mode="clip")  # "clip" spares the bounds check; the index cannot leave the table
-    np.bitwise_xor(entry.view(np.uint8)[::4], column, out=out)  # alias ^ column, kept where the alias is taken:
-    out *= (draws | np.uint32(0xFF)) >= entry  # high 24 bits not below the threshold
-    out ^= column  # arithmetic, as a masked copy would mispredict on every other sample
-
-
 @lru_cache(maxsize=16)
-def _alias_table(spec: NoiseSpec) -> np.ndarray:
-    """Alias table of a noise: little-endian uint32 [256 * 256], entry [value * 256 + column] = threshold << 8 | alias.
-
-    A row has 256 columns of mass 2^24. Column k keeps outcome k on its first `threshold` units; the rest of it belongs
-    to outcome `alias`. Integers throughout, so that the table is the same on every machine.
-    """
-    mass = np.rint(_outcome_probabilities(spec) * 2.0**32).astype(np.int64)
-    rows = np.arange(256)
-    mass[rows, mass.argmax(1)] += (1 << 32) - mass.sum(1)  # rounding left the sum a few units off 2^32
-    threshold = np.zeros((256, 256), np.int64)
-    alias = np.tile(np.arange(256), (256, 1))
-    # The poorest open column of each row is filled up by the richest, then closed, until all hold 2^24.
-    remaining = mass.copy()
-    closed = np.int64(1 << 40)
-    for _ in range(255):
-        poor = remaining.argmin(1)
-        rich = np.where(remaining < closed, remaining, -1).argmax(1)
-        kept = remaining[rows, poor]
-        threshold[rows, poor] = kept
-        alias[rows, poor] = np.where(kept < 1 << 24, rich, poor)
-        remaining[rows, rich] -= (1 << 24) - kept
-        remaining[rows, poor] = closed
-    full = alias == np.arange(256)  # 2^24 does not fit in 24 bits, nor is it needed here
-    return ((np.where(full, 0, threshold) << 8) | alias).astype("<u4").reshape(-1)
-
-
-def _outcome_probabilities(spec: NoiseSpec) -> np.ndarray:
-    """P(noisy byte = k | byte = v) of the published formula with its clip and truncation. Float64 [256 v, 256 k]."""
-    values = np.arange(256.0)[:, None]
-    if spec.kind == "shot":
-        return _shot_probabilities(spec.level)
-    scale = np.full((256, 1), spec.level) if spec.kind == "gauss" else spec.level * values  # in grey levels
-    edges = np.arange(1.0, 256.0)  # noisy * 255 in [k, k + 1) is truncated to k; below 1 to 0; from 255 on it is 255
-    with np.errstate(divide="ignore"):
-        z = np.where(scale > 0, (edges - values) / scale, np.inf)  # [256, 255]; speckle leaves black black
-    below = 0.5 * np.frompyfunc(math.erfc, 1, 1)(-z / math.sqrt(2)).astype(np.float64)  # P(noisy * 255 < edge)
-    cumulative = np.concatenate([np.zeros((256, 1)), below, np.ones((256, 1))], axis=1)
-    return np.diff(cumulative, axis=1)
-
-
-def _shot_probabilities(photons: float) -> np.ndarray:
-    """The same for shot noise: Poisson counts, each truncated by the published float64 expression."""
-    counts = np.arange(math.ceil(photons) + 1)  # from `photons` on, all counts clip to 255
-    outcome = (np.clip(counts / photons, 0, 1) * 255).astype(np.uint8)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.maximum(counts[1:], 1)))])
-    probabilities = np.zeros((256, 256))
-    probabilities[0, 0] = 1.0
-    for value in range(1, 256):
-        mean = value / 255.0 * photons
-        pmf = np.exp(counts * math.log(mean) - mean - log_factorial)
-        probabilities[value] = np.bincount(outcome, weights=pmf, minlength=256)
-        probabilities[value, 255] = max(0.0, 1.0 - probabilities[value, :255].sum())
-    return probabilities
+def _table(spec: NoiseSpec) -> np.ndarray:
+    return alias.table(spec.probabilities())

@@ -10,9 +10,10 @@ import numpy as np
 
 from utils.images import denoised_root, grey_levels, list_images, read_image, read_manifest, twin, visible
 from utils.noise import NoiseSpec, keyed_noise, noise_key
-from utils.report_data import Run, Table
+from utils.report_data import Run
 from utils.report_plots import data_uri, psnr
 from utils.report_style import cell, esc, label, table_html
+from utils.report_table import Table
 
 GRID_IMAGES = 4
 THUMBNAIL = 112  # pixels, as shown

@@ -50,10 +50,16 @@ def line_chart(
     title: str,
     marks: Sequence[tuple[float, str]] = (),
     markers: bool = False,
-    log_y: bool = False,
     x_ticks: Sequence[float] | None = None,
+    levels: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """An SVG of curves, 400 x 260 points. `marks` are vertical lines with a word at their top."""
+    """An SVG of curves, 400 x 260 points; "" when none has two points.
+
+    `marks` are vertical lines with a word at their top, `levels` horizontal ones with a word above their end.
+    """
+    series = [one for one in series if len(thin(one.x, one.y)[0]) > 1]
+    if not series:
+        return ""
     figure = Figure(figsize=(400 / 72, 260 / 72), layout="constrained")
     axes = figure.add_subplot()
     for one in series:
@@ -72,10 +78,13 @@ def line_chart(
             word, (x, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
             va="top", fontsize=11, color=MUTED,
         )  # fmt: skip
-    if log_y:
-        axes.set_yscale("log")
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+    for y, word in levels:
+        axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+        axes.annotate(
+            word, (1, y), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+            ha="right", fontsize=11, color=MUTED,
+        )  # fmt: skip
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     if x_ticks is not None:
         axes.set_xticks(list(x_ticks))
     else:

@@ -56,10 +56,15 @@ th small { display: block; font-weight: 400; color: var(--muted); white-space: n
 .n small { display: inline-block; width: 3.6em; margin-left: 6px; text-align: left; color: var(--muted);
   font-size: 0.8rem; font-weight: 400; }
 .top { font-weight: 700; }
+.learned { padding-left: 16px; }
 .trained { background: var(--mark); }
 th small.narrow { display: none; }
-.finding { background: var(--panel); border-left: 3px solid var(--accent); padding: 12px 18px; margin: 16px 0; }
-.finding p { margin: 4px 0; }
+.floor > * { color: var(--muted); }
+.floor > th { font-weight: 400; }
+.banner, .finding { background: var(--panel); border-left: 3px solid var(--accent); padding: 12px 18px;
+  margin: 16px 0; }
+.banner { border-color: var(--wrong); }
+.banner p, .finding p { margin: 4px 0; max-width: none; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 10px 0 2px; padding: 0; list-style: none; }
 .legend li { display: flex; align-items: center; gap: 7px; font-size: 0.9rem; }
@@ -86,7 +91,8 @@ figure { margin: 0; }
 .ranking .hard img { border-color: var(--hard); }
 .ranking .wrong img { border-color: var(--wrong); }
 .ranking .query { margin-right: 14px; }
-figcaption { color: var(--muted); font-size: 0.85rem; text-align: center; }
+figcaption { color: var(--muted); font-size: 0.85rem; line-height: 1.45; }
+.ranking figcaption { text-align: center; }
 
 details { border-bottom: 1px solid var(--line); padding: 8px 0; }
 summary { cursor: pointer; }
@@ -116,9 +122,14 @@ def cell(text: object, kind: str = "td", css: str = "", raw: bool = False) -> st
     return f"<{kind}{f' class={chr(34)}{css}{chr(34)}' if css else ''}>{text if raw else esc(str(text))}</{kind}>"
 
 
-def table_html(head: list[list[str]], rows: list[list[str]], css: str = "") -> str:
-    """A table that scrolls sideways where the page is narrow; both `head` and `rows` are rows of finished cells."""
-    top, body = ("".join(f"<tr>{''.join(row)}</tr>" for row in part) for part in (head, rows))
+def table_html(head: list[list[str]], rows: list[list[str]], css: str = "", quiet: int = 0) -> str:
+    """A table that scrolls sideways where the page is narrow; both `head` and `rows` are rows of finished cells.
+
+    quiet: so many of the last rows are in the colour of remarks.
+    """
+    top = "".join(f"<tr>{''.join(row)}</tr>" for row in head)
+    marks = [""] * (len(rows) - quiet) + [' class="floor"'] * quiet
+    body = "".join(f"<tr{mark}>{''.join(row)}</tr>" for mark, row in zip(marks, rows, strict=True))
     return (
         f'<div class="scroll" tabindex="0"><table class="{css}"><thead>{top}</thead><tbody>{body}</tbody></table></div>'
     )
@@ -151,12 +162,19 @@ def slot(run: Run) -> int:
     return SLOTS.get(run.method, len(SLOTS))
 
 
+def key(number: int, text: str) -> str:
+    """An entry of a legend: the colour and marker of that number."""
+    colour = f"fill:var(--s{number});stroke:var(--s{number})"
+    line = f"<path d='M0 6h20' stroke-width='2'/>{_KEYS[number % len(_KEYS)]}"
+    return f"<li><svg class='key' viewBox='0 0 20 12' style='{colour}' aria-hidden='true'>{line}</svg>{esc(text)}</li>"
+
+
 def legend(runs: list[Run]) -> str:
     """Colours and markers of the methods among `runs`."""
-    items = {}
-    for run in runs:
-        colour = f"fill:var(--s{slot(run)});stroke:var(--s{slot(run)})"
-        line = f"<path d='M0 6h20' stroke-width='2'/>{_KEYS[slot(run) % len(_KEYS)]}"
-        key = f"<svg class='key' viewBox='0 0 20 12' style='{colour}' aria-hidden='true'>{line}</svg>"
-        items[run.method] = f"<li>{key}{esc(run.name)}</li>"
+    items = {run.method: key(slot(run), run.name) for run in runs}
     return f'<ul class="legend">{"".join(items.values())}</ul>'
+
+
+def captioned(chart: str, note: str) -> str:
+    """A chart with its line of explanation; nothing where there is no chart."""
+    return f"<figure>{chart}<figcaption>{esc(note)}</figcaption></figure>" if chart else ""

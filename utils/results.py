@@ -9,22 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from utils.files import named
 
 FIELDS = ("method", "noise", "dataset", "seed", "epoch", "iteration", "metric", "value", "view", "protocol")
 FLOORS = ("untrained", "pixels", "public")  # methods of rows that no training has gone into
 VERSION = "0.1.0"
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """An OSError of writing, which says nothing of the file, becomes one that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
 
 
 def append_json(path: Path, row: dict) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.images import IMAGE_EXTENSIONS, atomic_path, check_collisions, list_images
+from utils.files import atomic_path
+from utils.images import IMAGE_EXTENSIONS, check_collisions, list_images
 from utils.progress import progress
 
 _VERSION = 2  # of the cache file's form and of the extensions that count as images

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dinov2.data.dataset import ImageDataset
-from dinov2.data.sampler import IterationSampler
 from utils.images import ImageError
 from utils.progress import progress
+from utils.sampler import IterationSampler
 
 
 @dataclass

@@ -21,12 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from dinov2 import distributed
 from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config
 from dinov2.data.dataset import dataset_from_config
 from dinov2.eval.features import Features, eval_view
-from utils import cli
+from utils import cli, distributed
 from utils.memory import keep_freed_memory
 from utils.noise import NoiseSpec
 from utils.progress import Progress

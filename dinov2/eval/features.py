@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from dinov2 import distributed
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.loader import Batch, ResidentImages, make_eval_loader
+from utils import distributed
 from utils.progress import progress
 
 LAST_BLOCKS = 4  # of which the linear probe reads CLS tokens

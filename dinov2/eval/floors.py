@@ -17,7 +17,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from dinov2 import distributed
 from dinov2.checkpoint import Checkpoint
 from dinov2.config import load_defaults, load_run_config, save_run_config
 from dinov2.data.index import class_names
@@ -25,7 +24,7 @@ from dinov2.eval import common, knn, linear
 from dinov2.eval.features import eval_view, labelled_dataset
 from dinov2.models.pretrained import load_backbone
 from dinov2.models.vision_transformer import build_backbone
-from utils import cli
+from utils import cli, distributed
 from utils.memory import keep_freed_memory
 
 EVALUATORS = {"knn": knn.evaluate, "linear": linear.evaluate}

@@ -24,14 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
-from dinov2 import distributed
 from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.loader import make_eval_loader
 from dinov2.eval import common, revisited
 from dinov2.eval.features import autocast, check_finite, cls_tokens, eval_view
+from utils import distributed
+from utils.files import atomic_path
 from utils.images import (
     IMAGE_EXTENSIONS,
-    atomic_path,
     denoised_root,
     list_images,
     read_image,

@@ -16,9 +16,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dinov2 import distributed
 from dinov2.eval import common
 from dinov2.eval.features import Features, extract, gather_hits
+from utils import distributed
 
 CHUNK = 1024  # test images at a time
 GALLERY_CHUNK = 65536  # training images at a time: 1024 x 65536 similarities are 256 MiB

@@ -22,11 +22,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from dinov2 import distributed
 from dinov2.checkpoint import load_tensors
 from dinov2.data.eval_transforms import RandomCrop, draw_crops, spread_crops
 from dinov2.data.loader import make_loader
-from dinov2.data.sampler import IterationSampler
 from dinov2.eval import common
 from dinov2.eval.features import (
     LAST_BLOCKS,
@@ -40,8 +38,10 @@ from dinov2.eval.features import (
     resident_images,
 )
 from dinov2.eval.probes import Probes
-from utils.images import atomic_path
+from utils import distributed
+from utils.files import atomic_path
 from utils.progress import Progress
+from utils.sampler import IterationSampler
 
 SAVE_SECONDS = 300  # between two savings of a probe's state
 CHUNK = 2048  # validation images at a time: 2,048 x 52 x 1,000 logits are 400 MiB

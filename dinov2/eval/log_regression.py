@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from dinov2 import distributed
 from dinov2.eval import common
 from dinov2.eval.features import Features, extract
 from dinov2.eval.knn import summarise
+from utils import distributed
 
 
 def fit_path(train: Features, cs: list[float], max_iter: int) -> Iterator[tuple[float, object]]:

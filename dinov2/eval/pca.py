@@ -17,13 +17,13 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from dinov2 import distributed
 from dinov2.data.dataset import dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.loader import Batch, make_eval_loader
 from dinov2.eval import common
 from dinov2.eval.features import autocast, check_finite, eval_view
-from utils.images import atomic_path
+from utils import distributed
+from utils.files import atomic_path
 
 
 def components(tokens: Tensor) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dinov2 import distributed
+from utils import distributed
 
 MOMENTUM = 0.9  # SGD, as published
 

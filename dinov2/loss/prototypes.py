@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from utils.distributed import all_reduce_sum
 
 # Logits whose float32 copies exist at a time: 2 MiB stay in a CPU's cache, 256 MiB fill a GPU.
 CHUNK = {"cpu": 2**19, "cuda": 2**26}
@@ -18,13 +19,6 @@ def row_chunks(logits: Tensor) -> Iterator[slice]:
     rows = max(1, CHUNK.get(logits.device.type, 2**26) // logits.shape[1])
     for start in range(0, len(logits), rows):
         yield slice(start, start + rows)
-
-
-def all_reduce_(tensor: Tensor) -> Tensor:
-    """Sum over ranks, in place; the tensor itself without ranks."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor)
-    return tensor
 
 
 class Center(nn.Module):
@@ -61,7 +55,7 @@ class Center(nn.Module):
     def update(self) -> None:
         if self._total is None:
             return
-        total = all_reduce_(self._total)
+        total = all_reduce_sum(self._total)
         mean = (total[:-1] / total[-1].clamp(min=1)).view_as(self.center)
         self.center.mul_(self.momentum).add_(mean, alpha=1 - self.momentum)
         self._total = None
@@ -72,10 +66,10 @@ def sinkhorn_knopp(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
     """Assignment of tokens to prototypes with equal shares (SwAV), over all ranks.  # [n, K] → [n, K], rows sum to 1"""
     q = torch.exp(logits.float() / temp).t()  # [K, n]
     prototypes = q.shape[0]
-    tokens = all_reduce_(torch.tensor(float(q.shape[1]), device=q.device))
-    q /= all_reduce_(q.sum())
+    tokens = all_reduce_sum(torch.tensor(float(q.shape[1]), device=q.device))
+    q /= all_reduce_sum(q.sum())
     for _ in range(iterations):
-        q /= all_reduce_(q.sum(dim=1, keepdim=True)) * prototypes
+        q /= all_reduce_sum(q.sum(dim=1, keepdim=True)) * prototypes
         q /= q.sum(dim=0, keepdim=True) * tokens
     return (q * tokens).t()
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from dinov2 import checkpoint, distributed
+from dinov2 import checkpoint
 from dinov2.config import load_config, load_defaults, overlay_help
 from dinov2.data.dataset import ImageDataset
 from dinov2.eval.features import extract
@@ -25,7 +25,8 @@ from dinov2.train import curriculum, identity
 from dinov2.train.curriculum import Stage
 from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
-from utils import cli
+from utils import cli, distributed
+from utils.environment import record_environment
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
 DEFAULT_LR = load_defaults().optim.base_lr
@@ -92,6 +93,7 @@ def run_stage(stage: Stage, last: bool = True) -> None:
     identity.check(stage, last, images)
     run_identity = identity.record(stage, images)
     if distributed.is_main():
+        record_environment(stage.run)
         print(f"{stage.run}: {stage.view} images to epoch {stage.stop_epoch} of {stage.cfg.train.epochs}", flush=True)
     try:
         build_trainer(stage, images, run_identity).fit()

@@ -14,9 +14,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dinov2 import distributed
 from dinov2.loss.prototypes import row_chunks
 from dinov2.train.diagnostics import entropy
+from utils import distributed
 
 WINDOW = 256  # crops at least, over all ranks: fewer make I of few images look large
 NOTHING = 0.01  # of ln K

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dinov2 import checkpoint, distributed
+from dinov2 import checkpoint
 from dinov2.config import anchor_source, load_run_config, stage_end, stage_overrides
 from dinov2.data.dataset import ImageDataset, Mix, dataset_from_config
 from dinov2.train import identity
 from dinov2.train.anchor import AnchoredSSLModel
 from dinov2.train.optim import load_optimizer_state, optimizer_state
 from dinov2.train.ssl_model import SSLModel
+from utils import distributed
 from utils.images import read_manifest
 from utils.noise import NoiseSpec
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from dinov2 import checkpoint, distributed
+from dinov2 import checkpoint
 from dinov2.config import load_run_config, save_run_config
 from dinov2.data.dataset import ImageDataset
-from utils.images import atomic_path
+from utils import distributed
+from utils.files import atomic_path
 from utils.noise import NoiseSpec
 
 if TYPE_CHECKING:

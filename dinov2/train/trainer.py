@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from dinov2 import checkpoint, distributed
+from dinov2 import checkpoint
 from dinov2.data.augment import Augment
 from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
-from dinov2.metrics_log import MetricsLog
 from dinov2.train.collapse import CollapseWatch
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
 from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel
+from utils import distributed
+from utils.metrics_log import MetricsLog
 from utils.progress import Progress
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -224,7 +225,7 @@ class Trainer:
         """Trains to the stop epoch. SIGTERM saves and leaves; a resumed fit goes on with the very next image."""
         previous = signal.signal(signal.SIGTERM, self.watch.ask_to_leave)
         total = self.stop_epoch * self.length
-        log = MetricsLog(self.run, self.iteration) if distributed.is_main() else None
+        log = MetricsLog(self.run, after=self.iteration or -1) if distributed.is_main() else None
         cfg = self.cfg
         batches = self.load_batches(total)
         make_batches = BatchMaker(cfg, self.device)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from Neighbor2Neighbor.data import Crops, CropSampler, choose_crop, make_loader, read_noisy, training_images
+from Neighbor2Neighbor.data import Crops, choose_crop, make_loader, read_noisy, training_images
 from utils import generate_noise
 from utils.images import list_images, read_image, write_image
 from utils.noise import ALL_NOISES, NoiseSpec
+from utils.sampler import IterationSampler
 
 GAUSS = NoiseSpec.parse("gauss50")
 
@@ -76,24 +77,33 @@ def test_crops_are_parts_of_the_noisy_image_at_all_places(tmp_path):
     assert len(seen) == 12
 
 
-def test_the_sampler_is_a_function_of_the_iteration_and_shared_by_ranks():
-    whole = list(CropSampler(10, 4, seed=1, start=0, stop=10))
-    assert list(CropSampler(10, 4, seed=1, start=3, stop=10)) == whole[3:]
-    halves = [list(CropSampler(10, 4, 1, 0, 10, rank, 2)) for rank in (0, 1)]
+def items(start: int, stop: int, seed: int = 1, rank: int = 0, world: int = 1) -> list[list[tuple[int, int]]]:
+    """What the loader asks of ten images in batches of four: (index, seed of the crop)."""
+    order = IterationSampler(10, 4, seed, rank, world, start, stop, option="--batch-size ")
+    return list(make_loader(range(10), order, 0, False).batch_sampler)
+
+
+def test_crops_are_a_function_of_the_iteration_and_shared_by_ranks():
+    whole = items(0, 10)
+    assert items(3, 10) == whole[3:]
+    halves = [items(0, 10, rank=rank, world=2) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
-    items = [item for batch in whole for item in batch]
+    flat = [item for batch in whole for item in batch]
     for epoch in range(4):
-        assert sorted(index for index, _ in items[10 * epoch : 10 * epoch + 10]) == list(range(10))
-    assert len({seed for _, seed in items}) == 40
-    assert whole != list(CropSampler(10, 4, seed=2, start=0, stop=10))
-    with pytest.raises(ValueError, match="multiple of 3"):
-        CropSampler(10, 4, 1, 0, 10, 0, 3)
+        assert sorted(index for index, _ in flat[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert len({seed for _, seed in flat}) == 40
+    assert whole != items(0, 10, seed=2)
+    with pytest.raises(ValueError, match="--batch-size 4 is not a multiple of the 3 ranks"):
+        items(0, 10, world=3)
 
 
 def test_batches_are_the_same_for_any_number_of_workers(tmp_path):
     root = make_tree(tmp_path / "set")
     crops = Crops(root, list_images(root), GAUSS, 0, 32, 3)
-    runs = [list(make_loader(crops, CropSampler(6, 2, 0, 1, 5), workers, False)) for workers in (0, 2)]
+    runs = [
+        list(make_loader(crops, IterationSampler(6, 2, start_iteration=1, stop_iteration=5), workers, False))
+        for workers in (0, 2)
+    ]
     assert len(runs[0]) == 4 and all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
@@ -101,5 +111,5 @@ def test_an_unreadable_image_is_named(tmp_path):
     root = make_tree(tmp_path / "set")
     (root / "train/n0/bad.png").write_bytes(b"\x89PNG")
     crops = Crops(root, ["train/n0/bad.png", "train/n0/x0.png"], GAUSS, 0, 32, 3)
-    (message,) = make_loader(crops, CropSampler(2, 2, 0, 0, 1), 0, False)
+    (message,) = make_loader(crops, IterationSampler(2, 2, stop_iteration=1), 0, False)
     assert "bad.png" in message

@@ -64,7 +64,7 @@ def test_a_run_leaves_what_it_says(tree, tmp_path):
     assert rows[-1]["psnr"] == pytest.approx(mean) and 0 < rows[-1]["ssim"] < 1
     assert rows[-1]["noisy_psnr"] == rows[1]["noisy_psnr"], "the noise of the validation changes"
     assert {path.name for path in (tmp_path / "run/samples").iterdir()} == {"epoch_0002.png", "epoch_0003.png"}
-    assert list((tmp_path / "run").glob("events.out.tfevents*"))
+    assert list((tmp_path / "run/tensorboard").glob("events.out.tfevents*"))
     assert json.loads((tmp_path / "run/config.json").read_text())["noise"] == "gauss50"
     assert load_unet(tmp_path / "run/unet.pth").depth == 2
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tree, tmp_path):
         assert killing.end(killing.start(train.main, argv, tmp_path / "log")) == 2
         log = (tmp_path / "log").read_text()
         assert "No space left on device" in log and "Traceback" not in log
-        left = {path.name for path in (disk / "run").iterdir() if "tfevents" not in path.name}
+        left = {path.name for path in (disk / "run").iterdir() if path.name != "tensorboard"}
         assert left == {"config.json", "metrics.jsonl"}
     finally:
         subprocess.run(["umount", disk])

@@ -79,8 +79,8 @@ def test_each_seed_has_runs_of_its_own_and_shares_the_denoised_copies(shell):
     listed = commands(shell, "exps/quickstart.sh", "--output", "runs/o", "--seed", 0, "--seed", 2, "--method", "nct")
     trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
     assert [value(command, "seed") for command in trained] == ["0", "2"]
-    assert [value(command, "output_dir") for command in trained] == ["runs/o/gauss255/nct", "runs/o/gauss255/nct-seed2"]
-    assert value(trained[1], "curriculum.denoised_dir") == "runs/o/gauss255/n2n-seed2"
+    assert [value(command, "output_dir") for command in trained] == ["runs/o/gauss100/nct", "runs/o/gauss100/nct-seed2"]
+    assert value(trained[1], "curriculum.denoised_dir") == "runs/o/gauss100/n2n-seed2"
     modules = [command[1] for command in listed]
     assert modules.count("Neighbor2Neighbor.train") == 1 and modules.count("dinov2.eval.floors") == 1
     assert modules.count("dinov2.eval.knn") == 2

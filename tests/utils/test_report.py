@@ -1,5 +1,6 @@
 """The report: table, what it says about the ordering, the page's markup, and the page in a real browser."""
 
+import html
 import html.parser
 import json
 import os
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.utils.report_runs import FINAL, make_images, make_run, make_runs
-from utils import report, report_data
+from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_runs
+from utils import report, report_curves, report_data, report_table
+from utils.environment import record_environment
 from utils.report_plots import Series, line_chart, psnr, thin
 from utils.results import append_result, read_results
 
@@ -23,23 +25,28 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    make_runs(folder)
+    for run in make_runs(folder):
+        record_environment(run)
+    make_denoiser(folder / "runs/denoiser", "gauss255")
     return folder / "runs"
+
+
+def make_denoiser(folder: Path, noise: str, epochs: int = 9) -> None:
+    folder.mkdir(parents=True)
+    rows = [{"epoch": e, "loss": 1 / (1 + e), "psnr": 14 + e} for e in range(epochs)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.json").write_text(json.dumps({"noise": noise}))
 
 
 @pytest.fixture(scope="module")
 def page(runs) -> Path:
-    denoiser = runs.parent / "denoiser"
-    denoiser.mkdir()
-    rows = [{"epoch": e, "loss": 1 / (1 + e), "psnr": 14 + e} for e in range(9)]
-    (denoiser / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = runs.parent / "report.html"
-    assert report.main([str(runs), "--output", str(output), "--denoiser", str(denoiser)]) == 0
+    assert report.main([str(runs), "--output", str(output)]) == 0
     return output
 
 
 def table_of(paths):
-    (table,) = report_data.make_tables(report_data.find_runs(paths))
+    (table,) = report_table.make_tables(report_data.find_runs(paths))
     return table
 
 
@@ -54,14 +61,15 @@ def test_table_has_best_and_final_of_each_method(runs):
         rows = [r for r in read_results(runs / line.method) if r["metric"] == "linear_top1"]
         best, final = line.cells["linear_top1", "best"], line.cells["linear_top1", "final"]
         assert best.mean == max(r["value"] for r in rows)
-        assert final.mean == rows[-1]["value"] and final.epoch == rows[-1]["epoch"]
+        restart = 12 if line.method in ("nc", "nct") else 0
+        assert final.mean == rows[-1]["value"] and final.epoch == restart + rows[-1]["epoch"]
     assert [line.evaluated for line in table.lines] == ["noisy"] * 3 + ["denoised", "clean"]
 
 
 def test_markdown_is_a_table_of_equal_widths(runs, capsys):
-    text = report_data.markdown(table_of([runs]))
+    text = report_table.markdown(table_of([runs]))
     rows = text.splitlines()[2:]
-    assert len(rows) == 2 + len(FINAL) and len({len(row) for row in rows}) == 1
+    assert len(rows) == 2 + len(FINAL) + 3 * len(FLOORS) + 1 and len({len(row) for row in rows}) == 1
     assert rows[2].startswith("| DINOv2 ") and re.search(r"\| 5\d\.\d +\|", rows[2])
 
 
@@ -72,32 +80,6 @@ def test_seeds_are_averaged_and_their_spread_is_said(tmp_path):
     cell = line.cells["linear_top1", "final"]
     assert cell.mean == pytest.approx(np.mean(cell.values)) and len(cell.values) == 2
     assert re.fullmatch(r"\d+\.\d ± \d\.\d", str(cell)) and line.seeds == 2
-
-
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        (
-            {"dinov2": 50, "nc": 60, "nct": 65, "n2n": 65, "clean": 80},
-            "the paper's ordering, DINOv2 < NC < NCT ≤ N2N + DINOv2 ≤ clean, shows.",
-        ),
-        (
-            {"dinov2": 50, "nc": 60, "nct": 60, "n2n": 58},
-            "the paper's ordering, DINOv2 < NC < NCT ≤ N2N + DINOv2, does not show: NC (60.0) equals NCT (60.0); "
-            "NCT (60.0) is above N2N + DINOv2 (58.0).",
-        ),
-        ({"dinov2": 50, "n2n": 50}, "the paper's ordering, DINOv2 < N2N + DINOv2, does not show: "),
-    ],
-)
-def test_ordering_is_said_plainly(values, sentence):
-    assert report_data.ordering({m: float(v) for m, v in values.items()}).startswith(sentence)
-
-
-def test_verdict_names_what_is_missing_and_how_little_one_seed_says(runs):
-    said = " ".join(report_data.verdict(table_of([runs / "dinov2", runs / "nct"])))
-    assert "Not among these runs: DINOv2 w/ NC, N2N + DINOv2, DINOv2 (clean)." in said
-    assert "One seed each" in said and "400 validation images" in said and "±4.9" in said
-    assert report_data.verdict(table_of([runs / "dinov2"])) == []
 
 
 def test_only_rows_of_the_run_itself_count(tmp_path):
@@ -115,9 +97,9 @@ def test_knn_column_is_one_that_all_runs_have():
     def run(*ks):
         return report_data.Run(Path("x"), {}, [{"metric": f"knn{k}_top1"} for k in ks], [])
 
-    assert report_data.knn_metric([run(10, 20), run(20, 100)]) == "knn20_top1"
-    assert report_data.knn_metric([run(10, 200), run(10, 20, 200), run()]) == "knn10_top1"
-    assert report_data.knn_metric([run(10), run(20)]) is None and report_data.knn_metric([run()]) is None
+    assert report_table.knn_metric([run(10, 20), run(20, 100)]) == "knn20_top1"
+    assert report_table.knn_metric([run(10, 200), run(10, 20, 200), run()]) == "knn10_top1"
+    assert report_table.knn_metric([run(10), run(20)]) is None and report_table.knn_metric([run()]) is None
 
 
 # --- markup
@@ -158,11 +140,12 @@ def test_page_is_whole_and_asks_nothing_of_a_network(page):
     audit.feed(text)
     assert audit.open == [] and audit.fetched == []
     assert "script" not in audit.tags and "link" not in audit.tags
-    assert audit.ids == ["results0", "robustness0", "retrieval", "training0", "cost", "configs"]
+    sections = ["results0", "robustness0", "retrieval", "training0", "denoiser", "cost", "environment", "configs"]
+    assert audit.ids == sections
     assert "url(" not in re.sub(r"url\(#", "", text) and "@import" not in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert text.count(">restart</text>") == 2 and text.count(">trained</text>") == 2
-    assert "PSNR in dB" in text and "teacher entropy" in text and "7.5 GB" in text
+    assert "PSNR in dB" in text and "entropy of the targets" in text and "7.5 GB" in text
     assert len(text) < 4_000_000
 
 
@@ -224,6 +207,74 @@ def test_psnr():
     assert psnr(image + 10, image) == pytest.approx(10 * np.log10(255**2 / 100))
 
 
+def test_curves_of_one_point_are_dropped():
+    one, two = Series("a", 0, [1], [5.0]), Series("b", 1, [1, 2, 3], [5.0, float("nan"), 6.0])
+    chart = line_chart([one, two], "epoch", "loss")
+    assert "var(--s1)" in chart and "var(--s0)" not in chart
+    assert line_chart([one, Series("c", 2, [1, 2], [5.0, float("nan")])], "epoch", "loss") == ""
+
+
+# --- curves
+
+
+def test_first_curve_is_the_information_and_entropies_have_their_maximum(page):
+    charts = re.findall(r"<figure>(<svg.*?</svg>)\s*<figcaption>(.*?)</figcaption>", page.read_text(), re.DOTALL)
+    titles = [re.findall(r">([^<>]+)</text>", chart)[-1] for chart, _ in charts]
+    assert titles[:3] == [
+        "information of the targets, CLS",
+        "information of the targets, patches",
+        "entropy of the targets, CLS",
+    ]
+    assert "ln K = 6.93" in charts[2][0] and "as a share of ln K" in charts[0][1]
+    assert all(note.count("Good: ") == 1 or "as scheduled" in note for _, note in charts)
+    assert page.read_text().count('<svg role="img"') == len(charts)  # no plot without its line
+
+
+def test_anchored_sum_has_an_axis_of_its_own(runs):
+    found = report_data.find_runs([runs / "nct", runs / "dinov2"])
+    plain, own = (list(report_curves.charts_of(name, found)) for name in ("Losses", report_curves.ANCHORED))
+    assert "total loss" in plain[0] and "var(--s0)" in plain[0] and "var(--s2)" not in plain[0]
+    assert "total loss" in own[0] and "var(--s2)" in own[0] and "var(--s0)" not in own[0]
+    assert "anchor ibot loss" in own[1]
+
+
+def test_older_logs_are_drawn_with_their_batch_entropy(tmp_path):
+    rows = [{"epoch": e, "teacher_entropy": 6.0, "teacher_entropy_of_mean": 6.5} for e in range(3)]
+    run = report_data.Run(tmp_path, {"dino": {"prototypes": 4096}}, [], rows)
+    (chart,) = report_curves.charts_of(report_curves.INFORMATION, [run])
+    assert "teacher entropy" in chart and "ln K = 8.32" in chart
+    newer = [row | {"target_entropy_cls": 6.0} for row in rows]
+    charts = list(report_curves.charts_of(report_curves.INFORMATION, [report_data.Run(tmp_path, {}, [], newer)]))
+    assert len(charts) == 1 and "entropy of the targets, CLS" in charts[0] and "ln K =" not in charts[0]
+
+
+def test_plots_and_tables_count_the_same_epochs(runs):
+    (run,) = report_data.find_runs([runs / "nct"])[:1]
+    assert report_curves.curve(run, "live_knn_top1").x == [12.0, 14, 16, 18, 20]  # from iteration 0 of the stage on
+    (line,) = table_of([runs / "nct"]).lines
+    assert line.cells["linear_top1", "final"].epoch == 20
+
+
+def test_several_denoisers_on_one_page(tmp_path):
+    data = make_images(tmp_path / "set", count=2)
+    for noise in ("gauss255", "shot1"):
+        make_run(tmp_path / "out" / noise / "dinov2", "dinov2", data, noise=noise)
+        make_denoiser(tmp_path / "out" / noise / "denoiser", noise)
+    make_denoiser(tmp_path / "elsewhere", "speckle1.0", epochs=1)
+    found = report_data.find_denoisers(report_data.find_runs([tmp_path / "out"]))
+    text = report_curves.denoiser_section([*found, tmp_path / "elsewhere"])
+    assert all(f"</svg>{name}</li>" in text for name in ("gauss255", "shot1", "speckle1.0"))
+    assert "var(--s1); stroke-width" in text and "var(--s2); stroke-width" not in text  # one epoch is no curve
+    (tmp_path / "elsewhere/config.json").write_text("[")
+    assert f"{tmp_path.name}/elsewhere" in report_curves.denoiser_section([*found, tmp_path / "elsewhere"])
+    assert report_curves.denoiser_section([tmp_path / "elsewhere"]) == ""
+
+
+def test_environment_of_the_runs(page):
+    text = page.read_text().partition('<h2 id="environment">')[2].partition("<h2 id")[0]
+    assert "torch " in text and " cores" in text and "<summary>Commands</summary>" in text and "pytest" in text
+
+
 # --- in a browser
 
 
@@ -253,10 +304,18 @@ def test_page_in_a_browser(page, tmp_path, width, scheme):
     assert not ink[:, :12].any() and not ink[:, -12:].any()  # nothing runs over the margins
 
 
-def test_page_does_not_overflow_on_a_phone(page, tmp_path):
-    # A script of the test's own in a copy, with all that is folded opened, measures what the browser has laid out.
-    measure = "document.title = document.documentElement.scrollWidth + ' of ' + innerWidth"
+def test_page_on_a_phone(page, tmp_path):
+    # A frame of a phone's width holds a copy with all that is folded opened; a script measures what is laid out.
     text = page.read_text().replace("<details>", "<details open>")
-    (tmp_path / "measured.html").write_text(text.replace("</body>", f"<script>{measure}</script></body>"))
-    title = re.search(r"<title>(\d+) of (\d+)</title>", browse(tmp_path / "measured.html", tmp_path, 390, "--dump-dom"))
-    assert int(title[1]) <= int(title[2]) and int(title[2]) <= 500, title[0]
+    measure = """onload = () => {
+      const phone = frames[0].document, rows = [...phone.querySelectorAll(".scroll:has(.pictures, .ranking)")];
+      rows.forEach(row => row.scrollLeft = 9999);
+      const atEnd = row => row.scrollLeft > 0 && row.scrollLeft + row.clientWidth >= row.scrollWidth - 1;
+      const scrolled = rows.filter(atEnd);
+      document.title = [phone.documentElement.scrollWidth, rows.length, scrolled.length].join(" ");
+    }"""
+    frame = f'<iframe style="width: 390px; height: 900px; border: 0" srcdoc="{html.escape(text)}"></iframe>'
+    (tmp_path / "phone.html").write_text(f"<!doctype html><title></title>{frame}<script>{measure}</script>")
+    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", browse(tmp_path / "phone.html", tmp_path, 600, "--dump-dom"))
+    assert int(title[1]) == 390  # the page itself never scrolls sideways
+    assert int(title[2]) == int(title[3]) == 6  # rows of images do, to their end

@@ -7,10 +7,10 @@ from PIL import Image
 
 from dinov2.data.dataset import ImageDataset, Mix
 from dinov2.data.loader import Batch, ResidentImages, make_eval_loader, make_loader
-from dinov2.data.sampler import IterationSampler
 from tests.dinov2.data.trees import make_tree, write_twins
 from utils.images import ImageError
 from utils.noise import NoiseSpec
+from utils.sampler import IterationSampler
 
 GAUSS = NoiseSpec.parse("gauss100")
 

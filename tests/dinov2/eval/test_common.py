@@ -138,7 +138,7 @@ def test_command_line_ends_with_one_line(run):
 
 RANKS = """
 import sys
-from dinov2 import distributed
+from utils import distributed
 from tests.dinov2.eval.test_common import evaluate_all
 evaluate_all(sys.argv[1])
 distributed.close()

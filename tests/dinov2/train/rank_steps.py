@@ -4,9 +4,9 @@ import sys
 
 import torch
 
-from dinov2 import distributed
 from dinov2.train.trainer import shard
 from tests.dinov2.train.steps import final_parameters, run_steps, steps_config, steps_model
+from utils import distributed
 
 
 def main(name: str, output: str) -> None:

@@ -18,9 +18,10 @@ from dinov2.train.__main__ import build_trainer, main
 from dinov2.train.optim import optimizer_state
 from dinov2.train.trainer import BatchMaker, Trainer
 from tests.dinov2.train.tiny import make_tree, settings
-from utils.images import begin_tree, denoised_root, finish_tree, list_images, twin
+from utils.images import denoised_root, list_images, twin
 from utils.noise import NoiseSpec
 from utils.results import read_json_lines
+from utils.trees import TreeWriter
 
 # A denoised schedule of 4 epochs, restarted from its epoch 2 on noisy images for 2 epochs.
 SHORT = ["curriculum.restart_epoch=2", "curriculum.noisy_epochs=2", "anchor.weights.gauss50=1.5"]
@@ -30,13 +31,13 @@ def write_denoised(tree: Path, noise: str = "gauss50", **fields) -> Path:
     """The denoised twin of a tree, finished: blurred copies that carry the manifest of a real one."""
     root = denoised_root(tree, NoiseSpec.parse(noise))
     made = {"kind": "denoised", "noise": noise, "noise_seed": 0, "format": "png"} | fields
-    begin_tree(root, made)
-    relatives = list_images(tree)
-    for relative in relatives:
+    writer = TreeWriter(tree, root, list_images(tree), made, "png")
+    writer.begin()
+    for relative in writer.relatives:
         target = twin(root, relative)
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(tree / relative).filter(ImageFilter.BoxBlur(1)).save(target)
-    assert finish_tree(root, made, {str(twin("", relative)) for relative in relatives}) == 0
+    assert writer.finish() == 0
     return root
 
 

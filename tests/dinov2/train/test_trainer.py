@@ -22,6 +22,7 @@ from dinov2.train.trainer import Terminated, Trainer
 from tests.conftest import ROOT
 from tests.dinov2.train.test_ranks import run_ranks
 from tests.dinov2.train.tiny import make_tree, settings
+from utils.environment import read_environment
 from utils.results import read_json_lines
 
 KILLS = int(os.environ.get("KILLS", "3"))  # the published figure is of 20; see docs/performance.md
@@ -58,18 +59,11 @@ def test_a_run_leaves_what_it_promises(whole_run):
     assert kept == [2, 4]
     rows = read_json_lines(whole_run / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == list(range(1, 13))
-    wanted = {
-        "total_loss",
-        "koleo_loss",
-        "ibot_loss",
-        "lr",
-        "images_per_s",
-        "student_entropy",
-        "cls_effective_rank",
-        "bottleneck_norm",
-    }
+    wanted = {"total_loss", "koleo_loss", "ibot_loss", "lr", "images_per_s", "student_entropy", "bottleneck_norm"}
+    wanted |= {"cls_norm", "cls_effective_rank"}
     assert wanted <= rows[0].keys()
     assert list((whole_run / "tensorboard").iterdir())
+    assert len(read_environment(whole_run)) == 1
     names = teacher_of(whole_run)
     assert "backbone.blocks.0.attn.qkv.weight" in names and "dino_head.last_layer.weight_g" in names
 
@@ -304,12 +298,12 @@ def test_disk_full_while_saving_is_one_sentence(tree, tmp_path, monkeypatch):
 
 
 def test_more_ranks_than_the_batch_divides_is_refused(tree, tmp_path, monkeypatch):
-    from dinov2 import distributed
+    from utils import distributed
 
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     stage = curriculum.plan(load_config(settings(tree, tmp_path / "x")))[0]
     with pytest.raises(ValueError, match=r"train\.batch_size=4 is not a multiple of the 3 ranks"):
-        from dinov2.data.sampler import IterationSampler
+        from utils.sampler import IterationSampler
 
         IterationSampler(12, stage.cfg.train.batch_size, world_size=3)
 

@@ -26,15 +26,18 @@ def _slurm_environment() -> dict[str, str]:
     }
 
 
-def init() -> None:
-    """Joins the process group when started as one of several ranks; chooses this rank's GPU. Safe to call twice."""
-    if dist.is_initialized():
-        return
+def launched() -> tuple[int, int]:
+    """(rank, number of ranks) as the launcher has it, for ranks that need no group; chooses this rank's GPU."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.update(_slurm_environment())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def init() -> None:
+    """Joins the process group when started as one of several ranks; chooses this rank's GPU. Safe to call twice."""
+    if not dist.is_initialized() and launched()[1] > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
 

@@ -13,7 +13,8 @@ class IterationSampler:
     iteration i takes its positions [i * batch_size, (i + 1) * batch_size), and a rank its contiguous part of those. So
     a run resumes at any iteration, on any number of ranks, with the same images. A batch may be larger than the set.
 
-    batch_size: images of one iteration over all ranks. ValueError where ranks do not divide it or outnumber the images.
+    batch_size: images of one iteration over all ranks. ValueError where ranks do not divide it or outnumber the images;
+    option: what the user writes before that number.
     """
 
     def __init__(
@@ -25,12 +26,13 @@ class IterationSampler:
         world_size: int = 1,
         start_iteration: int = 0,
         stop_iteration: int | None = None,
+        option: str = "train.batch_size=",
     ):
         assert 0 <= rank < world_size
         if world_size > n:
             raise ValueError(f"{world_size} ranks for {n} images: start at most {n} ranks.")
         if batch_size % world_size:
-            raise ValueError(f"train.batch_size={batch_size} is not a multiple of the {world_size} ranks.")
+            raise ValueError(f"{option}{batch_size} is not a multiple of the {world_size} ranks.")
         self.n, self.batch_size, self.seed = n, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.start_iteration, self.stop_iteration = start_iteration, stop_iteration
@@ -42,11 +44,15 @@ class IterationSampler:
             yield iteration, self.indices(iteration)
             iteration += 1
 
-    def indices(self, iteration: int) -> list[int]:
-        """Indices of this rank's images at an iteration."""
+    def positions(self, iteration: int) -> range:
+        """Places in the global stream of this rank's images at an iteration."""
         share = self.batch_size // self.world_size
         first = iteration * self.batch_size + self.rank * share
-        positions = (divmod(position, self.n) for position in range(first, first + share))
+        return range(first, first + share)
+
+    def indices(self, iteration: int) -> list[int]:
+        """Indices of this rank's images at an iteration."""
+        positions = (divmod(position, self.n) for position in self.positions(iteration))
         return [int(self._permutation(number)[place]) for number, place in positions]
 
     def _draw(self, number: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from dinov2.data.sampler import IterationSampler
+from utils.sampler import IterationSampler
 
 
 def stream(n, batch_size, stop, **options):

@@ -1,0 +1,94 @@
+"""Trees in work: claimed, taken up again, finished, and what is refused."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils import images
+from utils.images import write_image
+from utils.trees import BACKLOG, TreeWriter, check_apart
+from utils.workers import InProcess
+
+COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+FIELDS = {"noise": "gauss50", "noise_seed": 0}
+NAMES = ["a/x.jpg", "a/y.jpg"]
+
+
+def writer(root: Path, names=NAMES, **fields) -> TreeWriter:
+    return TreeWriter(root.parent / "source", root, names, FIELDS | fields, "png")
+
+
+def test_a_tree_is_claimed_finished_and_reopened(tmp_path, capsys):
+    root = tmp_path / "tree"
+    first = writer(root)
+    assert not root.exists() and first.missing == set(NAMES)
+    assert first.begin() and images.read_manifest(root) is None
+    first.write(InProcess(), "a/x.jpg", COLOUR)
+    first.wait()
+    (root / "a/.y.png.tmp-12").write_bytes(b"left by a killed run")
+    assert first.finish() == 1 and images.read_manifest(root) is None
+    with pytest.raises(ValueError, match="source lacks.*a/x.png"):
+        writer(root, ["a/y.jpg"])
+    second = writer(root)
+    assert second.missing == {"a/y.jpg"} and second.begin()
+    second.write(InProcess(), "a/y.jpg", COLOUR)
+    second.wait()
+    assert second.finish() == 0 and images.read_manifest(root) == FIELDS | {"count": 2}
+    assert sorted(path.name for path in root.rglob("*")) == ["a", "manifest.json", "x.png", "y.png"]
+    assert not writer(root).begin() and "finished already: 2 images" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="noise_seed 0, not 1"):
+        writer(root, noise_seed=1)
+    more = writer(root, [*NAMES, "b.jpg"])
+    assert images.read_manifest(root)["count"] == 2 and more.begin()
+    assert images.read_manifest(root) is None and images.read_manifest(root, images.BEGUN) == FIELDS
+    assert more.finish() == 1
+
+
+def test_a_kill_between_two_marks_loses_no_tree(tmp_path, monkeypatch):
+    """Whatever begin() and finish() had done before the kill, the next run takes the tree up."""
+    root = tmp_path / "tree"
+    done = writer(root)
+    done.begin()
+    for name in NAMES:
+        done.write(InProcess(), name, COLOUR)
+    for step in (done.finish, writer(root, [*NAMES, "b.jpg"]).begin):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", lambda path, missing_ok=False: os.kill(os.getpid(), 2))
+            with pytest.raises(KeyboardInterrupt):
+                step()
+        assert writer(root).missing == set()
+    assert writer(root).finish() == 0
+
+
+def test_what_a_worker_raises_is_raised_and_little_waits(tmp_path, monkeypatch):
+    tree = writer(tmp_path / "tree", [f"{k}.jpg" for k in range(2 * BACKLOG)])
+    tree.begin()
+    monkeypatch.setattr(images, "write_image", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        for name in tree.relatives:
+            tree.write(InProcess(), name, COLOUR)
+    assert len(tree._writing) == BACKLOG
+    with pytest.raises(OSError, match="full"):
+        tree.wait()
+
+
+def test_foreign_folders_and_broken_manifests_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    write_image(tmp_path / "photos/x.png", COLOUR)
+    with pytest.raises(ValueError, match="photos exists and was not made by this tool"):
+        writer(tmp_path / "photos")
+    (tmp_path / "tree").mkdir()
+    for content in ("{", "[]", "\xff"):
+        (tmp_path / "tree/manifest.json").write_bytes(content.encode("latin1"))
+        with pytest.raises(ValueError, match="is no manifest"):
+            writer(tmp_path / "tree")
+
+
+def test_trees_inside_each_other_are_refused(tmp_path):
+    check_apart(tmp_path / "a", tmp_path / "ab")
+    for source, target in (("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "b/../a")):
+        with pytest.raises(ValueError, match="separate"):
+            check_apart(tmp_path / source, tmp_path / target)

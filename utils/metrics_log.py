@@ -1,0 +1,36 @@
+"""What a run writes while it trains: metrics.jsonl, and the same to TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from utils.files import atomic_path
+from utils.results import append_json, read_json_lines
+
+
+class MetricsLog:
+    """write({"iteration": i, …numbers…}) → one JSON line and TensorBoard scalars. Main rank only.
+
+    clock: the key that counts. after: the state that the run goes on from; rows of later ones, which it will write
+    again, are dropped (None: all are kept).
+    """
+
+    def __init__(self, run: Path, clock: str = "iteration", after: int | None = None):
+        from torch.utils.tensorboard import SummaryWriter  # here, as it loads slowly
+
+        self.path, self.clock = Path(run) / "metrics.jsonl", clock
+        if after is not None:
+            rows = [row for row in read_json_lines(self.path) if row[clock] <= after]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.board = SummaryWriter(str(Path(run) / "tensorboard"), purge_step=after + 1 if after else None)
+
+    def write(self, row: dict) -> None:
+        append_json(self.path, row)
+        for key, value in row.items():
+            if isinstance(value, int | float) and key != self.clock:
+                self.board.add_scalar(key, value, row[self.clock])
+
+    def close(self) -> None:
+        self.board.close()

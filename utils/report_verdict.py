@@ -1,0 +1,128 @@
+"""What a table's figures say, in sentences: collapse, floors, the paper's ordering, and how far they can be trusted."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from utils.report_data import METHODS, Run
+from utils.report_table import NEEDED, Cell, Line, Table, title_of
+from utils.significance import difference
+
+SHORT = {"dinov2": "DINOv2", "nc": "NC", "nct": "NCT", "n2n": "N2N + DINOv2", "clean": "clean"}
+EQUAL_ALLOWED = {"n2n", "clean"}  # NCT <= N2N + DINOv2 <= clean; up to NCT each is strictly above the one before
+TRIAL = "TRIAL: schedules or images were cut to see whether everything runs; nothing is meant by the figures."
+FLOOR_NAMES = {
+    "untrained": "an untrained backbone",
+    "pixels": "the raw pixels",
+    "public": "the public backbone",
+}
+COLLAPSES = {  # the state as the training logs it: what that means
+    "uniform": "uniform: every image gets the same target, all prototypes alike",
+    "one prototype": "one prototype: every image gets the same one",
+    "same for all": "same for all: every image gets the same target",
+}
+ERRORS_OVER = {
+    "seeds, paired": "over the seeds, paired",
+    "seeds": "over the seeds",
+    "images": "over the validation images, paired",
+    "counts": "of two unpaired counts (older rows don't say which images were right)",
+}
+
+
+def verdict(table: Table) -> list[str]:
+    """All sentences on one table, the gravest first."""
+    compared = summary(table) + orderings(table)
+    sentences = ([TRIAL] if table.trial else []) + collapses(table.runs) + compared + kept_out(table)
+    return sentences + caveats(table) if compared else sentences
+
+
+def collapses(runs: list[Run]) -> list[str]:
+    """A sentence for each run whose training ended, or stands, in a collapse."""
+    said = []
+    for run in runs:
+        if found := run.collapse():
+            what = COLLAPSES.get(found[0], found[0])
+            said.append(f"Collapsed: {run.name}, seed {run.seed}, {what}; since epoch {found[1]:g}.")
+    return said
+
+
+def summary(table: Table) -> list[str]:
+    """Each method against the floors of its own view, in plain words."""
+    return [
+        f"{title_of(metric)}: {against_floors(line, metric)}."
+        for metric in table.metrics
+        for line in table.lines
+        if line.final(metric) and any(floor.final(metric) for floor in line.floors)
+    ]
+
+
+def against_floors(line: Line, metric: str) -> str:
+    """ "DINOv2 w/ NC: 61.2, 40.1 above an untrained backbone, 5.2 below the raw pixels"."""
+    final, parts = line.final(metric), []
+    for floor in line.floors:
+        if under := floor.final(metric):
+            gap = difference(final.rows, under.rows)
+            where = "above" if gap.points >= 0 else "below"
+            name = FLOOR_NAMES[floor.method]
+            untold = "" if gap.sign else f" (cannot be told apart: {gap.known})"
+            parts.append(f"{abs(gap.points):.1f} {where} {name}{untold}")
+    return f"{line.name}: {final.mean:.1f}, {', '.join(parts)}"
+
+
+def orderings(table: Table) -> list[str]:
+    """A sentence for each metric on the paper's ordering, DINOv2 < NC < NCT <= N2N + DINOv2 <= clean."""
+    by_method = {line.method: line for line in table.lines}
+    sentences = []
+    for metric in table.metrics:
+        finals = {m: final for m in METHODS if m in by_method and (final := by_method[m].final(metric))}
+        if len(finals) > 1:
+            sentences.append(f"{title_of(metric)}: {ordering(finals)}")
+    return sentences
+
+
+def ordering(finals: dict[str, Cell]) -> str:
+    """One sentence on the final figures of methods in the paper's order: whether each is above the one before it."""
+    expected, shown, wrong, unclear = SHORT[next(iter(finals))], [], [], []
+    for low, high in pairwise(finals):
+        expected += f" {'≤' if high in EQUAL_ALLOWED and low != 'dinov2' else '<'} {SHORT[high]}"
+        gap = difference(finals[high].rows, finals[low].rows)
+        if gap.sign > 0:
+            shown.append(f"{SHORT[high]} is above {SHORT[low]} ({gap})")
+        elif gap.sign < 0:
+            wrong.append(f"{SHORT[high]} is below {SHORT[low]} ({gap})")
+        else:
+            unclear.append(f"{SHORT[low]} and {SHORT[high]} cannot be told apart ({gap})")
+    state = "does not show" if wrong else "is not settled" if unclear else "shows"
+    return f"the paper's ordering, {expected}, {state}: {'; '.join(wrong + unclear + shown)}."
+
+
+def kept_out(table: Table) -> list[str]:
+    """On floors that were left out, and on those that there are not."""
+    sentences = list(table.kept_out)
+    lacking = [line.name for line in table.lines if line.cells and not {f.method for f in line.floors} >= set(NEEDED)]
+    if lacking:
+        sentences.append(f"Both floors are needed to say whether this learned, and are lacking: {', '.join(lacking)}.")
+    return sentences
+
+
+def caveats(table: Table) -> list[str]:
+    """On which figures the sentences rest, and how well they are known."""
+    present = {line.method for line in table.lines}
+    missing = [METHODS[m][0] for m in METHODS if m not in present and not (m == "clean" and table.noise == "none")]
+    sentences = [f"Not among these runs: {', '.join(missing)}."] if missing else []
+    finals = [[c for line in table.lines + table.floors if (c := line.final(m))] for m in table.metrics]
+    kinds = {difference(a.rows, b.rows).over for cells in finals for a, b in pairwise(cells)}
+    errors = " or ".join(text for kind, text in ERRORS_OVER.items() if kind in kinds)
+    sentences.append(
+        "All of this rests on the final checkpoints (the best ones were chosen on the validation images themselves), "
+        f"and takes more than two standard errors for a difference{f'; errors {errors}' if errors else ''}."
+    )
+    if all(line.seeds == 1 for line in table.lines):
+        sentences.append("One seed each: the spread between seeds is not known.")
+    if table.val_images:
+        margin = 100 * 1.96 * (0.25 / table.val_images) ** 0.5
+        sentences.append(
+            f"With {table.val_images} validation images a figure near 50\u00a0% is known to about ±{margin:.1f} "
+            "points (95\u00a0%)."
+        )
+    return sentences

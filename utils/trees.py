@@ -1,0 +1,111 @@
+"""Trees of twins in work: written in parallel, taken up again after a kill, marked when they are finished.
+
+A tree in work holds .manifest.json (what is being made), a finished one manifest.json. The images in between are whole,
+each written atomically, so that a killed run goes on with those that are missing.
+"""
+
+import json
+import sys
+from collections import deque
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+
+from utils import images
+from utils.files import atomic_path
+
+BACKLOG = 32  # images that may wait to be written
+
+
+class TreeWriter:
+    """The tree at root, with a twin for each of the images `relatives` of the tree `source`.
+
+    fields: what is made (JSON values), the same when the work is taken up again. missing: the images that have no twin
+    yet. ValueError where one of the trees holds the other, or root holds something else: another tree, files that are
+    no tree of ours, or twins of images that the source has lost. Nothing is written before begin().
+    """
+
+    def __init__(self, source: Path, root: Path, relatives: list[str], fields: dict, format: str):
+        check_apart(source, root)
+        self.root, self.relatives, self.fields, self.format = Path(root), relatives, fields, format
+        self.files = images.source_files(source, relatives)
+        self._check_claim()
+        twins = {self._name(relative): relative for relative in relatives}
+        existing = images.existing_images(root)
+        if extra := sorted(existing - twins.keys()):
+            raise ValueError(f"{root} holds {len(extra)} images that the source lacks, such as {extra[0]}; remove them")
+        self.missing = {relative for name, relative in twins.items() if name not in existing}
+        self._writing: deque[Future] = deque()
+
+    def _name(self, relative: str) -> str:
+        return str(images.twin("", relative, f".{self.format}"))
+
+    def _check_claim(self) -> None:
+        begun = images.read_manifest(self.root) or images.read_manifest(self.root, images.BEGUN)
+        if begun is None and self.root.exists():
+            if not (self.root.is_dir() and all(".tmp-" in path.name for path in self.root.iterdir())):
+                raise ValueError(
+                    f"{self.root} exists and was not made by this tool; remove it or choose another output"
+                )
+        for key, value in self.fields.items() if begun else ():
+            if begun.get(key) != value:
+                raise ValueError(
+                    f"{self.root} was made with {key} {begun.get(key)!r}, not {value!r}; remove it or choose another "
+                    "output"
+                )
+
+    def begin(self) -> bool:
+        """Claim the folder before the first image is written. False, and said, where the tree is finished already."""
+        if not self.missing and (self.root / images.MANIFEST).exists():
+            images.check_unchanged(self.root, self.files)
+            print(f"{self.root} is finished already: {len(self.relatives)} images", flush=True)
+            return False
+        self.root.mkdir(parents=True, exist_ok=True)
+        _write_json(self.root / images.BEGUN, self.fields)
+        (self.root / images.MANIFEST).unlink(missing_ok=True)
+        return True
+
+    def write(self, pool: Executor, relative: str, image: np.ndarray) -> None:
+        """Encode and write a twin in a worker. Waits where many are under way; raises what one of them has raised."""
+        path = images.twin(self.root, relative, f".{self.format}")
+        self._writing.append(pool.submit(images.write_image, path, image, self.format))
+        while len(self._writing) > BACKLOG:
+            self._writing.popleft().result()
+
+    def wait(self) -> None:
+        """Until all that was given to write() is written; raises what a worker has raised, such as a full disk."""
+        while self._writing:
+            self._writing.popleft().result()
+
+    def finish(self) -> int:
+        """The number of twins that are missing still; the tree is marked as finished where it is none.
+
+        What killed runs left is swept first. The mark comes last of all.
+        """
+        if missing := len({self._name(relative) for relative in self.relatives} - images.existing_images(self.root)):
+            return missing
+        for leftover in self.root.rglob(".*.tmp-*"):
+            leftover.unlink(missing_ok=True)
+        _write_json(self.root / images.MANIFEST, self.fields | self.files | {"count": len(self.relatives)})
+        (self.root / images.BEGUN).unlink(missing_ok=True)
+        return 0
+
+
+def check_apart(source: Path | str, target: Path | str) -> None:
+    """ValueError where one of two trees is the other or lies inside it: a tool would read what it writes."""
+    a, b = Path(source).resolve(), Path(target).resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise ValueError(f"{source} and {target} must be separate folders, neither inside the other")
+
+
+def name_errors(errors: list[str], done: str, unfinished: str) -> int:
+    """Say which images could not be read; the exit code."""
+    print("\n".join(sorted(errors)), file=sys.stderr)
+    print(f"error: {len(errors)} images could not be {done}; {unfinished} not finished", file=sys.stderr)
+    return 2
+
+
+def _write_json(path: Path, fields: dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
