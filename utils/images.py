@@ -282,7 +282,7 @@ def describe_source(root: Path | str, spec: NoiseSpec, seed: int) -> dict:
 def describe_files(root: Path | str, relatives: list[str]) -> str:
     """How many files these are, and a hash of their names and sizes: what tells a list of images from another."""
     digest = hashlib.blake2b(digest_size=6)
-    for relative in relatives:
+    for relative in sorted(relatives):
         digest.update(f"{relative}\0{os.stat(f'{root}/{relative}').st_size}\n".encode())
     return f"{len(relatives)} images {digest.hexdigest()}"
 
