@@ -33,11 +33,12 @@ from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
 from utils import cli, distributed, values
 from utils.files import atomic_path
-from utils.images import ImageError, describe_source
+from utils.images import ImageError, describe_source, source_files
 from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.sampler import IterationSampler
+from utils.tensor_files import load_tensors
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
@@ -181,6 +182,7 @@ class Training:
             )
         self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
         self.settings |= {name: getattr(args, name) for name in FIXED}
+        self.settings |= source_files(args.data, relatives)
         self.step = 0
         self.sums = torch.zeros(3, device=self.device)  # both terms over the epoch so far, and the number of steps
 
@@ -273,13 +275,12 @@ class Training:
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = load_tensors(path, self.device)
             before = UNNAMED | state["settings"]
-        except Exception as error:  # torch.load fails in many ways on a damaged file
-            reason = type(error).__name__
-            raise ValueError(f"{path} cannot be taken up ({reason}); remove it to train from the start") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be taken up ({error}); remove it to train from the start") from error
         for name, value in self.settings.items():
-            if before.get(name) != value:
+            if before.get(name, value if name.endswith("images") else None) != value:
                 raise ValueError(
                     f"{self.output} holds a run with {name} {before.get(name)!r}, not {value!r}; "
                     "choose another --output, or remove it"
@@ -304,6 +305,15 @@ def _save(state: dict, path: Path) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether the weights are there and undamaged; damaged ones are named, and written anew from the checkpoint."""
+    try:
+        return path.exists() and bool(load_tensors(path))
+    except ValueError as error:
+        print(f"warning: {error}; it is written anew from checkpoint.pth", file=sys.stderr)
+        return False
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train a denoiser; see the module's docstring. Returns the exit code."""
     args = parse_arguments(argv)
@@ -317,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         args.values = str(rule)
         training = Training(args, relatives, choose_crop(root, relatives, args.crop, args.depth, args.subsample))
         training.restore()
-        if training.step == training.schedule.steps and (training.output / "unet.pth").exists():
+        if training.step == training.schedule.steps and _is_whole(training.output / "unet.pth"):
             print(f"{training.output}/unet.pth is finished already", flush=True)
             return 0
         if distributed.is_main():

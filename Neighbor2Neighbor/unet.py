@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.tensor_files import load_tensors
+
 
 class Upsample(nn.Module):
     """2x2 transposed convolution of stride 2, then concatenation with the skip connection."""
@@ -89,16 +91,16 @@ def _activation(x: Tensor) -> Tensor:
 def load_unet(path: Path | str) -> UNet:
     """The U-Net of a .pth file (ours or published), in eval mode; its size is read off the weights.
 
-    ValueError for a file that is missing, is no state dict, or does not match the architecture.
+    ValueError for a file that is missing, damaged, no state dict, or does not match the architecture.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is missing; name the unet.pth of a trained denoiser")
+    state = load_tensors(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # saved from DataParallel
         features, channels = state["enc_conv0.weight"].shape[:2]
         depth = max(int(match[1]) for name in state if (match := re.fullmatch(r"up(\d+)\.deconv\.weight", name)))
-    except Exception as error:  # torch.load fails in many ways on a file that is not its own
+    except (AttributeError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no weights of a Neighbor2Neighbor U-Net ({type(error).__name__})") from error
     network = UNet(channels, features, depth)
     try:

@@ -2,27 +2,31 @@
 
     <run>/checkpoints/iter_0000012499/{*.distcp, .metadata, teacher_checkpoint.pth, COMPLETE}
 
-A checkpoint is written under a hidden name and renamed when whole. COMPLETE lists its files with their sizes: a folder
-without it, or whose files do not fit it, is never read. teacher_checkpoint.pth (evaluation epochs) is a plain file with
-public DINOv2 names: {"teacher": {"backbone.…": tensor, "dino_head.…": tensor}}.
+A checkpoint is written under a hidden name and renamed when whole. COMPLETE lists its files with their sizes and
+checksums: a folder without it, or whose files do not fit it, is not used. teacher_checkpoint.pth (evaluation epochs) is
+a plain file with public DINOv2 names: {"teacher": {"backbone.…": tensor, "dino_head.…": tensor}}.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import pickle
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+import xxhash
 from torch import Tensor
 
-from utils import distributed
+from dinov2.dcp_reader import load_tensors_into, read_description
+from utils import distributed, tensor_files
 
 # One process saves and loads by itself on purpose; said at every checkpoint, it would bury what matters.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -37,6 +41,8 @@ class Checkpoint:
     iteration: int  # iterations done
     epoch: int  # whole epochs done
     evaluate: bool  # kept for evaluation: it has a teacher_checkpoint.pth
+    identity: str = ""  # of the run that wrote it, see dinov2.train.identity; "" before there was one
+    hashes: dict[str, str] = field(default_factory=dict)  # xxh3 of its files; none of those written before there were
 
     @property
     def teacher(self) -> Path:
@@ -47,29 +53,101 @@ def _folder(run: Path | str) -> Path:
     return Path(run) / "checkpoints"
 
 
+@cache
+def _warn(sentence: str) -> None:
+    """Once a process: the same folders are looked at many times."""
+    if distributed.is_main():
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
 def _read(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder; None when it is not whole, which is said."""
     try:
         mark = json.loads((path / MARK).read_text())
+        if mark.pop("check", None) not in (None, _check(mark)):
+            raise ValueError(f"{path / MARK} is damaged")
         for name, size in mark["files"].items():
             if (path / name).stat().st_size != size:
-                print(f"warning: {path / name} is truncated; this checkpoint is not used", file=sys.stderr)
-                return None
-        return Checkpoint(path, mark["iteration"], mark["epoch"], mark["evaluate"])
-    except (OSError, json.JSONDecodeError, KeyError):
-        print(f"warning: {path} is incomplete; this checkpoint is not used", file=sys.stderr)
-        return None
+                raise ValueError(f"{path / name} is truncated")
+        if path.name != _name(mark["iteration"]):
+            raise ValueError(f"{path / MARK} is of iteration {mark['iteration']}")
+        numbers = mark["iteration"], int(mark["epoch"]), bool(mark["evaluate"])
+        return Checkpoint(path, *numbers, mark.get("identity", ""), mark.get("xxh3", {}))
+    except OSError as error:
+        reason = f"{error.filename} can't be read ({error.strerror})"
+    except (KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError):
+        reason = f"{path / MARK} is damaged"
+    except ValueError as error:
+        reason = str(error)
+    _warn(f"{reason}; this checkpoint is not used")
+    return None
+
+
+def _name(iteration: int) -> str:
+    return f"iter_{iteration:010d}"
+
+
+def _check(mark: dict) -> str:
+    """Checksum of what COMPLETE says."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(mark, sort_keys=True).encode())
 
 
 def list_checkpoints(run: Path | str) -> list[Checkpoint]:
-    """Whole checkpoints of a run, oldest first."""
+    """Whole checkpoints of a run by their sizes, oldest first; what is in the files is looked at when one is loaded."""
     found = [_read(path) for path in sorted(_folder(run).glob("iter_*"))]
     return sorted((c for c in found if c is not None), key=lambda c: c.iteration)
 
 
 def latest(run: Path | str) -> Checkpoint | None:
-    checkpoints = list_checkpoints(run)
-    return checkpoints[-1] if checkpoints else None
+    """The last checkpoint that is as it was written; damaged ones are named and passed over. All ranks call it."""
+    for checkpoint in reversed(list_checkpoints(run)):
+        try:
+            check(checkpoint)
+            read_description(checkpoint.path)
+            return checkpoint
+        except ValueError as error:
+            _warn(f"{error}; this checkpoint is not used")
+    return None
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """ValueError that names the first file which is not as it was written. The ranks share the work: all call it."""
+    if not checkpoint.hashes:
+        _warn(f"{checkpoint.path} was written without checksums: the sizes of its files alone are checked")
+    names, ranks = sorted(checkpoint.hashes), distributed.world_size()
+    own = [name if i % ranks == distributed.rank() else None for i, name in enumerate(names)]
+    wrong = [name is not None and _differs(checkpoint.path / name, checkpoint.hashes[name]) for name in own]
+    for name, count in zip(names, _sum_over_ranks(wrong), strict=True):
+        if count:
+            raise ValueError(f"{checkpoint.path / name} is damaged: it is not what was written")
+
+
+def _differs(path: Path, wanted: str) -> bool:
+    try:
+        status = path.stat()
+        return _hash_of(path, status.st_size, status.st_mtime_ns) != wanted
+    except OSError:
+        return True
+
+
+@cache
+def _hash_of(path: Path, size: int, time: int) -> str:
+    """xxh3 of a file; size and time tell whether it is the one that was looked at before."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+def _sync_and_hash(path: Path) -> str:
+    """xxh3 of a file just written, computed while the disk takes it in."""
+    with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(os.fsync, file.fileno())
+        digest = hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+        synced.result()
+    return digest
+
+
+def _sum_over_ranks(values: list[int]) -> list[int]:
+    return distributed.all_reduce_sum(torch.tensor(values, dtype=torch.int64, device=distributed.device())).tolist()
 
 
 def at_epoch(run: Path | str, epoch: int) -> Checkpoint:
@@ -91,22 +169,23 @@ def save(
     epoch: int,
     teacher: dict[str, Tensor] | None,
     keep_last: int,
+    identity: str = "",
 ) -> Checkpoint:
     """Writes `state` (nested dicts of tensors) and, for evaluation, the teacher's whole tensors. All ranks call it."""
     folder = _folder(run)
-    final = folder / f"iter_{iteration:010d}"
+    final = folder / _name(iteration)
     temporary = folder / f".{final.name}.tmp"
     if distributed.is_main():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     distributed.barrier()
+    mark = {"iteration": iteration, "epoch": epoch, "evaluate": teacher is not None, "identity": identity}
     try:
         # The writer's own error on a full disk is a long chain; the folder never gets its mark either way.
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True), no_dist=_alone())
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=_alone())
+        hashes = _write_through(temporary, teacher)
         if distributed.is_main():
-            if teacher is not None:
-                torch.save({"teacher": teacher}, temporary / TEACHER)
-            _finish(temporary, final, iteration, epoch, teacher is not None)
+            _finish(temporary, final, mark, hashes)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -117,18 +196,34 @@ def save(
     distributed.barrier()
     if distributed.is_main():
         _prune(run, keep_last)
-    return Checkpoint(final, iteration, epoch, teacher is not None)
+    return Checkpoint(final, iteration, epoch, teacher is not None, identity, hashes)
 
 
 def _alone() -> bool:
     return distributed.world_size() == 1
 
 
-def _finish(temporary: Path, final: Path, iteration: int, epoch: int, evaluate: bool) -> None:
-    files = {path.name: path.stat().st_size for path in temporary.iterdir()}
-    mark = {"iteration": iteration, "epoch": epoch, "evaluate": evaluate, "files": files}
+def _write_through(folder: Path, teacher: dict[str, Tensor] | None) -> dict[str, str]:
+    """Each rank brings its shard to the disk; the main rank also writes the teacher. Checksums of the files."""
+    own = {path.name: 0 for path in folder.glob(f"__{distributed.rank()}_*.distcp")}
+    hashes, failure = {}, None
+    try:
+        if distributed.is_main():
+            if teacher is not None:
+                torch.save({"teacher": teacher}, folder / TEACHER)
+            own |= {path.name: 0 for path in folder.iterdir() if not path.name.startswith("__")}
+        hashes = {name: _sync_and_hash(folder / name) for name in own}
+    except (OSError, RuntimeError) as error:  # torch.save answers a full disk with a RuntimeError
+        failure = error
+    if any(_sum_over_ranks([failure is not None])):
+        raise failure or OSError("another rank could not write its part")
+    return distributed.gather_dicts(hashes)
+
+
+def _finish(temporary: Path, final: Path, mark: dict, hashes: dict[str, str]) -> None:
+    mark = mark | {"files": {name: (temporary / name).stat().st_size for name in hashes}, "xxh3": hashes}
     with open(temporary / MARK, "w") as file:
-        file.write(json.dumps(mark))
+        file.write(json.dumps(mark | {"check": _check(mark)}))
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)  # an unreadable one of the same iteration
@@ -142,40 +237,13 @@ def _prune(run: Path | str, keep_last: int) -> None:
         # Renamed first: a half-removed folder must not look like a checkpoint.
         hidden = checkpoint.path.with_name(f".{checkpoint.path.name}.removed")
         os.rename(checkpoint.path, hidden)
+    sweep(run)
+
+
+def sweep(run: Path | str) -> None:
+    """Removes what killed runs left half-written or half-removed."""
     for leftover in [*_folder(run).glob(".iter_*.removed"), *_folder(run).glob(".iter_*.tmp")]:
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """DCP describes its tensors in a pickle: only the classes of that description are let in."""
-
-    ALLOWED = {
-        ("collections", "OrderedDict"),
-        ("torch", "Size"),
-        ("torch.serialization", "_get_layout"),
-        ("torch.distributed.checkpoint.planner", "SavePlan"),
-        ("pathlib", "PosixPath"),
-        ("builtins", "dict"),
-    }
-    MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-
-    def find_class(self, module: str, name: str):
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        description = module in self.MODULES and name.lstrip("_")[:1].isupper()  # its classes, none of its functions
-        if dtype or description or (module, name) in self.ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-def _described(path: Path) -> dict[str, tuple[int, ...] | None]:
-    """Names and shapes of the tensors in a checkpoint (None for other values)."""
-    try:
-        with open(path / ".metadata", "rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path / '.metadata'} holds code or foreign objects ({error}): refused") from None
-    described = metadata.state_dict_metadata.items()
-    return {name: tuple(item.size) if hasattr(item, "size") else None for name, item in described}
 
 
 def _flat(state: dict, prefix: str = "") -> dict[str, object]:
@@ -190,28 +258,37 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
 
     Strict: ValueError that names the first tensors that are missing or have another shape.
     """
-    described = _described(checkpoint.path)
+    check(checkpoint)
+    description = read_description(checkpoint.path)
+    described = {
+        name: tuple(item.size) if hasattr(item, "size") else None  # None: no tensor
+        for name, item in description.state_dict_metadata.items()
+    }
     wrong = []
     for name, value in _flat(state).items():
+        assert isinstance(value, Tensor), name
         if name not in described:
             wrong.append(f"{name} is missing")
-        elif isinstance(value, Tensor) and described[name] != tuple(value.shape):
+        elif described[name] != tuple(value.shape):
             wrong.append(f"{name} is {list(described[name] or ())}, the model wants {list(value.shape)}")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ValueError(f"{checkpoint.path} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    dcp.load(state, checkpoint_id=checkpoint.path, no_dist=_alone())
+    load_tensors_into(state, checkpoint.path, description, _alone())
     return state
 
 
 def load_tensors(path: Path | str) -> dict:
-    """A plain torch file, weights only. ValueError when it is truncated or holds code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path} holds more than weights (a pickle with code in it?): refused") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} can't be read as a torch file: {str(error).splitlines()[0]}") from None
+    """A plain torch file, weights only. ValueError when it holds code, or is not what its checkpoint says of it."""
+    path = Path(path)
+    checkpoint = _read(path.parent) if (path.parent / MARK).is_file() else None
+    wanted = checkpoint.hashes.get(path.name) if checkpoint else None
+    if wanted and _differs(path, wanted):
+        raise ValueError(
+            f"{path} is damaged: it is not what was written; remove {path.parent} and train on, "
+            "which goes on from the checkpoint before it"
+        )
+    return tensor_files.load_tensors(path)
 
 
 def load_strict(module: torch.nn.Module, state: dict[str, Tensor], source: Path | str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dinov2.models.vision_transformer import ARCHS
+from utils.files import atomic_path
 from utils.images import MIXED
 from utils.noise import NoiseSpec
 from utils.readers import STACKS
@@ -139,9 +139,8 @@ def _read_yaml(path: Path) -> DictConfig:
 def save_run_config(cfg: DictConfig, run: Path | str) -> None:
     path = Path(run) / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(OmegaConf.to_yaml(cfg))
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(cfg))
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -273,6 +272,10 @@ def validate(cfg: DictConfig) -> None:
     require(0 <= cfg.model.drop_path < 1, f"model.drop_path={cfg.model.drop_path} must be at least 0 and below 1")
     batch, micro = cfg.train.batch_size, cfg.train.accumulate
     require(batch % micro == 0, f"train.batch_size={batch} is no multiple of train.accumulate={micro}")
+    for key in cfg.resume.allow:
+        known = any(key in _all_keys(_defaults(), section=section) for section in (True, False))
+        known = known or str(key).startswith("anchor.weights.")
+        require(known, f"resume.allow={list(cfg.resume.allow)}: {key} is no key")
     for noise, weight in cfg.anchor.weights.items():
         require(_same_type(weight, 0.0), f"anchor.weights.{noise}={weight} must be a number")
     _validate_stages(cfg, require, one_of)

@@ -12,7 +12,7 @@ case $scale_name in
     *) set -- --config Neighbor2Neighbor/published.yaml ;;
 esac
 for noise in $noises; do
-    once "$output/.done/denoiser-$noise" "$(tree_state "$data")" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" \
+    once "$output/.done/denoiser-$noise" "$(tree_state "$data"; sums Neighbor2Neighbor/*.yaml)" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" \
         --noise "$noise" --output "$output/$noise/denoiser" "$@" ${steps:+--steps "$steps"} \
         ${channels:+--channels "$channels"}
 done

@@ -13,8 +13,8 @@ evaluate() { # NOISE METHOD
     for name in $evals; do
         set -- "run=$folder" "checkpoints=$checkpoints"
         eval "set -- \"\$@\" $eval_overrides"
-        once "$output/.done/$name-$noise-$method$(of_seed)" "$(sums "$folder"/config.yaml "$folder"/checkpoints/*/COMPLETE)" \
-            "$PYTHON" -m "dinov2.eval.$name" "$@"
+        once "$output/.done/$name-$noise-$method$(of_seed)" \
+            "$(tree_state "$data"; sums "$folder"/config.yaml "$folder"/checkpoints/*/COMPLETE)" "$PYTHON" -m "dinov2.eval.$name" "$@"
     done
 }
 

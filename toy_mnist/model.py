@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from utils.tensor_files import load_tensors
+
 COVARIANCE_WEIGHT = 0.5
 
 
@@ -35,11 +37,9 @@ def load_encoder(path: Path | str) -> Encoder:
     """The encoder of a checkpoint of this toy, or of a plain state dict as released. ValueError for any other file."""
     encoder = Encoder()
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = load_tensors(path)
         encoder.load_state_dict(state.get("encoder", state))
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds for what is not a checkpoint
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of the toy's 784-128-32 encoder") from error
     return encoder
 

@@ -13,6 +13,7 @@ from utils.files import atomic_path
 from utils.noise import NoiseSpec, perturb
 from utils.progress import Progress
 from utils.results import append_json
+from utils.tensor_files import load_tensors
 
 BATCH = 256
 LEARNING_RATE = 1e-4
@@ -60,7 +61,7 @@ def pretrain(
     encoder = load_encoder(start) if start else seeded(Encoder, stream_seed(seed, "encoder"))
     optimizer = torch.optim.Adam(encoder.parameters(), lr=LEARNING_RATE, fused=True)
     if done:
-        optimizer.load_state_dict(torch.load(start, weights_only=True)["optimizer"])
+        optimizer.load_state_dict(load_tensors(start)["optimizer"])
     if done < epochs:
         with Progress(epochs, f"seed {seed}: pretrain {stage}", "epochs", initial=done) as bar:
             for epoch in range(done + 1, epochs + 1):

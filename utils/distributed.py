@@ -77,3 +77,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean over ranks, in place."""
     return all_reduce_sum(tensor).div_(world_size())
+
+
+def gather_dicts(own: dict[str, str]) -> dict[str, str]:
+    """The entries of all ranks' dicts together, on every rank."""
+    gathered: list[dict] = [own] * world_size()
+    if dist.is_initialized():
+        dist.all_gather_object(gathered, own)
+    return {key: value for part in gathered for key, value in part.items()}

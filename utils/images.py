@@ -5,6 +5,7 @@ same relative paths: noisy_DIR-<noise>/ and noisy_DIR-<noise>-denoised/. A tool 
 manifest.json into it, last of all: a tree without one is not finished.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -344,6 +345,27 @@ def describe_source(root: Path | str, spec: NoiseSpec, seed: int) -> dict:
         )
     given = {"source": Path(root).resolve().name, "noise": str(spec), "noise_seed": seed if spec.kind != "none" else 0}
     return {name: made.get(name, value) for name, value in given.items()}
+
+
+def describe_files(root: Path | str, relatives: list[str]) -> str:
+    """How many files these are, and a hash of their names and sizes: what tells a list of images from another."""
+    digest = hashlib.blake2b(digest_size=6)
+    for relative in sorted(relatives):
+        digest.update(f"{relative}\0{os.stat(f'{root}/{relative}').st_size}\n".encode())
+    return f"{len(relatives)} images {digest.hexdigest()}"
+
+
+def source_files(root: Path | str, relatives: list[str]) -> dict[str, str]:
+    """describe_files() under a key of its own for clean trees and for noisy copies: the same images in either form."""
+    return {"noisy_images" if read_manifest(root) else "images": describe_files(root, relatives)}
+
+
+def check_unchanged(root: Path | str, files: dict[str, str]) -> None:
+    """ValueError where the finished tree at root was made from other files than source_files() now finds."""
+    made = read_manifest(root) or {}
+    for key, now in files.items():
+        if made.get(key, now) != now:
+            raise ValueError(f"{root} was made from {made[key]}, its source now has {now}; remove it to make it anew")
 
 
 def existing_images(root: Path | str) -> set[str]:

@@ -11,15 +11,20 @@ import os
 import time
 from pathlib import Path
 
+from utils.files import named
+
 FIELDS = ("method", "noise", "dataset", "seed", "epoch", "iteration", "metric", "value", "view", "protocol")
 FLOORS = ("untrained", "pixels", "public")  # methods of rows that no training has gone into
 VERSION = "0.1.0"
 
 
 def append_json(path: Path, row: dict) -> None:
-    """Appends one JSON line in one write, after closing a line that a killed process left half-written."""
+    """Appends one JSON line in one write, after closing a line that a killed process left half-written.
+
+    OSError names the file, also where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with named(path), open(path, "a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

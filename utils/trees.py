@@ -29,6 +29,7 @@ class TreeWriter:
     def __init__(self, source: Path, root: Path, relatives: list[str], fields: dict, format: str):
         check_apart(source, root)
         self.root, self.relatives, self.fields, self.format = Path(root), relatives, fields, format
+        self.files = images.source_files(source, relatives)
         self._check_claim()
         twins = {self._name(relative): relative for relative in relatives}
         existing = images.existing_images(root)
@@ -57,6 +58,7 @@ class TreeWriter:
     def begin(self) -> bool:
         """Claim the folder before the first image is written. False, and said, where the tree is finished already."""
         if not self.missing and (self.root / images.MANIFEST).exists():
+            images.check_unchanged(self.root, self.files)
             print(f"{self.root} is finished already: {len(self.relatives)} images", flush=True)
             return False
         self.root.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ class TreeWriter:
             return missing
         for leftover in self.root.rglob(".*.tmp-*"):
             leftover.unlink(missing_ok=True)
-        _write_json(self.root / images.MANIFEST, self.fields | {"count": len(self.relatives)})
+        _write_json(self.root / images.MANIFEST, self.fields | self.files | {"count": len(self.relatives)})
         (self.root / images.BEGUN).unlink(missing_ok=True)
         return 0
 

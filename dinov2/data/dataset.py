@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from dinov2.data.index import as_it_lies, build_index, check_classes
 from dinov2.data.splits import Layout
-from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
+from utils.images import denoised_root, describe_files, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.values import ESTIMATED, FULL, Values, agrees, reading, resolve
 
@@ -127,6 +127,12 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _source(self, relative: str) -> np.ndarray:
         return read_image(self.root / relative, self.channels, "native", self.scale)
+
+    def digest(self, kind: str | None = None) -> str:
+        """How many images there are, and a hash of their names and sizes: of the source, or of the twins of a kind."""
+        if kind is None:
+            return describe_files(self.root, self.relatives)
+        return describe_files(self.twins[kind], [os.path.splitext(n)[0] + self.suffixes[kind] for n in self.relatives])
 
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""

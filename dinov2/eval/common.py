@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config
+from dinov2.data.dataset import dataset_from_config
 from dinov2.eval.features import Features, eval_view
 from utils import cli, distributed
 from utils.memory import keep_freed_memory
@@ -177,17 +179,43 @@ def best_of(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
     raise ValueError(f"checkpoints=best: {folder} has no linear probe or kNN yet; evaluate with checkpoints=all first")
 
 
+PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: the images count, not where they lie
+
+
 def settings_hash(name: str, cfg: DictConfig) -> str:
-    """Hash of what decides these figures: the run, and of eval.* the common keys and the evaluator's own section."""
+    """Hash of what decides these figures: the run, the images by name and size, and of eval.* the common keys and the
+    evaluator's own section.
+    """
     own = {"linear", "knn"} if name == "robustness" else {"retrieval" if name == "instance_recog" else name}
     reduced = OmegaConf.create(OmegaConf.to_container(cfg))
     reduced.eval = {k: v for k, v in reduced.eval.items() if not isinstance(v, DictConfig) or k in own | {name}}
+    reduced.data = {k: v for k, v in reduced.data.items() if k not in PLACES}
+    reduced.data.name = dataset_name(cfg)
+    if name != "instance_recog":  # its images are named by eval.retrieval
+        reduced.data.images = _digests(OmegaConf.to_yaml(cfg.data), cfg.noise, eval_view(cfg))
     return config_hash(reduced)
+
+
+@cache
+def _digests(data: str, noise: str, view: str) -> list[str]:
+    """What tells the images of both splits from others; asked for at each checkpoint, looked at once."""
+    cfg = OmegaConf.create({"data": OmegaConf.create(data), "noise": noise})
+    found = []
+    for split in ("train", "val"):
+        if Path(cfg.data.root, split).is_dir():
+            images = dataset_from_config(cfg, split, views=(view,))
+            found += [images.digest(), *(images.digest(kind) for kind in images.twins if kind == "denoised")]
+    return found
+
+
+def dataset_name(cfg: DictConfig) -> str:
+    return cfg.data.name or Path(cfg.data.root).resolve().name
 
 
 def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) -> bool:
     """Whether the rows of this evaluation, with these settings, are in the run's results."""
     mark = {"evaluator": name, "settings": settings_hash(name, cfg)}
+    mark |= {"identity": checkpoint.identity} if checkpoint.identity else {}
     rows = (row for row in read_results(folder) if row["iteration"] == checkpoint.iteration)
     return any(row["details"].get("last") and mark.items() <= row["details"].items() for row in rows)
 
@@ -215,7 +243,7 @@ def evaluate_backbone(
     for i, (metric, value, details) in enumerate(results):
         replaced = {field: details[field] for field in ROW_FIELDS if field in details}
         kept = {key: entry for key, entry in details.items() if key not in ROW_FIELDS}
-        kept |= {"evaluator": name, "settings": settings_hash(name, cfg)}
+        kept |= {"evaluator": name, "settings": settings_hash(name, cfg), "identity": checkpoint.identity}
         if i == len(results) - 1:  # marks the evaluation as whole, and carries its cost once
             kept |= {"last": True, "seconds": round(time.perf_counter() - start, 2)}
         rows.append(base | {"metric": metric, "value": value} | replaced | {"details": kept})
@@ -233,7 +261,7 @@ def row_base(checkpoint: Checkpoint, cfg: DictConfig) -> dict:
     return {
         "method": cfg.method,
         "noise": cfg.noise,
-        "dataset": cfg.data.name or Path(cfg.data.root).resolve().name,
+        "dataset": dataset_name(cfg),
         "seed": cfg.seed,
         "view": eval_view(cfg),
         "protocol": "full",

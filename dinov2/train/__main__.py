@@ -16,12 +16,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dinov2 import checkpoint
-from dinov2.config import load_config, load_run_config, overlay_help, save_run_config
-from dinov2.data.dataset import resolve_values
+from dinov2.config import load_config, load_defaults, overlay_help
+from dinov2.data.dataset import ImageDataset, resolve_values
 from dinov2.eval.features import extract
 from dinov2.eval.knn import accuracies
 from dinov2.models.pretrained import load_pretrained
-from dinov2.train import curriculum
+from dinov2.train import curriculum, identity
 from dinov2.train.curriculum import Stage
 from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
@@ -29,35 +29,7 @@ from utils import cli, distributed
 from utils.environment import record_environment
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
-# Sections and keys that a resumed run may change: they do not decide what is computed.
-CHANGEABLE = ("eval", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.knn_every",
-              "train.on_collapse", "data.workers", "data.resident", "data.index_cache", "train.compile",
-              "train.activation_checkpointing", "output_dir", "data.root", "data.noisy_root", "data.denoised_root",
-              "data.storage", "curriculum", "anchor.run", "method", "trial", "train.eval_every")  # fmt: skip
-
-
-def check_resumable(stage: Stage) -> None:
-    """A folder with a run of other settings is refused: mixing two runs would make neither."""
-    if not (stage.run / "config.yaml").exists() or checkpoint.latest(stage.run) is None:
-        return
-    old, new = (OmegaConf.to_container(c, resolve=True) for c in (load_run_config(stage.run), stage.cfg))
-    if not stage.anchor:  # nothing of it is used: nct shares the denoised run of an nc with another anchor
-        old["anchor"] = new["anchor"]
-    for key in CHANGEABLE:
-        *path, last = key.split(".")
-        for content in (old, new):
-            for part in path:
-                content = content[part]
-            content.pop(last, None)
-    for section in new:
-        if old.get(section) != new[section]:
-            keys = [section]
-            a, b = old.get(section), new[section]
-            if isinstance(b, dict):
-                inner = [k for k in b if (a or {}).get(k) != b[k]]
-                keys, a, b = [section, inner[0]], a.get(inner[0]), b[inner[0]]
-            key = ".".join(keys)
-            raise ValueError(f"{stage.run} holds a run with {key}={a}, this one has {b}: choose another output_dir")
+DEFAULT_LR = load_defaults().optim.base_lr
 
 
 def start_fresh(stage: Stage, model: SSLModel, optimizer: Optimizer) -> None:
@@ -96,31 +68,50 @@ def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
     return measure
 
 
-def build_trainer(stage: Stage) -> Trainer:
+def build_trainer(stage: Stage, images: ImageDataset | None = None, run_identity: str = "") -> Trainer:
     """The stage's trainer, as it stands before its next step: fresh, or at its last checkpoint."""
     return Trainer(
         stage.cfg,
         curriculum.build_model(stage),
-        curriculum.dataset(stage),
+        images or curriculum.dataset(stage),
         stage.stop_epoch,
         stage.keep,
         prepare=lambda model: curriculum.load_anchor(stage, model),
         start_fresh=lambda model, optimizer: start_fresh(stage, model, optimizer),
         live_knn=live_knn(stage),
+        identity=run_identity,
     )
 
 
-def run_stage(stage: Stage) -> None:
+def run_stage(stage: Stage, last: bool = True) -> None:
     if stage.finished:
         if distributed.is_main():
-            print(f"{stage.run}: finished (epoch {stage.stop_epoch}), skipped", flush=True)
+            taken = identity.take_over(stage) if last else ""
+            print(f"{stage.run}: finished (epoch {stage.stop_epoch}), skipped{taken}", flush=True)
         return
-    check_resumable(stage)
+    images = curriculum.dataset(stage)
+    identity.check(stage, last, images)
+    run_identity = identity.record(stage, images)
     if distributed.is_main():
-        save_run_config(stage.cfg, stage.run)
         record_environment(stage.run)
         print(f"{stage.run}: {stage.view} images to epoch {stage.stop_epoch} of {stage.cfg.train.epochs}", flush=True)
-    build_trainer(stage).fit()
+    try:
+        build_trainer(stage, images, run_identity).fit()
+    except FloatingPointError as error:
+        raise ValueError(f"{error}; {way_on(stage)}") from None
+
+
+def way_on(stage: Stage) -> str:
+    """What to do after a divergence: words to add to the command as they are."""
+    good = checkpoint.list_checkpoints(stage.run)
+    start = f"goes on from the last good checkpoint, {good[-1].path}" if good else "starts anew: there is no checkpoint"
+    rate = min(stage.cfg.optim.base_lr / 4, DEFAULT_LR)
+    ways = [("optim.base_lr", f"{rate:g}")]
+    if stage.cfg.train.precision != "fp32":
+        ways.append(("train.precision", "fp32"))
+    allow = {key: ",".join(dict.fromkeys([*stage.cfg.resume.allow, key])) for key, _ in ways}
+    words = [f'{key}={value} "resume.allow=[{allow[key]}]"' for key, value in ways]
+    return f"the same command {start}; add to it {', or '.join(words)}"
 
 
 def main(arguments: list[str]) -> None:
@@ -141,10 +132,7 @@ def main(arguments: list[str]) -> None:
         stages = curriculum.plan(cfg)
         curriculum.check_inputs(stages)
         for stage in stages:
-            if not stage.finished:
-                check_resumable(stage)
-        for stage in stages:
-            run_stage(stage)
+            run_stage(stage, stage is stages[-1])
     finally:
         distributed.close()
 

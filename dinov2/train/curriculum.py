@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from dinov2 import checkpoint
 from dinov2.config import anchor_source, load_run_config, stage_end, stage_overrides
 from dinov2.data.dataset import ImageDataset, Mix, dataset_from_config
+from dinov2.train import identity
 from dinov2.train.anchor import AnchoredSSLModel
 from dinov2.train.optim import load_optimizer_state, optimizer_state
 from dinov2.train.ssl_model import SSLModel
@@ -117,12 +118,10 @@ def initialise(stage: Stage, model: SSLModel, optimizer: torch.optim.Optimizer) 
     carried = {n: v for n, v in model.checkpoint_state().items() if not n.startswith("anchor")}
     state = {"model": carried}
     if stage.init == "continue":
-        # Moments and step counts only: multipliers and betas of the groups are this stage's configuration.
-        own = optimizer_state(model.student, optimizer)
-        state["optimizer"] = {name: value for name, value in own.items() if name.startswith("state.")}
+        state["optimizer"] = optimizer_state(model.student, optimizer)
     checkpoint.load(source, state)
     if stage.init == "continue":
-        load_optimizer_state(model.student, optimizer, own | state["optimizer"])
+        load_optimizer_state(model.student, optimizer, state["optimizer"])
     if distributed.is_main():
         what = "student, teacher, centres" + (" and optimiser" if stage.init == "continue" else "")
         print(f"starts from {source.path} (epoch {source.epoch}): {what}", flush=True)
@@ -167,13 +166,16 @@ def dataset(stage: Stage) -> ImageDataset:
 def check_inputs(stages: list[Stage]) -> None:
     """Before anything is trained: what each stage needs is there.
 
-    The folders hold runs of the same kind or none, a foreign anchor's checkpoint exists and fits, and the images can be
-    listed, the denoised ones whole and up to date.
+    The folders hold these runs or none, a foreign anchor's checkpoint exists and fits, and the images can be listed,
+    the denoised ones whole and up to date.
     """
     own = [stage.run for stage in stages]
     for stage in stages:
-        _check_held(stage)
+        last = stage is stages[-1]
+        identity.check(stage, last)
+        _check_kept(stage)
         if stage.finished:
+            identity.check(stage, last, _finished_images(stage))
             continue
         if stage.anchor and stage.anchor[0] not in own:
             _check_same(stage.cfg, stage.anchor[0])
@@ -181,32 +183,33 @@ def check_inputs(stages: list[Stage]) -> None:
         images = dataset(stage)
         if "denoised" in images.twins:
             _check_denoised(images.twins["denoised"], images)
+        identity.check(stage, last, images)
 
 
-def _check_held(stage: Stage) -> None:
-    """A run that is there already, to be finished or used as it is, must have been trained on this stage's view."""
-    if not (stage.run / "config.yaml").exists() or checkpoint.latest(stage.run) is None:
-        return
-    _check_same(stage.cfg, stage.run)
-    kept = [c.epoch for c in checkpoint.list_checkpoints(stage.run) if c.evaluate]
-    lost = [epoch for epoch in stage.keep if epoch not in kept and epoch <= checkpoint.latest(stage.run).epoch]
+def _finished_images(stage: Stage) -> ImageDataset | None:
+    """The images of a finished run, to see whether they are the same; None where they were removed since."""
+    try:
+        return dataset(stage)
+    except ValueError as error:
+        held = load_run_config(stage.run).data
+        if any(held[key] != stage.cfg.data[key] for key in ("root", "denoised_root")):
+            raise
+        if distributed.is_main():
+            print(f"{stage.run}: its images are not looked at: {error}", flush=True)
+        return None
+
+
+def _check_kept(stage: Stage) -> None:
+    """A run that is past an epoch which this one needs must have kept it."""
+    checkpoints = checkpoint.list_checkpoints(stage.run)
+    kept = [c.epoch for c in checkpoints if c.evaluate]
+    lost = [epoch for epoch in stage.keep if epoch not in kept and checkpoints and epoch <= checkpoints[-1].epoch]
     if lost:
         raise ValueError(
             f"{stage.run} is past epoch {lost[0]}, which this run needs, and did not keep it "
             f"(kept: {', '.join(map(str, kept)) or 'none'}): "
             "set curriculum.restart_epoch to one of these, or train it anew in another folder"
         )
-    held, entry = load_run_config(stage.run), stage.cfg.curriculum.stages[-1]
-    there, here = (
-        {"noise": str(NoiseSpec.parse(cfg.noise)), "view": last.view, "mix": last.get("mix"),
-         "init": last.get("init") or "scratch", "anchor": bool(last.get("anchor"))}
-        for cfg, last in ((held, held.curriculum.stages[-1]), (stage.cfg, entry))
-    )  # fmt: skip
-    for key in here:
-        if there[key] != here[key]:
-            raise ValueError(
-                f"{stage.run} holds a run with {key}={there[key]}, this stage has {here[key]}: choose another folder"
-            )
 
 
 def _check_denoised(tree: Path, images: ImageDataset) -> None:

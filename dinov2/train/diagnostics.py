@@ -12,8 +12,14 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007), in [1, min(n, D)].  # [n, D]"""
-    singular = torch.linalg.svdvals(features.float() - features.float().mean(dim=0))
+    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007), in [1, min(n, D)].  # [n, D]
+
+    NaN where there are none: what has diverged is for the losses to say.
+    """
+    try:
+        singular = torch.linalg.svdvals(features.float() - features.float().mean(dim=0))
+    except torch.linalg.LinAlgError:
+        return float("nan")
     return float(entropy(singular / singular.sum().clamp(min=1e-12)).exp())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from dinov2.train.schedules import StepValues
@@ -66,10 +66,15 @@ def apply_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-def optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict:
-    """State by parameter, for any number of ranks: state.<parameter>.exp_avg, param_groups.<parameter>.lr, …"""
-    return get_optimizer_state_dict(student, optimizer, options=FLAT)
+def optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Moments and step counts by parameter, for any number of ranks: state.<parameter>.exp_avg, ….
+
+    Without what is no tensor: rates, multipliers and betas of the groups follow from the configuration.
+    """
+    whole = get_optimizer_state_dict(student, optimizer, options=FLAT)
+    return {name: value for name, value in whole.items() if name.startswith("state.")}
 
 
-def load_optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    set_optimizer_state_dict(student, optimizer, state, options=FLAT)
+def load_optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    whole = get_optimizer_state_dict(student, optimizer, options=FLAT)
+    set_optimizer_state_dict(student, optimizer, whole | state, options=FLAT)

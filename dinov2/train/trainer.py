@@ -140,10 +140,7 @@ class Watch:
         self.terms = dict(zip(names, values, strict=True))
         wrong = [name for name, value in self.terms.items() if value != value or abs(value) == float("inf")]
         if wrong:
-            raise FloatingPointError(
-                f"{wrong[0]} is {self.terms[wrong[0]]} at iteration {iteration}; the last good checkpoint is kept: "
-                "lower optim.base_lr, or resume with train.precision=fp32"
-            )
+            raise FloatingPointError(f"{wrong[0]} is {self.terms[wrong[0]]} at iteration {iteration}")
         self.all_leaving |= leaving > 0
         return self.all_leaving
 
@@ -156,6 +153,7 @@ class Trainer:
     prepare: called when the model stands on its device; start_fresh: with model and optimiser, if there is no
     checkpoint to resume.
     live_knn: backbone → kNN accuracy in percent, or None; called at iteration 0 and every train.knn_every epochs.
+    identity: hash of the run, written into its checkpoints.
     """
 
     def __init__(
@@ -168,10 +166,11 @@ class Trainer:
         prepare: Callable[[SSLModel], None] = lambda model: None,
         start_fresh: Callable[[SSLModel, torch.optim.Optimizer], None] = lambda model, optimizer: None,
         live_knn: Callable[[nn.Module], float | None] | None = None,
+        identity: str = "",
     ):
         self.cfg, self.dataset, self.stop_epoch, self.keep, self.live_knn = cfg, dataset, stop_epoch, keep, live_knn
         self.run, self.device = Path(cfg.output_dir), distributed.device()
-        self.length = cfg.train.epoch_length
+        self.length, self.identity = cfg.train.epoch_length, identity
         self.model = model.to(self.device).train()
         if distributed.world_size() > 1:
             for network in model.networks():
@@ -216,7 +215,8 @@ class Trainer:
     def save(self, evaluate: bool) -> None:
         teacher = whole_state(self.model.teacher) if evaluate else None
         epoch = self.iteration // self.length
-        checkpoint.save(self.run, self.state(), self.iteration, epoch, teacher, self.cfg.train.keep_last)
+        keep_last = self.cfg.train.keep_last
+        checkpoint.save(self.run, self.state(), self.iteration, epoch, teacher, keep_last, self.identity)
         self.saved = self.iteration
 
     # -- loop -----------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Trainer:
         """Trains to the stop epoch. SIGTERM saves and leaves; a resumed fit goes on with the very next image."""
         previous = signal.signal(signal.SIGTERM, self.watch.ask_to_leave)
         total = self.stop_epoch * self.length
-        log = MetricsLog(self.run) if distributed.is_main() else None
+        log = MetricsLog(self.run, after=self.iteration or -1) if distributed.is_main() else None
         cfg = self.cfg
         batches = self.load_batches(total)
         make_batches = BatchMaker(cfg, self.device)

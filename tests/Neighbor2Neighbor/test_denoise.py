@@ -220,6 +220,14 @@ def test_finished_trees_are_skipped_and_other_models_refused(model, tree, tmp_pa
         run(model, tree, "--noise-seed", 1)
 
 
+def test_a_finished_tree_of_replaced_images_is_refused(model, tree):
+    run(model, tree)
+    first = sorted(tree.rglob("*.png"))[0]
+    first.write_bytes(first.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"was made from \d+ images \w+, its source now has \d+ images \w+; remove it"):
+        run(model, tree)
+
+
 def test_the_oxford_and_paris_form(model, tmp_path):
     folder = tmp_path / "datasets/roxford5k/jpg"
     folder.mkdir(parents=True)

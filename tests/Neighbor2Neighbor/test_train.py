@@ -217,11 +217,35 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(tree, tmp_path, cap
     ):
         with pytest.raises(ValueError, match=f"holds a run with {reason}"):
             run(tree, tmp_path / "run", *options)
+    first = tree / "train/n0/x0.png"
+    whole = first.read_bytes()
+    first.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match="holds a run with images '7 images"):
+        run(tree, tmp_path / "run")
+    first.write_bytes(whole)
     tree.rename(tmp_path / "elsewhere")
     (tmp_path / "moved").mkdir()
     moved = (tmp_path / "elsewhere").rename(tmp_path / "moved" / "set")
     run(moved, tmp_path / "run")
     assert "finished already" in capsys.readouterr().out, "the same images at another place"
+
+
+def test_damaged_weights_are_written_anew_and_a_damaged_checkpoint_is_named(tree, tmp_path, capsys):
+    run(tree, tmp_path / "run")
+    path, whole = tmp_path / "run/unet.pth", (tmp_path / "run/unet.pth").read_bytes()
+    place = whole.index(b"nin_c.weight") // 2
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match=r"unet\.pth can't be read as a torch file: the checksum of its part"):
+        load_unet(path)
+    run(tree, tmp_path / "run")
+    assert "unet.pth can't be read" in capsys.readouterr().err and path.read_bytes() == whole
+    state = (tmp_path / "run/checkpoint.pth").read_bytes()
+    place = len(state) // 2
+    (tmp_path / "run/checkpoint.pth").write_bytes(state[:place] + bytes([state[place] ^ 1]) + state[place + 1 :])
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pth cannot be taken up \(.*the checksum of its part .*remove it"
+    ):
+        run(tree, tmp_path / "run")
 
 
 def test_config_files(tree, tmp_path):

@@ -262,6 +262,19 @@ def test_once_runs_again_only_for_a_change_or_a_failure(shell, tmp_path):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_a_changed_override_reaches_the_program(shell, tmp_path):
+    """Whatever ended well before: the program is the one to say whether it is the same run."""
+    body = '. exps/common.sh; eval "set -- $overrides"; once "$output/x" "" sh -c "echo \\$0 >>$output/log" "$@"'
+
+    def call(*overrides):
+        return run(shell, "-c", body, ROOT / "exps/test", "--output", tmp_path, *overrides).stdout
+
+    for override in ("optim.base_lr=1", "optim.base_lr=2", "optim.base_lr=1"):
+        assert "finished before" not in call(override) and "finished before" in call(override)
+    assert (tmp_path / "log").read_text() == "optim.base_lr=1\noptim.base_lr=2\noptim.base_lr=1\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_arguments_are_printed_as_a_shell_reads_them_and_never_run(shell, tmp_path):
     hostile = f"it's $(touch {tmp_path}/run) `touch {tmp_path}/run`; \"y\" *"
     listed = commands(shell, "exps/5_pretrain.sh", "--method", "dinov2", f"data.name={hostile}")

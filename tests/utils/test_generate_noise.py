@@ -237,3 +237,16 @@ def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, monkeypatch)
             read_image(path)
     finally:
         subprocess.run(["umount", disk])
+
+
+def test_a_finished_tree_of_other_images_is_refused(source, capsys):
+    """Replaced since: neither missing nor left over, and yet another tree."""
+    run("--source", str(source), "--noise", "gauss50")
+    run("--source", str(source), "--noise", "gauss50")
+    assert "finished already: 6 images" in capsys.readouterr().out
+    first = next(source.rglob("*.png"))
+    first.write_bytes(first.read_bytes() + b"\0")
+    with pytest.raises(
+        ValueError, match=r"gauss50 was made from 6 images \w+, its source now has 6 images \w+; remove"
+    ):
+        run("--source", str(source), "--noise", "gauss50")

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from dinov2 import load_backbone
+from dinov2 import checkpoint, load_backbone
 from dinov2.eval import common, knn, linear
 from tests.conftest import ROOT
 from tests.dinov2.eval.conftest import make_run, save_weights, write_digits
@@ -34,6 +34,30 @@ def test_rows_say_what_they_are_and_are_made_once(run, capsys):
     assert [row["metric"] for row in read_results(run)[4:]] == ["knn5_top1"]
     evaluate(run, "checkpoints=last", "eval.linear.epochs=99", "data.workers=1")  # not this evaluator's: nothing to do
     assert len(read_results(run)) == 5
+
+
+def test_other_images_weights_and_noise_make_new_rows(run, digits, tmp_path, capsys):
+    """The same images elsewhere do not; one that was replaced since does."""
+    checkpoint.save(run, {"x": torch.zeros(1)}, 20, 2, teacher_of(run), 1, identity="abc")
+    evaluate(run)
+    assert [row["details"]["identity"] for row in read_results(run)] == ["abc", "abc"]
+    moved = shutil.copytree(digits, tmp_path / "elsewhere" / digits.name)
+    evaluate(run, f"data.root={moved}")
+    assert "1 of 1 evaluations are there already" in capsys.readouterr().out
+    common._digests.cache_clear()  # as in the next call of the program
+    first = sorted((moved / "val").rglob("*.png"))[0]
+    first.write_bytes(first.read_bytes() + b"\0")
+    for more in ([], ["data.noise_seed=1"], ["noise=gauss100"], ["eval.view=clean"]):
+        before = len(read_results(run))
+        evaluate(run, f"data.root={moved}", *more)
+        assert len(read_results(run)) == before + 2, more
+    checkpoint.save(run, {"x": torch.zeros(1)}, 20, 2, teacher_of(run), 1, identity="other")
+    evaluate(run)
+    assert [row["details"]["identity"] for row in read_results(run)[-2:]] == ["other", "other"]
+
+
+def teacher_of(run) -> dict:
+    return checkpoint.load_tensors(checkpoint.latest(run).teacher)["teacher"]
 
 
 def test_an_evaluation_cut_short_leaves_no_rows(run, monkeypatch):

@@ -403,9 +403,9 @@ def test_anchor_that_does_not_fit(n2n_run, tree, tmp_path):
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        (["model.registers=1"], r"another model section than this run: model\.registers=0 there, 1 here"),
-        (["seed=1"], r"another seed section than this run: seed=0 there, 1 here"),
-        (["noise=gauss100", "anchor.weights.gauss100=1.0"], r"holds a run with noise=gauss50, this stage has gauss100"),
+        (["model.registers=1"], r"holds a run with model\.registers=0, this one has 1: choose another folder for it$"),
+        (["seed=1"], r"holds a run with seed=0, this one has 1"),
+        (["noise=gauss100", "anchor.weights.gauss100=1.0"], r"holds a run with noise=gauss50, this one has gauss100"),
     ],
 )
 def test_denoised_run_of_another_kind(n2n_run, own_tree, tmp_path, more, sentence):
@@ -417,9 +417,9 @@ def test_denoised_run_of_another_kind(n2n_run, own_tree, tmp_path, more, sentenc
 def test_folder_that_holds_a_run_of_another_method(nc_run, tree):
     before = contents(nc_run)
     for method, sentence in (
-        ("nct", r"nc holds a run with anchor=False, this stage has True: choose another folder"),
-        ("dinov2", r"nc holds a run with init=restart, this stage has scratch"),
-        ("n2n", r"nc holds a run with view=noisy, this stage has denoised"),
+        ("nct", r"nc holds a run with anchor=False, this one has True: it is finished, .*; choose another output_dir"),
+        ("dinov2", r"nc holds a run with init=restart, this one has scratch"),
+        ("n2n", r"nc holds a run with view=noisy, this one has denoised"),
     ):
         with pytest.raises(ValueError, match=sentence):
             train(tree, nc_run, method)

@@ -1,0 +1,215 @@
+"""Is this the same run? What decides a stage's result, held against the run that lies in its folder.
+
+A run is the same when its deciding settings are, the images that it reads (their names and sizes, wherever they lie),
+and the weights that it starts from or is anchored to. config.yaml in its folder holds the settings, run.json the rest
+and what was changed on the way (resume.allow). A hash of it all stands in each checkpoint and in each result row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from dinov2 import checkpoint
+from dinov2.config import load_run_config, save_run_config
+from dinov2.data.dataset import ImageDataset
+from utils import distributed
+from utils.files import atomic_path
+from utils.noise import NoiseSpec
+from utils.values import ESTIMATED
+
+if TYPE_CHECKING:
+    from dinov2.train.curriculum import Stage
+
+RECORD = "run.json"
+# Keys and sections that do not decide what is computed, with the reason. All others do.
+NOT_DECIDING = {
+    "output_dir": "where it is written",
+    "data.root": "the images count, by name and size",
+    "data.denoised_root": "the images count, by name and size",
+    "data.storage": "the same bytes either way",
+    "data.noisy_root": "the same bytes, held to by its manifest",
+    "data.name": "a label of result rows",
+    "data.workers": "how images are loaded",
+    "data.resident": "how images are loaded",
+    "data.index_cache": "how images are loaded",
+    "train.eval_every": "which checkpoints are kept",
+    "train.checkpoint_every": "which checkpoints are kept",
+    "train.keep_last": "which checkpoints are kept",
+    "train.log_every": "what is written down",
+    "train.knn_every": "what is written down",
+    "train.compile": "the same up to rounding",
+    "train.activation_checkpointing": "the same",
+    "curriculum": "the stage's own entry counts, and the weights that it starts from",
+    "anchor": "where the stage is anchored: its own λ, head, epoch and weights count",
+    "eval": "decides result rows, which have a hash of their own",
+    "resume": "how a run is taken up",
+    "trial": "a label of tables",
+    "train.on_collapse": "whether it stops",
+}
+CHANGEABLE = ("optim", "teacher", "train", "anchor", "data", "curriculum")  # what resume.allow is of use for
+# What a finished run takes over: its evaluations read them.
+TAKEN_OVER = ("eval", *(key for key in NOT_DECIDING if key.startswith("data.")))
+
+
+def within(key: str, names) -> bool:
+    """Whether a dotted key is one of names or lies in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flat(content: dict, prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} → {"a.b": 1}"""
+    items: dict[str, object] = {}
+    for key, value in content.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return items
+
+
+def settings(cfg: DictConfig) -> dict[str, object]:
+    """The deciding settings of a run's last stage by key."""
+    content = OmegaConf.to_container(cfg, resolve=True)
+    entry, noise = content["curriculum"]["stages"][-1], str(NoiseSpec.parse(cfg.noise))
+    decided = {"view": entry["view"], "mix": entry.get("mix"), "init": entry.get("init") or "scratch"}
+    decided |= {"anchor": bool(entry.get("anchor")), "noise": noise}
+    if entry.get("anchor"):
+        decided |= {f"anchor.{key}": content["anchor"][key] for key in ("head", "weight_end")}
+        decided[f"anchor.weights.{noise}"] = content["anchor"]["weights"].get(noise)
+    rest = {key: value for key, value in flat(content).items() if not within(key, NOT_DECIDING)}
+    label = rest.pop("method")
+    return decided | {key: value for key, value in rest.items() if key != "noise"} | {"method": label}
+
+
+def facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
+    """What settings do not say, under the key by which it is chosen. Without images: what is known without them."""
+    known: dict[str, object] = {}
+    if stage.mix:
+        known["curriculum.stages.stop"] = stage.stop_epoch  # the share moves from the first iteration to the last
+    if stage.init != "scratch":
+        known["curriculum.restart_epoch"] = stage.from_epoch
+        known["curriculum.denoised_dir"] = _weights(stage.source, stage.from_epoch)
+    if stage.anchor:
+        known |= {"anchor.epoch": stage.anchor[1], "anchor.run": _weights(*stage.anchor)}
+    return {key: value for key, value in (known | digests(images)).items() if value is not None}
+
+
+def digests(images: ImageDataset | None) -> dict[str, str]:
+    """The images of a data set, and the denoised ones, by key; counted by the main rank, told to all."""
+    found: dict[str, str] = {}
+    if images is not None and distributed.is_main():
+        try:
+            found["data.root"] = images.digest()
+            if "denoised" in images.twins:
+                found["data.denoised_root"] = images.digest("denoised")
+        except OSError as error:
+            found["error"] = f"{error.filename} can't be read ({error.strerror})"
+    found = distributed.gather_dicts(found)
+    if "error" in found:
+        raise ValueError(found["error"])
+    return found
+
+
+def _weights(run: Path, epoch: int) -> str | None:
+    """What tells the weights of a run's kept epoch from others; None where they are not there (yet)."""
+    found = [c for c in checkpoint.list_checkpoints(run) if c.evaluate and c.epoch == epoch]
+    return f"weights {found[0].hashes[checkpoint.TEACHER]}" if found and found[0].hashes else None
+
+
+def is_begun(run: Path) -> bool:
+    return (run / "config.yaml").exists() and bool(checkpoint.list_checkpoints(run))
+
+
+def read_record(run: Path) -> dict:
+    """{"facts": …, "history": […]} of a run; empty ones for a run of before there were any."""
+    path = run / RECORD
+    try:
+        record = json.loads(path.read_text())
+        return {"facts": dict(record["facts"]), "history": list(record["history"])}
+    except FileNotFoundError:
+        return {"facts": {}, "history": []}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged; remove it to go on without what it says of this run") from None
+
+
+@cache
+def _held(path: Path, time: int) -> dict[str, object]:
+    """The settings of a saved config; time tells whether it is the one that was read before: reading takes long."""
+    return settings(load_run_config(path.parent))
+
+
+def differences(stage: Stage, images: ImageDataset | None) -> dict[str, tuple]:
+    """Key → (value of the run in the stage's folder, value of the stage), for what decides and is known of both."""
+    path = stage.run / "config.yaml"
+    held = _held(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
+    here = settings(stage.cfg) | facts(stage, images)
+    if here["data.values"] in ESTIMATED:
+        here.pop("data.values")  # not estimated yet: the run's own rule agrees
+    return {key: (held[key], here[key]) for key in here if key in held and held[key] != here[key]}
+
+
+def check(stage: Stage, last: bool, images: ImageDataset | None = None) -> None:
+    """ValueError where the stage's folder holds another run: the first key that differs, with both values.
+
+    last: the stage that the command is about. Keys of resume.allow may differ, unless that stage is finished: then
+    nothing would be trained under them.
+    """
+    if not is_begun(stage.run):
+        return
+    for key, (old, new) in differences(stage, images).items():
+        if within(key, stage.cfg.resume.allow) and not (last and stage.finished):
+            continue
+        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_way_out(stage, key, last)}")
+
+
+def _way_out(stage: Stage, key: str, last: bool) -> str:
+    other = "choose another output_dir" if last else "choose another folder for it"
+    if last and stage.finished:
+        return f"it is finished, and nothing would be trained under the new value; {other}"
+    if key.split(".")[0] not in CHANGEABLE:
+        return other
+    use = "use it as it is" if stage.finished else "go on under the new value"
+    return f"{other}, or {use} by resume.allow=[{key}]"
+
+
+def record(stage: Stage, images: ImageDataset) -> str:
+    """Writes config.yaml and run.json of a stage that is about to train; the hash of its identity.
+
+    Allowed changes since the run began are added to its history. All ranks call it.
+    """
+    known, history, changed = facts(stage, images), [], {}
+    if is_begun(stage.run):
+        history = read_record(stage.run)["history"]
+        changed = {key: list(values) for key, values in differences(stage, images).items()}
+        done = checkpoint.latest(stage.run)
+        if changed:
+            history = [*history, {"iteration": done.iteration if done else 0, "changed": changed}]
+    distributed.barrier()  # what is compared above is written below
+    if distributed.is_main():
+        checkpoint.sweep(stage.run)
+        for name in ("config.yaml", RECORD, "metrics.jsonl"):  # what killed runs and full disks left
+            for leftover in stage.run.glob(f".{name}.tmp-*"):
+                leftover.unlink()
+        save_run_config(stage.cfg, stage.run)
+        with atomic_path(stage.run / RECORD) as temporary:
+            temporary.write_text(json.dumps({"facts": known, "history": history}, indent=1) + "\n")
+        for key, (old, new) in changed.items():
+            start = history[-1]["iteration"]
+            print(f"{stage.run}: from iteration {start} on under {key}={new}, before {old}", flush=True)
+    whole = json.dumps([settings(stage.cfg), known, history], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+
+def take_over(stage: Stage) -> str:
+    """Lets a finished run have the settings of its evaluation and the places of its images; says which are new."""
+    held = load_run_config(stage.run)
+    old, new = (flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (held, stage.cfg))
+    changed = [key for key in new if within(key, TAKEN_OVER) and old.get(key) != new[key]]
+    for key in changed:
+        OmegaConf.update(held, key, new[key])
+    if changed:
+        save_run_config(held, stage.run)
+    return f"; its config.yaml takes over {', '.join(f'{key}={new[key]}' for key in changed)}" if changed else ""
