@@ -20,6 +20,7 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # here, as it loads slowly
 
         self.path, self.clock = Path(run) / "metrics.jsonl", clock
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if after is not None:
             rows = [row for row in read_json_lines(self.path) if row[clock] <= after]
             with atomic_path(self.path) as temporary:

@@ -146,8 +146,8 @@ def differences(stage: Stage, images: ImageDataset | None) -> dict[str, tuple]:
     path = stage.run / "config.yaml"
     held = _held(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
     here = settings(stage.cfg) | facts(stage, images)
-    if here["data.values"] in ESTIMATED:
-        here.pop("data.values")  # not estimated yet: the run's own rule agrees
+    if {here["data.values"], held.get("data.values")} & {*ESTIMATED}:
+        here.pop("data.values")  # one of them is not estimated yet
     return {key: (held[key], here[key]) for key in here if key in held and held[key] != here[key]}
 
 

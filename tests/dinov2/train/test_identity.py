@@ -22,6 +22,7 @@ def arguments(folder: Path, *more: str, method: str = "nct") -> list[str]:
     """A command. Its settings are written as one overlay: merging them one by one takes most of the time."""
     roots = {"denoised_root": folder / "noisy_tiny-gauss50-denoised", "denoised_dir": folder / "n2n"}
     own = [f"data.denoised_root={roots['denoised_root']}", f"curriculum.denoised_dir={roots['denoised_dir']}"]
+    own.append("data.values=full")  # as main() finds it for 8 bits
     words = settings(folder / "tiny", folder / "run", *SHORT, WEIGHTS, "anchor.epoch=2", *own)
     if not (folder / "base.yaml").exists():
         OmegaConf.save(OmegaConf.from_dotlist(words), folder / "base.yaml")
@@ -58,7 +59,8 @@ VALUES = {
     "method": "nc", "noise": "gauss100", "data.root": "{folder}/moved/tiny", "data.name": "other",
     "data.storage": "disk", "data.noisy_root": "elsewhere", "data.in_chans": "1 data.mean=[0.5] data.std=[0.5]",
     "data.denoised_root": "{folder}/moved/noisy_tiny-gauss50-denoised", "data.mean": "[0.5,0.5,0.5]",
-    "data.std": "[0.5,0.5,0.5]", "data.max_side": "20", "data.index_cache": "{folder}/cache",
+    "data.std": "[0.5,0.5,0.5]", "data.max_side": "20", "data.values": "range=[0,2]", "data.val": "0.5", "data.stack": "pages", "data.mixed": "keep",
+    "data.index_cache": "{folder}/cache",
     "crops.global_size": "32", "crops.local_size": "12", "crops.global_scale": "[0.4,1.0]",
     "crops.local_scale": "[0.1,0.3]", "crops.blur.sigma": "[0.1,1.0]", "model.arch": "vit_small", "model.depth": "2",
     "model.patch_size": "8", "model.ffn": "swiglu", "model.pos_embed_size": "8", "model.pretrained": "weights.pth",
