@@ -78,10 +78,10 @@ def compiling(cfg: DictConfig, device: torch.device) -> bool:
 
 
 def compile_parts(network: nn.ModuleDict) -> None:
-    """torch.compile of blocks and heads. Of what is inside them: FSDP's gathering stays around it."""
+    """torch.compile of blocks and heads. Of what is inside them: FSDP's gathering and diagnostics stay around it."""
     torch._dynamo.config.recompile_limit = 64  # all blocks of all networks are one function: of several shapes
     for module in network.values():
-        for part in getattr(module, "blocks", [module]):
+        for part in module.blocks if hasattr(module, "blocks") else (module.mlp, module.last_layer):
             part.forward = torch.compile(part.forward)
 
 
