@@ -80,7 +80,7 @@ def sinkhorn_knopp(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
     """Assignment of tokens to prototypes with equal shares (SwAV), over all ranks.  # [n, K] → [n, K], rows sum to 1"""
     q = torch.exp(logits.float() / temp).t()  # [K, n]
     prototypes = q.shape[0]
-    tokens = all_reduce_sum(torch.tensor(float(q.shape[1]), device=q.device))
+    tokens = all_reduce_sum(torch.full((), float(q.shape[1]), device=q.device))
     q /= all_reduce_sum(q.sum())
     for _ in range(iterations):
         q /= all_reduce_sum(q.sum(dim=1, keepdim=True)) * prototypes
