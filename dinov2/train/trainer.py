@@ -71,9 +71,10 @@ def shard(network: nn.ModuleDict, device: torch.device) -> None:
 
 
 def compiling(cfg: DictConfig, device: torch.device) -> bool:
-    """Whether train.compile asks for the compiler; if not, it is switched off for all that would use it."""
+    """Whether train.compile asks for the compiler; if not, it is switched off for what would use it unasked."""
     on = device.type == "cuda" if cfg.train.compile is None else cfg.train.compile
-    torch.compiler.set_stance("default" if on else "force_eager")
+    if device.type == "cuda":
+        torch.compiler.set_stance("default" if on else "force_eager")
     return on
 
 
