@@ -35,7 +35,7 @@ OPTIONAL = {  # keys that may be null, whose type their default does not show
     "model.depth": 0, "model.pos_embed_size": 0, "curriculum.restart_epoch": 0, "curriculum.noisy_epochs": 0,
     "anchor.epoch": 0, "anchor.weight_end": 0.0, "anchor.run": "", "model.pretrained": "", "data.name": "",
     "data.noisy_root": "", "data.denoised_root": "", "data.index_cache": "", "data.max_side": 0, "eval.view": "",
-    "data.val": 0.0, "data.group": "", "data.labels": "",
+    "data.val": 0.0, "data.group": "", "data.labels": "", "train.compile": False,
 }  # fmt: skip
 AT_LEAST = {  # smallest value: keys
     1: ("data.in_chans", "data.max_side", "crops.global_size", "crops.local_size", "model.depth", "model.patch_size",

@@ -32,10 +32,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import utils  # noqa: F401 - how OpenMP waits, to be said before torch is loaded
+
+# isort: split
 import torch
 from omegaconf import OmegaConf
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dinov2.config import load_config
 from exps import benchmark_cases as cases
 from utils import cli

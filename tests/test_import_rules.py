@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "Neighbor2Neighbor": ("utils",),
     "toy_mnist": ("utils",),
     "dinov2.layers": (),
-    "dinov2.loss": ("utils.distributed",),
+    "dinov2.loss": ("utils.distributed", "utils.fused"),
     "dinov2.models": ("dinov2.layers", "dinov2.config", "dinov2.checkpoint", "utils"),
     "dinov2.data": ("utils",),
     "dinov2.train": ("dinov2.layers", "dinov2.models", "dinov2.loss", "dinov2.data", "utils", "dinov2.config",

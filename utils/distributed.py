@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from datetime import timedelta
+from itertools import count
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = timedelta(minutes=30)  # rank 0 may build an index of a large tree while the others wait
+POLL = 1.0  # s
+_waits = count()  # the ranks call `wait_for_main` in step
 
 
 def _slurm_environment() -> dict[str, str]:
@@ -65,6 +69,18 @@ def device() -> torch.device:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def wait_for_main() -> None:
+    """Until the main rank is here too, however long it works alone: in a collective the others would time out."""
+    if not dist.is_initialized():
+        return
+    store, name = dist.distributed_c10d._get_default_store(), f"main-{next(_waits)}"
+    if is_main():
+        store.set(name, "here")
+    while not store.check([name]):
+        time.sleep(POLL)
+    dist.barrier()  # the store may live in the main rank, which must not leave while others ask
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -11,13 +11,16 @@ Images that are not RGB take what has a meaning for them: brightness, contrast, 
 and grey.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from dinov2.data import colour
 from dinov2.data.resample import ATTEMPTS, cut, random_boxes
+from utils.fused import fused
 from utils.memory import keep_freed_memory
 
 CPU_IMAGES = 8  # a CPU takes the batch in parts that stay in its cache: twice as fast as 64 images at once
@@ -25,7 +28,7 @@ CPU_IMAGES = 8  # a CPU takes the batch in parts that stay in its cache: twice a
 
 @dataclass(frozen=True)
 class CropParameters:
-    """Parameters of n crops of each of B images; all on the CPU."""
+    """Parameters of n crops of each of B images, drawn on the CPU."""
 
     boxes: Tensor  # int64 [n, B, 4] top, left, height, width in pixels
     flip: Tensor  # bool [n, B]
@@ -38,7 +41,10 @@ class CropParameters:
 
     def slice(self, start: int, stop: int) -> "CropParameters":
         """Those of images start to stop."""
-        return CropParameters(*(getattr(self, field.name)[:, start:stop] for field in fields(self)))
+        return CropParameters(*(tensor[:, start:stop] for tensor in self.tensors()))
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,16 @@ class AugmentParameters:
     def slice(self, start: int, stop: int) -> "AugmentParameters":
         """Those of images start to stop of the batch."""
         return AugmentParameters(self.global_crops.slice(start, stop), self.local_crops.slice(start, stop))
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in a row, of which `of` makes the parameters again."""
+        return self.global_crops.tensors() + self.local_crops.tensors()
+
+    @classmethod
+    def of(cls, tensors: Iterator[Tensor]) -> "AugmentParameters":
+        """The parameters of the next tensors of those that stand in a row."""
+        number = len(fields(CropParameters))
+        return cls(*(CropParameters(*islice(tensors, number)) for _ in range(2)))
 
 
 class Augment:
@@ -119,19 +135,24 @@ class Augment:
 
     def _apply(self, canvas, sizes, parameters, size):
         n, batch = parameters.boxes.shape[:2]
-        ends = parameters.boxes[..., :2] + parameters.boxes[..., 2:]
         assert batch == len(canvas) == len(sizes), "parameters, canvas and sizes must be of one batch"
-        assert bool((ends <= sizes.cpu()).all()), "parameters drawn for other image sizes"
-        out = torch.empty(n, batch, canvas.shape[1], size, size, device=canvas.device)
         if n == 0:  # no local crops
-            return out.flatten(0, 1)
-        step = CPU_IMAGES if canvas.device.type == "cpu" else batch
-        for start in range(0, batch, step):
-            part = slice(start, start + step)
-            out[:, part] = self._crops(canvas[part], parameters.slice(start, start + step), size).unflatten(0, (n, -1))
+            return torch.empty(0, canvas.shape[1], size, size, device=canvas.device)
+        if canvas.device.type != "cpu":
+            drawn = [tensor.to(canvas.device, non_blocking=True) for tensor in parameters.tensors()]
+            kernel, threshold = self.crops.blur.kernel, self.crops.solarize.threshold / 255
+            return _crops_without_choices(canvas, drawn, size, kernel, threshold, *self.normalize.on(canvas))
+        ends = parameters.boxes[..., :2] + parameters.boxes[..., 2:]
+        assert bool((ends <= sizes).all()), "parameters drawn for other image sizes"
+        out = torch.empty(n, batch, canvas.shape[1], size, size)
+        for start in range(0, batch, CPU_IMAGES):
+            part = slice(start, start + CPU_IMAGES)
+            drawn = parameters.slice(start, start + CPU_IMAGES)
+            out[:, part] = self._crops(canvas[part], drawn, size).unflatten(0, (n, -1))
         return out.flatten(0, 1)
 
     def _crops(self, canvas, parameters, size):
+        """On a CPU: each operation over the images that it is drawn for alone."""
         images = cut(canvas, parameters.boxes, size, parameters.flip)  # [n * B, C, size, size] in [0, 1]
         images = colour.jitter(images, parameters.order.flatten(0, 1), parameters.factors.flatten(0, 1))
         if images.shape[1] == 3:
@@ -143,6 +164,21 @@ class Augment:
         return self.normalize(images)
 
 
+@fused
+def _crops_without_choices(canvas, drawn, size, kernel, threshold, scale, shift):
+    """On a GPU: the same for all images at once, so that the host need not know which images an operation has; a
+    compiler makes few kernels of it. drawn: tensors of CropParameters, on the canvas's device."""
+    boxes, flip, order, factors, grey, blur, sigma, solarize = drawn
+    images = cut(canvas, boxes, size, flip)
+    images = colour.jitter_without_choices(images, order.flatten(0, 1), factors.flatten(0, 1))
+    grey, blur, solarize = (chosen.flatten().view(-1, 1, 1, 1) for chosen in (grey, blur, solarize))
+    if images.shape[1] == 3:
+        images = torch.where(grey, colour.grey(images), images)
+    images = torch.where(blur, colour.gaussian_blur(images, sigma.flatten(), kernel), images)
+    images = torch.where(solarize, colour.solarize(images, threshold), images)
+    return torch.addcmul(shift, images, scale)
+
+
 class Normalize:
     """(images - mean) / std for each channel, in place; images float [B, C, S, S] in [0, 1]."""
 
@@ -151,13 +187,18 @@ class Normalize:
         self.shift = -torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1) * self.scale
 
     def __call__(self, images: Tensor) -> Tensor:
+        scale, shift = self.on(images)
+        return images.mul_(scale).add_(shift)
+
+    def on(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift for these images, on their device: copied there once."""
         if images.shape[1] != self.scale.shape[1]:
             raise ValueError(
                 f"Images of {images.shape[1]} channels, but data.mean and data.std are for "
                 f"{self.scale.shape[1]}: set data.in_chans, data.mean and data.std alike."
             )
-        scale, shift = (value.to(images.device, non_blocking=True) for value in (self.scale, self.shift))
-        return images.mul_(scale).add_(shift)
+        self.scale, self.shift = (value.to(images.device, non_blocking=True) for value in (self.scale, self.shift))
+        return self.scale, self.shift
 
 
 def _uniforms(n, total, generator):

@@ -60,9 +60,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     hue.add_(6 * shift.to(hue, non_blocking=True).view(-1, 1, 1))
     hue.sub_(torch.div(hue, 6, out=y).floor_(), alpha=6)  # into [0, 6)
     # Share of the chroma in a channel: 1 within one sixth of its own hue, falling to 0 at two sixths.
-    torch.sub(hue, 3, out=red).abs_().sub_(1)
-    torch.sub(hue, 2, out=green).abs_().neg_().add_(2)
-    torch.sub(hue, 4, out=blue).abs_().neg_().add_(2)
+    red.copy_(hue).sub_(3).abs_().sub_(1)
+    green.copy_(hue).sub_(2).abs_().neg_().add_(2)
+    blue.copy_(hue).sub_(4).abs_().neg_().add_(2)
     return images.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(low.unsqueeze(1))
 
 
@@ -121,6 +121,24 @@ def jitter(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
             if start < stop:
                 operation(images[start:stop], factors[number[start:stop], k])
     return images.index_select(0, number.argsort().to(images.device, non_blocking=True))
+
+
+def jitter_without_choices(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
+    """`jitter` with order and factors on the images' device, which may be any: every operation of every position over
+    all images, of which each takes its own. Many times the work, for a compiler to fuse."""
+    last = SATURATION if images.shape[1] != 3 else HUE + 1  # the operations from here on have no meaning
+    neutral = torch.cat((factors[:, :HUE] == 1, factors[:, HUE:] == 0), dim=1)
+    skipped = neutral | (torch.arange(HUE + 1, device=factors.device) >= last)
+    for position in range(4):
+        chosen = order[:, position : position + 1]  # [B, 1]
+        factor, skip = (value.gather(1, chosen).view(-1, 1, 1, 1) for value in (factors, skipped))
+        chosen, grey = chosen.view(-1, 1, 1, 1), luminance(images)
+        other = torch.where(chosen == CONTRAST, grey.mean((1, 2, 3), keepdim=True), grey) * (chosen != BRIGHTNESS)
+        changed = (images * factor + other * (1 - factor)).clamp(0, 1)
+        if images.shape[1] == 3:
+            changed = torch.where(chosen == HUE, adjust_hue(images.clone(), factor.flatten()), changed)
+        images = torch.where(skip, images, changed)
+    return images
 
 
 def on_chosen(images: Tensor, chosen: Tensor, operation, *parameters: Tensor) -> None:

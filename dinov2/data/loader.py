@@ -7,8 +7,9 @@ anew in every pass.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dinov2.data.dataset import ImageDataset
+from dinov2.data.packed import Packed
 from utils.images import ImageError
 from utils.progress import progress
 from utils.sampler import IterationSampler
@@ -27,7 +29,7 @@ class Batch:
 
     canvases: V tensors [B, C, H, W], uint8 or (files above 8 bits) float32 in [0, 1], each image at the top left, zeros
     around it. The rest stays on the CPU: sizes int64 [B, 2] (height, width) in pixels, labels int64 [B] (-1 without
-    classes), indices int64 [B] into the data set, iteration.
+    classes), indices int64 [B] into the data set, iteration. plan: what was drawn for the batch, with the canvases.
     """
 
     canvases: list[Tensor]
@@ -35,13 +37,36 @@ class Batch:
     labels: Tensor
     indices: Tensor
     iteration: int
+    plan: Packed | None = None
 
     def pin_memory(self) -> "Batch":
-        return replace(self, canvases=[canvas.pin_memory() for canvas in self.canvases])
+        plan = self.plan and self.plan.pin_memory()
+        return replace(self, canvases=[canvas.pin_memory() for canvas in self.canvases], plan=plan)
 
-    def to(self, device) -> "Batch":
-        """The batch with its canvases on the device (copied without waiting, where they are pinned)."""
-        return replace(self, canvases=[canvas.to(device, non_blocking=True) for canvas in self.canvases])
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch with canvases and plan on the device. From pinned memory they are copied without waiting, on a
+        stream of their own: while the device still computes the step before."""
+        if torch.device(device).type != "cuda":
+            return self._moved(device)
+        stream, current = _copies(torch.device(device)), torch.cuda.current_stream(device)
+        with torch.cuda.stream(stream):
+            moved = self._moved(device)
+        current.wait_stream(stream)
+        for tensor in (*moved.canvases, *([moved.plan.buffer] if moved.plan else [])):
+            tensor.record_stream(current)  # its memory is not the copies' again before the step is through
+        return moved
+
+    def _moved(self, device) -> "Batch":
+        canvases = [canvas.to(device, non_blocking=True) for canvas in self.canvases]
+        return replace(self, canvases=canvases, plan=self.plan and self.plan.to(device))
+
+
+@cache
+def _copies(device: torch.device) -> "torch.cuda.Stream":
+    return torch.cuda.Stream(device)
+
+
+Plan = Callable[[int, Tensor], Packed]  # (iteration, sizes [B, 2]) -> what is drawn for that batch
 
 
 def make_loader(
@@ -55,17 +80,18 @@ def make_loader(
     workers: int = 0,
     device: torch.device | str = "cpu",
     resident: "ResidentImages | None" = None,
+    plan: Plan | None = None,
 ) -> Iterator[Batch]:
     """Training batches of a rank from start_iteration to stop_iteration (None: without end), canvases on `device`.
 
     batch_size: images of one iteration over all ranks; the order is that of IterationSampler, with its errors.
-    resident: the decoded set, to serve from instead of reading files. ImageError (a ValueError) names a file that
-    cannot be read.
+    resident: the decoded set, to serve from instead of reading files. plan: draws Batch.plan, in the workers where
+    there are some. ImageError (a ValueError) names a file that cannot be read.
     """
     order = IterationSampler(len(dataset), batch_size, seed, rank, world_size, start_iteration, stop_iteration)
     if resident is not None:
-        return (resident.batch(iteration, indices) for iteration, indices in order)
-    return _batches(dataset, order, workers, device)
+        return (resident.batch(iteration, indices, plan) for iteration, indices in order)
+    return _batches(dataset, order, workers, device, plan=plan)
 
 
 def make_eval_loader(
@@ -99,7 +125,7 @@ class ResidentImages:
             kind: _join([part.canvases[number] for part in parts]) for number, kind in enumerate(dataset.kinds)
         }
 
-    def batch(self, iteration: int, indices: list[int]) -> Batch:
+    def batch(self, iteration: int, indices: list[int], plan: Plan | None = None) -> Batch:
         """The same batch as from files, but for the padding, which is that of the whole set."""
         own = torch.tensor(indices)
         on_device = own.to(self.device, non_blocking=True)
@@ -114,16 +140,19 @@ class ResidentImages:
                 canvases.append(torch.where(chosen, *pair))
             else:
                 canvases.append(self.canvases[view].index_select(0, on_device))
-        labels = torch.from_numpy(self.dataset.labels[indices])
-        return Batch(canvases, self.sizes[own], labels, own, iteration)
+        labels, drawn = torch.from_numpy(self.dataset.labels[indices]), None
+        if plan:
+            drawn = plan(iteration, self.sizes[own])
+            drawn = (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device)
+        return Batch(canvases, self.sizes[own], labels, own, iteration, drawn)
 
 
 class _Batches(Dataset):
     """Item (iteration, indices) is a whole Batch; an image that cannot be read is returned as its message, because an
     exception that crosses from a worker process drags two tracebacks along."""
 
-    def __init__(self, dataset: ImageDataset, kinds: tuple[str, ...] | None):
-        self.dataset, self.kinds = dataset, kinds
+    def __init__(self, dataset: ImageDataset, kinds: tuple[str, ...] | None, plan: Plan | None):
+        self.dataset, self.kinds, self.plan = dataset, kinds, plan
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
         iteration, indices = key
@@ -132,19 +161,21 @@ class _Batches(Dataset):
             images = [dataset.read(index, self.kinds or dataset.choose(index, iteration)) for index in indices]
         except (ValueError, OSError) as error:
             return str(error)
+        sizes = torch.tensor([image[0].shape[:2] for image in images])
         return Batch(
             canvases=[_pad(view) for view in zip(*images, strict=True)],
-            sizes=torch.tensor([image[0].shape[:2] for image in images]),
+            sizes=sizes,
             labels=torch.from_numpy(dataset.labels[indices]),
             indices=torch.tensor(indices),
             iteration=iteration,
+            plan=self.plan and self.plan(iteration, sizes),
         )
 
 
-def _batches(dataset, order, workers, device, kinds=None) -> Iterator[Batch]:
+def _batches(dataset, order, workers, device, kinds=None, plan=None) -> Iterator[Batch]:
     """The batches of the keys (iteration, indices) of `order`, one after another."""
     loader = DataLoader(
-        _Batches(dataset, kinds),
+        _Batches(dataset, kinds, plan),
         batch_size=None,
         sampler=order,
         num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns

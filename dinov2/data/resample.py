@@ -57,7 +57,7 @@ def cut(
 ) -> Tensor:
     """Cut boxes and resize each to size x size: float32 [n * B, C, size, size] in [0, 1], crop-major.
 
-    canvas: uint8 (or float32 in [0, 1]) [B, C, H, W]; boxes: int [n, B, 4] (top, left, height, width), on the CPU;
+    canvas: uint8 (or float32 in [0, 1]) [B, C, H, W]; boxes: int [n, B, 4] (top, left, height, width);
     flip: bool [n, B], mirrored horizontally. With grid and offset (int [n, B, 2], height and width) the box is
     resized to `grid` instead, and the size x size window at `offset` of it is returned (resize, then centre crop).
     dense: force (True) or forbid (False) the matrix products; None: by the canvas's device.
@@ -65,9 +65,9 @@ def cut(
     if dense is None:
         dense = canvas.device.type != "cpu"
     n, batch = boxes.shape[:2]
-    grid = torch.full((n, batch, 2), size) if grid is None else grid
+    grid = torch.full((n, batch, 2), size, device=boxes.device) if grid is None else grid
     offset = torch.zeros_like(grid) if offset is None else offset
-    flip = torch.zeros(n, batch, dtype=torch.bool) if flip is None else flip
+    flip = torch.zeros(n, batch, dtype=torch.bool, device=boxes.device) if flip is None else flip
     method = _cut_dense if dense else _cut_single
     out = method(canvas, boxes, size, flip, grid, offset)
     return out.div_(255) if canvas.dtype == torch.uint8 else out.clamp_(0, 1)
@@ -91,21 +91,22 @@ def _cut_single(canvas, boxes, size, flip, grid, offset):
 
 
 def _cut_dense(canvas, boxes, size, flip, grid, offset):
-    """Two batched products per crop: first along the width, then along the height, as Pillow."""
+    """Two batched products for all crops: first along the width, then along the height, as Pillow."""
     n, batch = boxes.shape[:2]
     channels, height, width = canvas.shape[1:]
-    rounded = canvas.dtype == torch.uint8
+
+    def as_stored(values):
+        return values.round().clamp(0, 255) if canvas.dtype == torch.uint8 else values
+
+    moved = (tensor.to(canvas.device, non_blocking=True) for tensor in (boxes, grid, offset, flip))
+    box, target, shift, mirrored = (tensor.transpose(0, 1).flatten(0, 1) for tensor in moved)  # of [B * n]
+    columns = _matrix(box[:, 1], box[:, 3], target[:, 1], shift[:, 1], size, width, mirrored)  # [B * n, size, W]
+    rows = _matrix(box[:, 0], box[:, 2], target[:, 0], shift[:, 0], size, height)  # [B * n, size, H]
     pixels = canvas.to(torch.float32, memory_format=torch.contiguous_format).view(batch, channels * height, width)
-    moved = [tensor.to(canvas.device, non_blocking=True) for tensor in (boxes, grid, offset, flip)]
-    out = pixels.new_empty(n, batch, channels, size, size)
-    for k, (box, target, shift, mirrored) in enumerate(zip(*moved, strict=True)):
-        columns = _matrix(box[:, 1], box[:, 3], target[:, 1], shift[:, 1], size, width, mirrored)  # [B, size, W]
-        rows = _matrix(box[:, 0], box[:, 2], target[:, 0], shift[:, 0], size, height)  # [B, size, H]
-        wide = torch.bmm(pixels, columns.transpose(1, 2))  # [B, C * H, size]
-        wide = wide.round_().clamp_(0, 255) if rounded else wide
-        image = rows.unsqueeze(1) @ wide.view(batch, channels, height, size)  # [B, C, size, size]
-        out[k] = image.round_().clamp_(0, 255) if rounded else image
-    return out.flatten(0, 1)
+    wide = torch.bmm(pixels, columns.view(batch, n * size, width).transpose(1, 2))  # [B, C * H, n * size]
+    wide = as_stored(wide).view(batch, channels, height, n, size).permute(0, 3, 2, 1, 4)
+    out = torch.bmm(rows, wide.reshape(batch * n, height, channels * size))  # [B * n, size, C * size]
+    return as_stored(out).view(batch, n, size, channels, size).permute(1, 0, 3, 2, 4).flatten(0, 1)
 
 
 def _matrix(start, length, grid, shift, size, extent, mirrored=None):

@@ -252,7 +252,7 @@ def evaluate_backbone(
             append_result(folder / "results.jsonl", row)
             what = f"{row['method']}, epoch {row['epoch']}, {row['dataset']}, {row['noise']}"
             print(f"{what}: {row['metric']} = {row['value']:.2f}", flush=True)
-    distributed.barrier()
+    distributed.wait_for_main()  # who may have worked alone for hours
     return rows
 
 

@@ -58,7 +58,9 @@ def drop_sequences(residual: Tensor, packing: Packing, rate: float) -> Tensor:
     """
     keep = torch.rand(packing.sequences, device=residual.device) >= rate  # [S]
     scale = keep.to(residual.dtype) / (1 - rate)
-    return residual * scale.repeat_interleave(packing.lengths(residual.device))[:, None]
+    parts = scale.split([sequences for sequences, _ in packing.groups])
+    each = [part[:, None].expand(-1, tokens) for part, (_, tokens) in zip(parts, packing.groups, strict=True)]
+    return residual * torch.cat([part.flatten() for part in each])[:, None]
 
 
 def add_subset_residual(
@@ -77,7 +79,7 @@ def add_subset_residual(
         groups.append((kept, tokens))
         first += sequences * tokens
     index = torch.cat(rows)  # [T_kept]
-    update = residual(x[index], Packing(tuple(groups))) * torch.cat(scales)
+    update = residual(x[index], Packing.on(x.device, groups)) * torch.cat(scales)
     return x.index_add(0, index, update.to(x.dtype))
 
 

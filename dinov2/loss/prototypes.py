@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.distributed import all_reduce_sum
+from utils.fused import fused
 
 # Logits whose float32 copies exist at a time: 2 MiB stay in a CPU's cache, 256 MiB fill a GPU.
 CHUNK = {"cpu": 2**19, "cuda": 2**26}
@@ -19,6 +20,16 @@ def row_chunks(logits: Tensor) -> Iterator[slice]:
     rows = max(1, CHUNK.get(logits.device.type, 2**26) // logits.shape[1])
     for start in range(0, len(logits), rows):
         yield slice(start, start + rows)
+
+
+@fused
+def _softmax_into(out: Tensor, logits: Tensor, center: Tensor, temp: float | Tensor) -> None:
+    """out = softmax((logits - center) / temp).  # [n, K]"""
+    scaled = (logits.float() - center).div_(temp)
+    if out.dtype == scaled.dtype:
+        torch.softmax(scaled, dim=-1, out=out)
+    else:
+        out.copy_(torch.softmax(scaled, dim=-1))
 
 
 class Center(nn.Module):
@@ -39,10 +50,13 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def softmax(self, logits: Tensor, temp: float) -> Tensor:  # [n, K] → [n, K]
-        probabilities = torch.empty(logits.shape, device=logits.device)
+        """In float32; on a GPU in bf16 where the logits are: half of the largest tensor that a step keeps."""
+        kept = torch.bfloat16 if logits.is_cuda and logits.dtype == torch.bfloat16 else torch.float32
+        probabilities = torch.empty(logits.shape, device=logits.device, dtype=kept)
+        if logits.is_cuda:  # a number would be compiled in, and this one changes from step to step
+            temp = torch.full((), temp, device=logits.device)
         for rows in row_chunks(logits):
-            scaled = (logits[rows].float() - self.center.view(1, -1)).div_(temp)
-            torch.softmax(scaled, dim=-1, out=probabilities[rows])
+            _softmax_into(probabilities[rows], logits[rows], self.center.view(1, -1), temp)
         return probabilities
 
     @torch.no_grad()
@@ -66,12 +80,33 @@ def sinkhorn_knopp(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
     """Assignment of tokens to prototypes with equal shares (SwAV), over all ranks.  # [n, K] → [n, K], rows sum to 1"""
     q = torch.exp(logits.float() / temp).t()  # [K, n]
     prototypes = q.shape[0]
-    tokens = all_reduce_sum(torch.tensor(float(q.shape[1]), device=q.device))
+    tokens = all_reduce_sum(torch.full((), float(q.shape[1]), device=q.device))
     q /= all_reduce_sum(q.sum())
     for _ in range(iterations):
         q /= all_reduce_sum(q.sum(dim=1, keepdim=True)) * prototypes
         q /= q.sum(dim=0, keepdim=True) * tokens
     return (q * tokens).t()
+
+
+@fused
+def _row_losses(student: Tensor, temp: float, targets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """log Σ exp of each row [n, 1], and its cross-entropy with each of the targets [n]."""
+    scaled = student.float() / temp
+    log_probabilities = F.log_softmax(scaled, dim=-1)
+    return scaled[:, :1] - log_probabilities[:, :1], [-(target * log_probabilities).sum(dim=-1) for target in targets]
+
+
+@fused
+def _gradient_into(out: Tensor, student: Tensor, log_sum: Tensor, temp: float, parts: list) -> None:
+    """d loss / d logit_k = (softmax_k Σ targets - target_k) / temp, times its gradient; summed over teachers.
+
+    parts: of each teacher, its targets [n, K] and the gradients of its losses over temp [n, 1]
+    """
+    mass = sum(target.sum(dim=-1, keepdim=True, dtype=torch.float32) * factor for target, factor in parts)
+    gradient = (student.float() / temp).sub_(log_sum).exp_().mul_(mass)
+    for target, factor in parts:
+        gradient.addcmul_(target, factor, value=-1)
+    out.copy_(gradient)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -82,28 +117,21 @@ class _CrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(targets), len(student), device=student.device)  # [A, n]
         log_sums = torch.empty(len(student), 1, device=student.device)
         for rows in row_chunks(student):
-            scaled = student[rows].float() / temp
-            log_probabilities = F.log_softmax(scaled, dim=-1)
-            log_sums[rows] = scaled[:, :1] - log_probabilities[:, :1]
-            for loss, target in zip(losses, targets, strict=True):
-                loss[rows] = -(target[rows] * log_probabilities).sum(dim=-1)
+            log_sums[rows], parts = _row_losses(student[rows], temp, [target[rows] for target in targets])
+            for loss, part in zip(losses, parts, strict=True):
+                loss[rows] = part
         ctx.temp = temp
         ctx.save_for_backward(student, log_sums, *targets)
         return losses
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        """d loss / d logit_k = (softmax_k Σ targets - target_k) / temp, times its gradient; summed over teachers."""
         student, log_sums, *targets = ctx.saved_tensors
         factors = (grad / ctx.temp)[..., None]  # [A, n, 1]
         out = torch.empty_like(student)
         for rows in row_chunks(student):
             parts = [(target[rows], factor[rows]) for target, factor in zip(targets, factors, strict=True)]
-            mass = sum(target.sum(dim=-1, keepdim=True) * factor for target, factor in parts)
-            gradient = (student[rows].float() / ctx.temp).sub_(log_sums[rows]).exp_().mul_(mass)
-            for target, factor in parts:
-                gradient.addcmul_(target, factor, value=-1)
-            out[rows] = gradient
+            _gradient_into(out[rows], student[rows], log_sums[rows], ctx.temp, parts)
         return out, None, *(None for _ in targets)
 
 
@@ -121,7 +149,7 @@ def dino_loss(student: Tensor, targets: Sequence[Tensor], temp: float = 0.1) -> 
     student: logits [S, B, K]; targets: A tensors [T, B, K] → [A]
     The sum over t is taken before the product with the student's log-probabilities: the same sum, S * T products less.
     """
-    totals = [target.sum(dim=0) for target in targets]  # each [B, K]
+    totals = [target.sum(dim=0, dtype=torch.float32) for target in targets]  # each [B, K]
     return sum(cross_entropy(crop, totals, temp).mean(dim=1) for crop in student)
 
 

@@ -150,7 +150,7 @@ class VisionTransformer(nn.Module):
         crops, masks = ([x], [masks]) if single else (x, masks or [None] * len(x))
         read = [read] if single and read is not None else read
         embedded = [self.embed(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
-        packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
+        packing = Packing.on(crops[0].device, ((len(tokens), tokens.shape[1]) for tokens in embedded))
         rows = None if read is None else self.read_rows(packing, read)
         flat = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # [T, D]
         for block in self.blocks[:-1]:

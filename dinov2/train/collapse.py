@@ -42,9 +42,9 @@ class Information:
     def add(self, name: str, targets: Tensor) -> None:
         """targets: probabilities [..., K]; rows of all ranks and micro-batches may be added one after another."""
         rows = targets.flatten(0, -2)  # [n, K]
-        entropies = sum((entropy(rows[part]).sum() for part in row_chunks(rows)), rows.new_zeros(()))
-        count = rows.new_full((), len(rows))
-        new = torch.cat([rows.sum(dim=0), torch.stack([entropies, count])])
+        count = torch.full((), float(len(rows)), device=rows.device)
+        entropies = sum((entropy(rows[part].float()).sum() for part in row_chunks(rows)), torch.zeros_like(count))
+        new = torch.cat([rows.sum(dim=0, dtype=torch.float32), torch.stack([entropies, count])])
         self.sums[name] = self.sums[name] + new if name in self.sums else new
 
     def read(self) -> dict[str, dict[str, float]]:

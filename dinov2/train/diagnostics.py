@@ -33,7 +33,7 @@ def diagnose(
     bottleneck: the head's output for them before its normalisation [2 * B, d].
     prototypes_used: distinct favourites of the teacher's CLS tokens, of as many as the batch could have.
     """
-    teacher = targets.flatten(0, 1)  # [2 * B, K]
+    teacher = targets.flatten(0, 1).float()  # [2 * B, K]
     student = (logits.flatten(0, 1).float() / temp).softmax(dim=-1)
     cls, bottleneck = cls_tokens.flatten(0, 1).float(), bottleneck.float()
     return {

@@ -22,6 +22,14 @@ from utils.memory import keep_freed_memory
 GLOBAL_CROPS = 2
 
 
+def read_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of masks [2 * B, N]: the positions of the masked patches in [2 * B * N], and each one's weight in the loss, the
+    inverse of its crop's number.  # both [M]; how many is asked of the masks, so a device had to be waited for"""
+    masked = masks.flatten().nonzero().squeeze(1)
+    per_crop = masks.sum(dim=1, keepdim=True).clamp(min=1).float()  # [2 * B, 1]
+    return masked, (1 / per_crop).expand_as(masks)[masks]
+
+
 @dataclass
 class Batch:
     """One micro-batch of B images; crops are crop-major (all first crops, then all second ones)."""
@@ -30,11 +38,12 @@ class Batch:
     local_crops: Tensor  # [L * B, C, s, s]
     masks: Tensor  # [2 * B, N] bool
     other_global_crops: Tensor | None = None  # [2 * B, C, S, S]: the same crops of a second view of each image
+    masked: Tensor | None = None  # [M], with the next of `read_masks`; None: read from the masks
+    mask_weights: Tensor | None = None  # [M]
 
     def __post_init__(self) -> None:
-        self.masked = self.masks.flatten().nonzero().squeeze(1)  # [M] positions of masked patches in [2 * B * N]
-        per_crop = self.masks.sum(dim=1, keepdim=True).clamp(min=1).float()  # [2 * B, 1]
-        self.mask_weights = (1 / per_crop).expand_as(self.masks)[self.masks]  # [M]
+        if self.masked is None:
+            self.masked, self.mask_weights = read_masks(self.masks)
 
 
 @dataclass

@@ -6,12 +6,14 @@ is all that a resumed run needs, on any number of ranks.
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,14 +23,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from dinov2 import checkpoint
-from dinov2.data.augment import Augment
+from dinov2.data.augment import Augment, AugmentParameters
 from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
+from dinov2.data.packed import Packed
 from dinov2.train.collapse import CollapseWatch
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
-from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel
+from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel, read_masks
 from utils import distributed
 from utils.metrics_log import MetricsLog
 from utils.progress import Progress
@@ -67,6 +70,22 @@ def shard(network: nn.ModuleDict, device: torch.device) -> None:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
+def compiling(cfg: DictConfig, device: torch.device) -> bool:
+    """Whether train.compile asks for the compiler; if not, it is switched off for what would use it unasked."""
+    on = device.type == "cuda" if cfg.train.compile is None else cfg.train.compile
+    if device.type == "cuda":
+        torch.compiler.set_stance("default" if on else "force_eager")
+    return on
+
+
+def compile_parts(network: nn.ModuleDict) -> None:
+    """torch.compile of blocks and heads. Of what is inside them: FSDP's gathering and diagnostics stay around it."""
+    torch._dynamo.config.recompile_limit = 64  # all blocks of all networks are one function: of several shapes
+    for module in network.values():
+        for part in module.blocks if hasattr(module, "blocks") else (module.mlp, module.last_layer):
+            part.forward = torch.compile(part.forward)
+
+
 def whole_state(network: nn.ModuleDict) -> dict[str, Tensor]:
     """The state dict with shards gathered, on the CPU. All ranks call it."""
     state = network.state_dict()
@@ -74,7 +93,10 @@ def whole_state(network: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 class BatchMaker:
-    """Canvases of one iteration → micro-batches of crops and masks, the same whatever the number of ranks."""
+    """Canvases of one iteration → micro-batches of crops and masks, the same whatever the number of ranks.
+
+    `plan` draws what is random, on the CPU, in the loader's workers where there are some; calling the maker applies it.
+    """
 
     def __init__(self, cfg: DictConfig, device: torch.device):
         self.cfg, self.device = cfg, device
@@ -92,27 +114,57 @@ class BatchMaker:
         )
         return torch.from_numpy(masks).unflatten(0, (GLOBAL_CROPS, total))
 
-    def __call__(self, data) -> Iterator[Batch]:
-        cfg, iteration = self.cfg, data.iteration
-        masks = self.masks(iteration)
-        size = self.share // cfg.train.accumulate
-        for start in range(0, self.share, size):
-            mine = slice(start, start + size)
-            position = self.first + start  # of the micro-batch in the batch of all ranks
+    def micro_batches(self) -> list[slice]:
+        """The images of each, within this rank's."""
+        size = self.share // self.cfg.train.accumulate
+        return [slice(start, start + size) for start in range(0, self.share, size)]
+
+    def plan(self, iteration: int, sizes: Tensor) -> Packed:
+        """Crop parameters and masks of this rank's images of sizes [share, 2], one micro-batch after another."""
+        cfg, masks, tensors = self.cfg, self.masks(iteration), []
+        for mine in self.micro_batches():
+            position = self.first + mine.start  # of the micro-batch in the batch of all ranks
             generator = torch.Generator().manual_seed(seed_of(cfg.seed, iteration, "crops"))
-            sizes = data.sizes[mine]
-            parameters = self.augment.sample(sizes, generator, position, cfg.train.batch_size)
-            views = [canvas[mine] for canvas in data.canvases]
+            parameters = self.augment.sample(sizes[mine], generator, position, cfg.train.batch_size)
+            own = masks[:, position : position + mine.stop - mine.start].flatten(0, 1)
+            tensors += [*parameters.tensors(), own, *read_masks(own)]
+        return Packed.of(tensors)
+
+    def __call__(self, data) -> Iterator[Batch]:
+        tensors = iter(data.plan.tensors())
+        for mine in self.micro_batches():
+            parameters = AugmentParameters.of(tensors)
+            views, sizes = [canvas[mine] for canvas in data.canvases], data.sizes[mine]
+            masks, masked, mask_weights = islice(tensors, 3)
             yield Batch(
                 global_crops=self.augment.apply_global(views[0], sizes, parameters),
                 local_crops=self.augment.apply_local(views[0], sizes, parameters),
-                masks=masks[:, position : position + size].flatten(0, 1).to(self.device, non_blocking=True),
+                masks=masks,
                 other_global_crops=self.augment.apply_global(views[1], sizes, parameters) if len(views) > 1 else None,
+                masked=masked,
+                mask_weights=mask_weights,
             )
 
 
+class HostCopy:
+    """A tensor on its way to the host; `values` waits for the work before the copy, not for what came after."""
+
+    def __init__(self, tensor: Tensor):
+        self.copied, self.host = None, tensor
+        if tensor.is_cuda:
+            self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def values(self) -> list:
+        if self.copied:
+            self.copied.synchronize()
+        return self.host.tolist()
+
+
 class Watch:
-    """Terms of the last step, averaged over ranks, read one step late so that a GPU is never waited for.
+    """Terms of the last step, averaged over ranks. They come to the host behind the step's work, and are read when the
+    next step has been launched, so that a GPU is never waited for.
 
     Stops the run at the first NaN or inf, and tells when any rank was asked to leave.
     """
@@ -120,29 +172,42 @@ class Watch:
     def __init__(self) -> None:
         self.leaving = False  # this rank was asked to
         self.all_leaving = False  # some rank was: known to all one step later
-        self.pending: tuple[int, list[str], Tensor] | None = None
+        self.pending: tuple[int, list[str], HostCopy] | None = None
         self.terms: dict[str, float] = {}
 
     def ask_to_leave(self, *_: object) -> None:
         self.leaving = True
 
     def put(self, iteration: int, terms: dict[str, Tensor]) -> None:
-        flag = torch.tensor(float(self.leaving), device=next(iter(terms.values())).device)
+        flag = torch.full((), float(self.leaving), device=next(iter(terms.values())).device)
         stacked = torch.stack([*(term.detach().float() for term in terms.values()), flag])
-        self.pending = iteration, list(terms), distributed.all_reduce_mean(stacked)
+        self.pending = iteration, list(terms), HostCopy(distributed.all_reduce_mean(stacked))
 
     def read(self) -> bool:
         """Takes in the last step's terms. True when the run is to leave; FloatingPointError on NaN or inf."""
         if self.pending is None:
             return self.all_leaving
-        (iteration, names, stacked), self.pending = self.pending, None
-        *values, leaving = stacked.tolist()
+        (iteration, names, copy), self.pending = self.pending, None
+        *values, leaving = copy.values()
         self.terms = dict(zip(names, values, strict=True))
         wrong = [name for name, value in self.terms.items() if value != value or abs(value) == float("inf")]
         if wrong:
             raise FloatingPointError(f"{wrong[0]} is {self.terms[wrong[0]]} at iteration {iteration}")
         self.all_leaving |= leaving > 0
         return self.all_leaving
+
+
+@contextmanager
+def collected_by_hand() -> Iterator[None]:
+    """Garbage is collected when it is asked for alone: it would come in the midst of launching a step's kernels."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 class Trainer:
@@ -178,15 +243,15 @@ class Trainer:
         prepare(model)
         backbone = model.student["backbone"]
         backbone.activation_checkpointing = cfg.train.activation_checkpointing
-        if cfg.train.compile:
+        if compiling(cfg, self.device):
             for network in model.networks():
-                for block in network["backbone"].blocks:
-                    block.compile()
+                compile_parts(network)
         self.optimizer = build_optimizer(model.student, cfg)
         self.schedules = Schedules(cfg)
         self.autocast_dtype = PRECISIONS[cfg.train.precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.train.precision == "fp16")
         self.watch, self.collapse = Watch(), CollapseWatch(cfg)
+        self.make_batches = BatchMaker(cfg, self.device)
         self.iteration = self.saved = self.resume()
         if self.iteration == 0:
             start_fresh(model, self.optimizer)
@@ -228,7 +293,6 @@ class Trainer:
         log = MetricsLog(self.run, after=self.iteration or -1) if distributed.is_main() else None
         cfg = self.cfg
         batches = self.load_batches(total)
-        make_batches = BatchMaker(cfg, self.device)
         bar = Progress(
             total * cfg.train.batch_size,
             self.run.name,
@@ -237,12 +301,13 @@ class Trainer:
             enabled=distributed.is_main(),
         )
         try:
-            with bar:
+            with bar, collected_by_hand():
                 if self.iteration == 0:
                     self.measure_knn(log)
                 clock, waited, steps = time.perf_counter(), 0.0, 0
                 while self.iteration < total:
-                    if self.watch.read():
+                    if self.watch.all_leaving:
+                        self.watch.read()  # nothing is saved before its losses are known to be finite
                         if self.saved != self.iteration:  # else it would replace one that is kept for evaluation
                             self.save(evaluate=False)
                         raise Terminated()
@@ -251,7 +316,8 @@ class Trainer:
                     waited += time.perf_counter() - asked
                     self.model.observing = distributed.is_main() and (self.iteration + 1) % cfg.train.log_every == 0
                     self.model.information = self.collapse.window(self.iteration)
-                    terms, row = self.step(data.iteration, make_batches(data))
+                    terms, row = self.step(data.iteration, self.make_batches(data))
+                    self.watch.read()  # of the step before
                     self.watch.put(self.iteration, terms)
                     self.iteration, steps = self.iteration + 1, steps + 1
                     bar.update(cfg.train.batch_size, **{k: v for k, v in self.watch.terms.items() if k == "total_loss"})
@@ -287,6 +353,7 @@ class Trainer:
                 data.workers,
                 self.device,
                 resident,
+                self.make_batches.plan,
             )
         )
 
@@ -324,12 +391,13 @@ class Trainer:
 
     def end_epoch(self, log: MetricsLog | None) -> None:
         epoch, train = self.iteration // self.length, self.cfg.train
-        self.watch.read()  # nothing is saved before its losses are known to be finite
+        self.watch.read()  # as above
         evaluate = epoch % train.eval_every == 0 or epoch in self.keep or epoch == self.stop_epoch
         if evaluate or epoch % train.checkpoint_every == 0:
             self.save(evaluate)
         if train.knn_every and epoch % train.knn_every == 0:
             self.measure_knn(log)
+        gc.collect()
 
     def measure_knn(self, log: MetricsLog | None) -> None:
         """A row with the live kNN figure; the one at iteration 0 is the untrained backbone's."""

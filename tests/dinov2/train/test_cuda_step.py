@@ -1,0 +1,97 @@
+"""Training on a GPU waits for it in one place and sends it two things a step; on a fake device where there is none."""
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+
+from dinov2.config import load_config
+from dinov2.data.dataset import dataset_from_config
+from dinov2.train.anchor import AnchoredSSLModel
+from dinov2.train.ssl_model import SSLModel
+from dinov2.train.trainer import Trainer
+from tests.dinov2.train.tiny import make_tree, settings
+from tests.fake_cuda import FakeCuda, without_backward
+
+ALLOWED = ["dinov2/train/trainer.py values"]  # of the losses of the step before
+REAL = torch.cuda.is_available()
+needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
+KINDS = [(False, "0.0"), (False, "0.1"), (False, "0.3"), (True, "0.0")]  # anchored, drop path
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def trainer_of(tree, output, anchored: bool, *more: str) -> Trainer:
+    cfg = load_config(
+        settings(tree, output, "train.precision=bf16", "train.log_every=100", f"data.denoised_root={tree}", *more)
+    )
+    torch.manual_seed(0)
+    model = AnchoredSSLModel(cfg, weight=1.0) if anchored else SSLModel(cfg)
+    views = ("noisy", "denoised") if anchored else ("noisy",)
+    return Trainer(cfg, model, dataset_from_config(cfg, "train", views), stop_epoch=1)
+
+
+def two_steps(trainer: Trainer, second=nullcontext) -> None:
+    """Two steps as `fit` takes them, the second one inside of `second`."""
+    batches = trainer.load_batches(2)
+    for iteration, around in enumerate((nullcontext, second)):
+        with around():
+            data = next(batches)
+            terms, _ = trainer.step(iteration, trainer.make_batches(data))
+            trainer.watch.read()
+            trainer.watch.put(iteration, terms)
+    trainer.watch.read()
+    assert trainer.watch.terms["total_loss"] > 0
+
+
+@needs_cuda_build
+@pytest.mark.skipif(REAL, reason="there is a GPU: the test below takes it")
+@pytest.mark.parametrize("anchored,drop_path", KINDS)
+def test_a_step_waits_for_the_losses_before_it_alone(tree, tmp_path, anchored, drop_path):
+    seen = {}
+
+    @contextmanager
+    def counted():
+        gpu.waits.clear(), gpu.copies.clear()
+        yield
+        seen.update(waits=list(gpu.waits), copies=list(gpu.copies))
+
+    with FakeCuda() as gpu:
+        trainer = trainer_of(tree, tmp_path, anchored, f"model.drop_path={drop_path}")
+        assert all(p.is_cuda for p in trainer.model.parameters())
+        with without_backward(trainer.model.student):
+            two_steps(trainer, counted)
+    assert seen["waits"] == ALLOWED
+    views = 2 if anchored else 1
+    assert seen["copies"] == ["dinov2/data/loader.py _moved"] * views + ["dinov2/data/packed.py to"]
+
+
+@needs_cuda_build
+@pytest.mark.skipif(REAL, reason="there is a GPU")
+@pytest.mark.parametrize("wait", [torch.nonzero, lambda x: x[x > 0], torch.Tensor.item, torch.Tensor.cpu])
+def test_the_fake_device_sees_a_wait_and_mixed_devices(wait):
+    with FakeCuda() as gpu:
+        x = torch.ones(1, device="cuda")
+        wait(x)
+        assert len(gpu.waits) == 1
+        torch.tensor(1.0, device="cuda")
+        assert len(gpu.waits) == 2
+        with pytest.raises(RuntimeError, match="cuda:0 and on the CPU"):
+            x + torch.ones(3)
+
+
+@pytest.mark.skipif(not REAL, reason="needs a GPU")
+@pytest.mark.parametrize("anchored,drop_path", KINDS)
+def test_a_step_on_a_gpu_waits_for_nothing(tree, tmp_path, anchored, drop_path):
+    @contextmanager
+    def guarded():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    two_steps(trainer_of(tree, tmp_path, anchored, f"model.drop_path={drop_path}"), guarded)
