@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dinov2.data.index import build_index, check_classes
+from dinov2.data.index import build_index, check_classes, whole_folder
 from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 
@@ -44,16 +44,17 @@ class Mix:
 class ImageDataset(torch.utils.data.Dataset):
     """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
 
-    Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits; of as many channels as asked for, or an
-    error. Images with a side above max_side pixels are reduced (antialiased), after the noise. storage: where the noisy
-    view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError names denoised (noisy) images that are
-    missing, before anything is read, and, when read, an image that cannot be decoded or whose views differ in size.
+    split: a folder of root; None: all images below root, without labels. Arrays are uint8, or float32 in [0, 1] where
+    the file has more than 8 bits; of as many channels as asked for, or an error. Images with a side above max_side
+    pixels are reduced (antialiased), after the noise. storage: where the noisy view comes from, "on_the_fly" or "disk"
+    (the tree noisy_root). ValueError names denoised (noisy) images that are missing, before anything is read, and, when
+    read, an image that cannot be decoded or whose views differ in size.
     """
 
     def __init__(
         self,
         root: Path | str,
-        split: str,
+        split: str | None,
         views: tuple[str, ...] = ("noisy",),
         noise: NoiseSpec | None = None,
         noise_seed: int = 0,
@@ -75,7 +76,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
         self.channels, self.max_side = channels, max_side
-        index = build_index(root, split, index_cache)
+        index = whole_folder(root) if split is None else build_index(root, split, index_cache)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
         # Roots of the kinds of view that are read from twins of the images.
         self.twins: dict[str, Path] = {}
@@ -117,7 +118,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if len(shapes) > 1:
             found = ", ".join(f"{kind} {h} x {w}" for (h, w), kind in shapes.items())
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
-        return [_reduce(image, self.max_side) for image in images]
+        return [reduce_sides(image, self.max_side) for image in images]
 
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""
@@ -144,13 +145,16 @@ class ImageDataset(torch.utils.data.Dataset):
         return suffix
 
 
-def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None) -> ImageDataset:
+def dataset_from_config(
+    cfg, split: str | None, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None
+) -> ImageDataset:
     """The data set of a run's configuration (keys noise and data.*): what training and evaluation both use.
 
     ValueError also where train and val have different classes, before anything starts.
     """
     data = cfg.data
-    check_classes(data.root)
+    if split is not None:
+        check_classes(data.root)
     return ImageDataset(
         data.root,
         split,
@@ -167,7 +171,7 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
     )
 
 
-def _reduce(image: np.ndarray, max_side: int | None) -> np.ndarray:
+def reduce_sides(image: np.ndarray, max_side: int | None) -> np.ndarray:
     """The image with its longer side reduced to max_side (antialiased bicubic), if it is longer."""
     longer = max(image.shape[:2])
     if max_side is None or longer <= max_side:

@@ -1,7 +1,7 @@
 """The list of a data folder's images, classes and labels, built on first use and cached.
 
 DIR/<split>/<class>/<image> has the sorted folder names as classes. DIR/<split>/<image>, without class folders, is for
-pretraining alone: its labels are -1.
+pretraining alone: its labels are -1. whole_folder() takes any folder, without a split.
 """
 
 import hashlib
@@ -55,6 +55,12 @@ def build_index(root: Path | str, split: str, cache: Path | str | None = None) -
         except OSError:
             continue  # read-only: the next place; with no place left, the index is built at each start
     return index
+
+
+def whole_folder(root: Path | str) -> Index:
+    """All images below root at any depth, without labels; listed anew each time. ValueError where there are none."""
+    relatives = list_images(root)
+    return Index(relatives, np.full(len(relatives), -1), [])
 
 
 def class_names(root: Path | str, split: str) -> list[str]:

@@ -13,12 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.rope import rotate, without_key_bias
+
 
 @dataclass(frozen=True)
 class Packing:
-    """How flat tokens [T, D] fall into sequences: consecutive groups of (sequences, tokens of each)."""
+    """How flat tokens [T, D] fall into sequences: consecutive groups of (sequences, tokens of each).
+
+    rotations: of each group, the cosine and sine of its rotary position embeddings; empty for a model without them.
+    """
 
     groups: tuple[tuple[int, int], ...]
+    rotations: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -89,6 +95,13 @@ def attend_varlen(qkv: Tensor, packing: Packing) -> Tensor:
     return varlen_attn(q, k, v, starts, starts, longest, longest).flatten(1)
 
 
+def rotate_packed(qkv: Tensor, packing: Packing) -> Tensor:
+    """Each group's queries and keys turned by its rotations.  # [T, 3, H, d] → the same"""
+    parts = zip(qkv.split(packing.sizes), packing.groups, packing.rotations, strict=True)
+    turned = [rotate(part.unflatten(0, group), *rotation).flatten(0, 1) for part, group, rotation in parts]
+    return turned[0] if len(turned) == 1 else torch.cat(turned)
+
+
 class Attention(nn.Module):
     """Public names: qkv.{weight,bias}, proj.{weight,bias}."""
 
@@ -100,8 +113,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
         """x: [T, D] → [T, D], or [R, D] of the tokens `rows` [R] alone."""
-        qkv = self.qkv(x)  # [T, 3 * D]
+        bias = without_key_bias(self.qkv.bias) if packing.rotations else self.qkv.bias
+        qkv = F.linear(x, self.qkv.weight, bias)  # [T, 3 * D]
         qkv = qkv.view(qkv.shape[0], 3, self.heads, -1)  # [T, 3, H, d]
+        qkv = rotate_packed(qkv, packing) if packing.rotations else qkv
         varlen = qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and len(packing.groups) > 1
         out = attend_varlen(qkv, packing) if varlen else attend_per_size(qkv, packing)  # [T, D]
         return self.proj(out if rows is None else out.index_select(0, rows))

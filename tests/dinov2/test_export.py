@@ -219,10 +219,10 @@ def test_image_processor_is_the_evaluation_transform(run, tmp_path):
         (["format=timm", "output=x"], "run= is missing"),
         (["run={run}", "format=timm"], "output= is missing"),
         (["run={run}", "output=x", "fromat=timm"], "'fromat=timm' is no argument: did you mean format="),
-        (["run={run}", "output=x", "format=keras"], "format=keras must be one of huggingface, timm"),
+        (["run={run}", "output=x", "format=keras"], "format=keras must be one of huggingface, timm, onnx"),
         (["run={run}", "output=x", "format=timm", "epoch=last"], "epoch=last must be a whole number"),
         (["run={run}", "output=x", "format=timm", "epoch=3"], r"no kept checkpoint at epoch 3 \(kept: 2, 4\)"),
-        (["run=nowhere", "output=x", "format=timm"], "nowhere is no run: it has no config.yaml"),
+        (["run=nowhere", "output=x", "format=timm"], "nowhere is missing: name a run"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(run, arguments, sentence, tmp_path, monkeypatch):

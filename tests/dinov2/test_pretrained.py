@@ -65,7 +65,9 @@ def test_public_file_with_a_config_beside_it(run, tmp_path):
 def test_what_is_no_backbone_is_one_sentence(run, tmp_path):
     with pytest.raises(ValueError, match=r"no kept checkpoint at epoch 3 \(kept: 2, 4\)"):
         load_backbone(run, epoch=3)
-    with pytest.raises(ValueError, match="is no run, checkpoint or weights with a config.yaml above them"):
+    with pytest.raises(
+        ValueError, match="nowhere.pth is missing: name a run, one of its checkpoints, or a file of weights"
+    ):
         load_backbone(tmp_path / "nowhere.pth")
     shutil.copy(run / "config.yaml", tmp_path)
     with pytest.raises(ValueError, match="has no kept checkpoint yet"):
@@ -73,7 +75,7 @@ def test_what_is_no_backbone_is_one_sentence(run, tmp_path):
     contents = {"list.pth": [torch.zeros(1)], "head.pth": {"dino_head.weight": torch.zeros(1)}, "empty.pth": {}}
     for name, content in contents.items():
         torch.save(content, tmp_path / name)
-        with pytest.raises(ValueError, match=rf"{name} holds no DINOv2 backbone: it has no pos_embed"):
+        with pytest.raises(ValueError, match=rf"{name} holds no backbone that can be used: it has no patch_embed"):
             load_backbone(tmp_path / name)
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(ValueError, match=r"text\.safetensors can't be read as a safetensors file"):
@@ -91,7 +93,6 @@ def test_what_is_no_backbone_is_one_sentence(run, tmp_path):
         (dict(registers=4), r"register_tokens is missing$"),
         (dict(ffn="swiglu"), r"blocks\.0\.mlp\.w12\.weight is missing"),
         (dict(layerscale=0.0), r"blocks\.0\.ls1\.gamma is unknown to the model; blocks\.0\.ls2\.gamma is unknown"),
-        (dict(in_chans=1), r"patch_embed\.proj\.weight is \[192, 3, 4, 4\], the model wants \[192, 1, 4, 4\]$"),
         (dict(patch_size=8), r"patch_embed\.proj\.weight is \[192, 3, 4, 4\], the model wants \[192, 3, 8, 8\]$"),
         (dict(arch="vit_small"), r"cls_token is \[1, 1, 192\], the model wants \[1, 1, 384\]"),
     ],
@@ -105,7 +106,10 @@ def test_another_architecture_names_the_first_keys(run, change, sentence):
 def test_position_embeddings_that_form_no_square_are_refused(tmp_path):
     vit = VisionTransformer("vit_tiny", image_size=16, patch_size=4, depth=1)
     torch.save(vit.state_dict() | {"pos_embed": torch.zeros(1, 1 + 15, 192)}, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"odd\.pth can't be used: its position embeddings, 15 patches, are no square"):
+    with pytest.raises(
+        ValueError,
+        match=r"odd\.pth holds no backbone that can be used: its position embeddings, 15 patches, are no square",
+    ):
         load_pretrained(vit, tmp_path / "odd.pth")
 
 
@@ -164,7 +168,9 @@ def test_continued_pretraining_warms_the_heads_up_first(public, tmp_path, capsys
 def test_pretrained_weights_that_do_not_fit_stop_the_run(run, tmp_path):
     tree = make_tree(tmp_path / "tiny", images=2)
     teacher = checkpoint.list_checkpoints(run)[0].teacher
-    with pytest.raises(ValueError, match="is of another architecture: register_tokens is missing"):
+    with pytest.raises(
+        ValueError, match=r"model\.registers=1, but .*_checkpoint\.pth has 0: leave model\.registers out"
+    ):
         main(settings(tree, tmp_path / "new", f"model.pretrained={teacher}", "model.registers=1"))
     assert checkpoint.latest(tmp_path / "new") is None
 
