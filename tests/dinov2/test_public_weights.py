@@ -1,4 +1,4 @@
-"""Public weights of every form: the features that transformers and timm compute, and settings that follow from files."""
+"""Public weights of every form: the features of transformers and timm, and settings that follow from files."""
 
 import json
 import os
