@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -120,11 +121,12 @@ class VisionTransformer(nn.Module):
         tokens = self.patch_embed(x)
         if masks is not None:
             tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
-        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1)
+        # shape[0] rather than len(): an exported graph stays open to batches of any size.
+        tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens), dim=1)
         if self.pos_embed is not None:
             tokens = tokens + self.interpolated_pos_embed(height, width)
         if self.register_tokens is not None:
-            registers = self.register_tokens.expand(len(x), -1, -1)
+            registers = self.register_tokens.expand(x.shape[0], -1, -1)
             tokens = torch.cat((tokens[:, :1], registers, tokens[:, 1:]), dim=1)
         return tokens
 
@@ -132,7 +134,7 @@ class VisionTransformer(nn.Module):
         """How the tokens of these crops lie in one flat tensor, and the rotations of rotary position embeddings."""
         first, dim = 1 + self.registers, self.embed_dim // self.heads
         grids = [[side // self.patch_size for side in crop.shape[-2:]] for crop in crops]
-        groups = tuple((len(crop), first + rows * columns) for crop, (rows, columns) in zip(crops, grids, strict=True))
+        groups = tuple((crop.shape[0], first + math.prod(grid)) for crop, grid in zip(crops, grids, strict=True))
         if self.pos_embed is not None:
             return Packing(groups)
         return Packing(groups, tuple(rotation(*grid, first, dim, crops[0].device) for grid in grids))
