@@ -20,4 +20,5 @@ setup(
     package_data={"dinov2": ["configs/*.yaml"], "Neighbor2Neighbor": ["*.sh", "*.yaml"], "toy_mnist": ["*.sh"]},
     py_modules=["process_metadata"],
     install_requires=[line for line in LINES if line],
+    extras_require={"parquet": ["pyarrow>=17"], "onnx": ["onnx>=1.17", "onnxscript>=0.2"]},
 )
