@@ -55,7 +55,7 @@ def load_backbone(path: Path | str, epoch: int | None = None) -> VisionTransform
     transform: files, Pillow images or arrays to the batch [B, C, H, W] that the run is evaluated on, normalised.
     settings: the configuration that belongs to the weights.
     """
-    model, cfg = pretrained.load_backbone(path, epoch)
+    model, cfg = pretrained.read_backbone(path, epoch)
     model.settings, model.transform = cfg, Preprocess(cfg)
     return model
 

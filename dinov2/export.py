@@ -26,7 +26,7 @@ from torch import Tensor
 from dinov2.layers.block import MLP_RATIO, SwiGLU
 from dinov2.layers.rope import BASE
 from dinov2.models.formats import to_huggingface, to_timm
-from dinov2.models.pretrained import load_backbone
+from dinov2.models.pretrained import read_backbone
 from dinov2.models.vision_transformer import ARCHS, VisionTransformer
 from dinov2.models.weights import SAFETENSORS, grid_side
 from utils import cli
@@ -216,7 +216,7 @@ def main(argv: list[str]) -> None:
         print(__doc__.strip())
         return
     given = parse(argv)
-    model, cfg = load_backbone(given["run"], int(given["epoch"]) if "epoch" in given else None)
+    model, cfg = read_backbone(given["run"], int(given["epoch"]) if "epoch" in given else None)
     export(model, cfg, given["format"], given["output"])
     size = image_size(model, cfg)
     print(f"{given['output']}: {given['format']} folder; its features are this run's at {size} x {size} pixels "

@@ -85,7 +85,7 @@ def locate(path: Path | str, epoch: int | None = None) -> tuple[Path, DictConfig
     return file, load_run_config(runs[0]) if runs and not described else None
 
 
-def load_backbone(path: Path | str, epoch: int | None = None) -> tuple[VisionTransformer, DictConfig]:
+def read_backbone(path: Path | str, epoch: int | None = None) -> tuple[VisionTransformer, DictConfig]:
     """A backbone on the CPU, in eval mode, and the settings that belong to it. `path` as in dinov2.load_backbone."""
     file, cfg = locate(path, epoch)
     weights = read_weights(file)
