@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dinov2.data.index import build_index, check_classes, whole_folder
+from dinov2.data.index import build_index, check_classes
 from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 
@@ -76,7 +76,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
         self.channels, self.max_side = channels, max_side
-        index = whole_folder(root) if split is None else build_index(root, split, index_cache)
+        index = build_index(root, split, index_cache)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
         # Roots of the kinds of view that are read from twins of the images.
         self.twins: dict[str, Path] = {}

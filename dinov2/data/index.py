@@ -1,7 +1,7 @@
 """The list of a data folder's images, classes and labels, built on first use and cached.
 
 DIR/<split>/<class>/<image> has the sorted folder names as classes. DIR/<split>/<image>, without class folders, is for
-pretraining alone: its labels are -1. whole_folder() takes any folder, without a split.
+pretraining alone: its labels are -1.
 """
 
 import hashlib
@@ -29,15 +29,19 @@ class Index:
     classes: list[str]
 
 
-def build_index(root: Path | str, split: str, cache: Path | str | None = None) -> Index:
+def build_index(root: Path | str, split: str | None, cache: Path | str | None = None) -> Index:
     """The index of root/split: from its cache, or by walking the folders when any of them has changed.
 
-    A folder counts as changed by its modification time, which adding, removing or renaming a file sets. cache: folder
-    of the cached lists; None: the data folder itself or, where that is read-only, the user's cache (~/.cache).
-    ValueError names a missing or empty split, a class folder without images, images beside class folders, or two
-    images that differ in their extension alone. Whether an image can be decoded shows when it is read.
+    split None: all images below root at any depth, without labels, listed anew each time. A folder counts as changed
+    by its modification time, which adding, removing or renaming a file sets. cache: folder of the cached lists; None:
+    the data folder itself or, where that is read-only, the user's cache (~/.cache). ValueError names a missing or empty
+    split, a class folder without images, images beside class folders, or two images that differ in their extension
+    alone. Whether an image can be decoded shows when it is read.
     """
     root = Path(root)
+    if split is None:
+        relatives = list_images(root)
+        return Index(relatives, np.full(len(relatives), -1), [])
     files = _cache_files(root, split, cache)
     for file in files:
         index = _load(file, root)
@@ -55,12 +59,6 @@ def build_index(root: Path | str, split: str, cache: Path | str | None = None) -
         except OSError:
             continue  # read-only: the next place; with no place left, the index is built at each start
     return index
-
-
-def whole_folder(root: Path | str) -> Index:
-    """All images below root at any depth, without labels; listed anew each time. ValueError where there are none."""
-    relatives = list_images(root)
-    return Index(relatives, np.full(len(relatives), -1), [])
 
 
 def class_names(root: Path | str, split: str) -> list[str]:
