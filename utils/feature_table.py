@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,11 @@ class PartialRows:
         return np.memmap(self.path, np.float32, "r").reshape(-1, *self.shape)
 
     def remove(self) -> None:
-        """When the table is whole. An array of values() stays valid."""
-        if self.path is not None:
-            self.rows.close()
-            for path in (self.path, self.log):
+        """When the table is whole: these rows, and those of earlier calls with other keys. values() stays valid."""
+        if self.path is None:
+            return
+        self.rows.close()
+        name = self.path.name.rsplit(".", 2)[0]
+        for path in self.path.parent.iterdir():
+            if re.fullmatch(re.escape(name) + r"\.[0-9a-f]{16}\.(rows|log)", path.name):
                 path.unlink(missing_ok=True)

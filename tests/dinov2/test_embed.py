@@ -174,6 +174,7 @@ def test_other_weights_or_images_begin_anew(run, folder, tmp_path):
     left.append(np.zeros((7, 192)), {})
     names, values = dinov2.embed(backbone, folder, output)
     assert values.any(axis=1).all()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["f.names.csv", "f.npy"], "nothing stale is left"
     os.remove(output)
     with torch.no_grad():
         backbone.norm.bias += 1
