@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dinov2 import CommandModule, distributed
+from dinov2 import CommandModule
 from dinov2.config import config_hash
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop, Preprocess
@@ -28,7 +28,7 @@ from dinov2.data.loader import make_eval_loader
 from dinov2.eval.features import check_finite
 from dinov2.models import pretrained
 from dinov2.models.vision_transformer import VisionTransformer
-from utils import cli
+from utils import cli, distributed
 from utils.feature_table import PartialRows, check_table, names_path, write_table
 from utils.images import ImageError
 from utils.progress import Progress

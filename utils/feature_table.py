@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.results import append_json, read_json_lines
 
 SUFFIXES = (".parquet", ".npy", ".csv")
