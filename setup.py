@@ -1,5 +1,6 @@
 """Installs the packages of this folder: pip install -e ."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -9,7 +10,7 @@ LINES = [line.partition("#")[0].strip() for line in (HERE / "requirements.txt").
 
 setup(
     name="noise-robust-dino",
-    version="0.1.0",
+    version=re.search(r'^VERSION = "(.*)"', (HERE / "utils/results.py").read_text(), re.MULTILINE).group(1),
     description="DINOv2 pretraining on noisy images: a noise curriculum instead of a denoiser at inference",
     long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
@@ -19,5 +20,11 @@ setup(
     package_data={"dinov2": ["configs/*.yaml"], "Neighbor2Neighbor": ["*.sh", "*.yaml"], "toy_mnist": ["*.sh"]},
     py_modules=["process_metadata"],
     install_requires=[line for line in LINES if line],
-    extras_require={"dicom": ["pydicom>=3.0.2"], "fits": ["astropy>=8.0"], "nifti": ["nibabel>=5.4"]},
+    extras_require={
+        "dicom": ["pydicom>=3.0.2"],
+        "fits": ["astropy>=8.0"],
+        "nifti": ["nibabel>=5.4"],
+        "parquet": ["pyarrow>=17"],
+        "onnx": ["onnx>=1.17", "onnxscript>=0.2"],
+    },
 )

@@ -44,9 +44,9 @@ AT_LEAST = {  # smallest value: keys
         "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every", "curriculum.restart_epoch",
         "curriculum.noisy_epochs", "anchor.epoch"),
     0: ("data.workers", "data.split_seed", "crops.local_number", "model.layerscale", "dino.weight",
-        "dino.koleo_weight", "ibot.weight",
-        "teacher.warmup_temp_epochs", "optim.base_lr", "optim.min_lr", "optim.warmup_epochs", "optim.weight_decay",
-        "optim.weight_decay_end", "optim.clip_grad", "optim.freeze_last_layer_epochs", "optim.head_warmup_epochs",
+        "dino.koleo_weight", "ibot.weight", "teacher.warmup_temp_epochs", "optim.frozen_blocks", "optim.base_lr",
+        "optim.min_lr", "optim.warmup_epochs", "optim.weight_decay", "optim.weight_decay_end", "optim.clip_grad",
+        "optim.freeze_last_layer_epochs", "optim.head_warmup_epochs",
         "train.keep_last", "train.knn_every", "anchor.weight_end"),
 }  # fmt: skip
 # In [0, 1].
@@ -91,8 +91,12 @@ def find_overlay(name: str) -> Path:
 
 
 def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
-    """Merges overlays and key=value arguments onto the defaults; resolved. `validated` also checks combinations."""
-    cfg = load_defaults()
+    """Merges overlays and key=value arguments onto the defaults; resolved. `validated` also checks combinations.
+
+    With model.pretrained the architecture is that of its file: over the defaults and the named overlays, while a key
+    that the user gives must agree with it.
+    """
+    cfg, given = load_defaults(), set()
     for argument in arguments:
         if "=" not in argument or Path(argument).is_file():
             overlay = _read_yaml(find_overlay(argument))
@@ -101,7 +105,24 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
             overlay, source = _from_argument(argument), ""
         _check_keys(overlay, _defaults(), source)
         cfg = OmegaConf.merge(cfg, overlay)
+        given |= set(overlay.get("model") or {}) if argument not in overlay_names() else set()
+    if cfg.model.pretrained is not None:
+        cfg.model = OmegaConf.merge(cfg.model, _of_file(cfg.model, given))
     return finish(cfg, validated)
+
+
+def _of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
+    """The keys of section model that follow from model.pretrained. ValueError where a given one is another."""
+    from dinov2.models.weights import read_weights
+
+    follow = read_weights(model.pretrained).model
+    for key in given & follow.keys():
+        if model[key] != follow[key]:
+            raise ValueError(
+                f"model.{key}={model[key]}, but {model.pretrained} has {follow[key]}: leave model.{key} out, it comes "
+                "from the file"
+            )
+    return follow
 
 
 def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
@@ -243,6 +264,7 @@ def validate(cfg: DictConfig) -> None:
     one_of("data.stack", cfg.data.stack, STACKS)
     one_of("model.arch", cfg.model.arch, tuple(ARCHS))
     one_of("model.ffn", cfg.model.ffn, ("mlp", "swiglu"))
+    one_of("model.pos_embed", cfg.model.pos_embed, ("learned", "rope"))
     one_of("teacher.centering", cfg.teacher.centering, ("centering", "sinkhorn_knopp"))
     one_of("train.precision", cfg.train.precision, ("fp32", "bf16", "fp16"))
     one_of("train.on_collapse", cfg.train.on_collapse, ("warn", "stop"))
@@ -267,9 +289,12 @@ def validate(cfg: DictConfig) -> None:
     patch = cfg.model.patch_size
     for key in ("crops.global_size", "crops.local_size", "model.pos_embed_size"):
         size = OmegaConf.select(cfg, key) or 0
-        require(size % patch == 0, f"{key}={size} is no multiple of model.patch_size={patch}")
+        near = f"{key}={max(patch, round(size / patch) * patch)}"
+        require(size % patch == 0, f"{key}={size} is no multiple of model.patch_size={patch}: take {near}")
     require(0 <= cfg.model.registers <= 4, f"model.registers={cfg.model.registers} must be 0 to 4")
     require(0 <= cfg.model.drop_path < 1, f"model.drop_path={cfg.model.drop_path} must be at least 0 and below 1")
+    depth, frozen = cfg.model.depth or ARCHS[cfg.model.arch][1], cfg.optim.frozen_blocks
+    require(frozen <= depth, f"optim.frozen_blocks={frozen} is more than the {depth} blocks of model.depth")
     batch, micro = cfg.train.batch_size, cfg.train.accumulate
     require(batch % micro == 0, f"train.batch_size={batch} is no multiple of train.accumulate={micro}")
     for key in cfg.resume.allow:
@@ -337,7 +362,16 @@ def _validate_anchor(cfg: DictConfig, number: int, require) -> None:
     )
     anchor = stage_overrides(cfg, stage.get("set") or {}).anchor
     require(str(noise) in anchor.weights, f"anchor.weights has no λ for {noise}: give anchor.weights.{noise}=NUMBER")
-    require(number > 0 or anchor.run is not None, f"{name}.anchor needs a denoised stage before it or anchor.run")
+    if anchor.pretrained:
+        require(
+            cfg.model.pretrained is not None, "anchor.pretrained=true needs model.pretrained, the file to anchor to"
+        )
+        require(
+            anchor.head == "ema", "anchor.head=frozen: the file of model.pretrained has no head: take anchor.head=ema"
+        )
+        return
+    before = number > 0 or anchor.run is not None
+    require(before, f"{name}.anchor needs a denoised stage before it or anchor.run (or anchor.pretrained)")
     run, epoch = anchor_source(cfg, number)
     require(epoch is not None, f"anchor.epoch is not set: give the epoch of anchor.run={run} to anchor to")
     for other in cfg.curriculum.stages[:number]:
@@ -352,9 +386,11 @@ def stage_end(stage: DictConfig) -> int:
 
 
 def anchor_source(cfg: DictConfig, number: int) -> tuple[str, int | None]:
-    """Run and epoch of the frozen teacher of the stage curriculum.stages[number]."""
+    """Run and epoch of the frozen teacher of the stage curriculum.stages[number]; of a file its path and None."""
     stage, before = cfg.curriculum.stages[number], cfg.curriculum.stages[number - 1] if number else None
     anchor = stage_overrides(cfg, stage.get("set") or {}).anchor
+    if anchor.pretrained:
+        return str(cfg.model.pretrained), None
     epoch = anchor.epoch or stage.get("from_epoch") or (stage_end(before) if before else None)
     return str(Path(anchor.run or before.dir)), epoch
 

@@ -112,6 +112,11 @@ def add_options(parser: argparse.ArgumentParser, default: str | None = "auto") -
     parser.add_argument("--mixed", choices=MIXED, default="refuse", help="images of other channels (default refuse)")
 
 
+def known(text: str) -> Values:
+    """The rule that a run's config names; "full" where it would be estimated over images that are not there."""
+    return FULL if text in ESTIMATED else Values.parse(text)
+
+
 # --- of a folder ----------------------------------------------------------------------------------------------------
 def resolve(text: str, root: Path | str, relatives: list[str], channels: int) -> tuple[Values, str]:
     """The rule of the images root/relatives that `text` names, and a sentence that says what was chosen and why.

@@ -46,17 +46,17 @@ class Mix:
 class ImageDataset(torch.utils.data.Dataset):
     """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
 
-    Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits or `values` scale it; of as many
-    channels as asked for, or an error. Images with a side above max_side pixels are reduced (antialiased), after
-    the noise. storage: where the noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError
-    names denoised (noisy) images that are missing, before anything is read, and, when read, an image that cannot be
-    decoded or whose views differ in size.
+    split: a folder of root, or a part of it by `layout`; None: all images below root, without labels. Arrays are uint8,
+    or float32 in [0, 1] where the file has more than 8 bits or `values` scale it; of as many channels as asked for, or
+    an error. Images with a side above max_side pixels are reduced (antialiased), after the noise. storage: where the
+    noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError names denoised (noisy) images that
+    are missing, before anything is read, and, when read, an image that cannot be decoded or whose views differ in size.
     """
 
     def __init__(
         self,
         root: Path | str,
-        split: str,
+        split: str | None,
         views: tuple[str, ...] = ("noisy",),
         noise: NoiseSpec | None = None,
         noise_seed: int = 0,
@@ -123,7 +123,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if len(shapes) > 1:
             found = ", ".join(f"{kind} {h} x {w}" for (h, w), kind in shapes.items())
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
-        return [_reduce(image, self.max_side) for image in images]
+        return [reduce_sides(image, self.max_side) for image in images]
 
     def _source(self, relative: str) -> np.ndarray:
         return read_image(self.root / relative, self.channels, "native", self.scale)
@@ -160,16 +160,18 @@ class ImageDataset(torch.utils.data.Dataset):
         return suffix
 
 
-def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None) -> ImageDataset:
+def dataset_from_config(
+    cfg, split: str | None, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None
+) -> ImageDataset:
     """The data set of a run's configuration (keys noise and data.*): what training and evaluation both use.
 
     ValueError also where train and val have different classes, before anything starts.
     """
     data = cfg.data
     layout = layout_of(cfg)
-    if as_it_lies(data.root, layout):
+    if split is not None and as_it_lies(data.root, layout):
         check_classes(data.root)
-    values, _ = resolve_values(cfg)
+    values, _ = resolve_values(cfg, split and "train")
     return ImageDataset(
         data.root,
         split,
@@ -195,7 +197,7 @@ def layout_of(cfg) -> Layout:
     return Layout(data.val, data.group, data.labels, data.split_seed, data.stack, only)
 
 
-def resolve_values(cfg) -> tuple[Values, str]:
+def resolve_values(cfg, split: str | None = "train") -> tuple[Values, str]:
     """The rule of data.values and a sentence with the reason. Where it is to be estimated, it is that of the denoised
     copy, if there is one, as both must agree; else estimated over the training images."""
     data = cfg.data
@@ -206,11 +208,11 @@ def resolve_values(cfg) -> tuple[Values, str]:
         values = Values.parse(made.get("values", "full"))
         if agrees(data["values"], values):
             return values, f"values: {values}, as {tree} was made with"
-    relatives = build_index(data.root, "train", data.index_cache, layout_of(cfg)).relatives
+    relatives = build_index(data.root, split, data.index_cache, layout_of(cfg)).relatives
     return resolve(data["values"], data.root, relatives, data.in_chans)
 
 
-def _reduce(image: np.ndarray, max_side: int | None) -> np.ndarray:
+def reduce_sides(image: np.ndarray, max_side: int | None) -> np.ndarray:
     """The image with its longer side reduced to max_side (antialiased bicubic), if it is longer."""
     longer = max(image.shape[:2])
     if max_side is None or longer <= max_side:

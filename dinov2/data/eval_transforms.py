@@ -1,10 +1,17 @@
 """Transforms of frozen-backbone evaluation on batches of padded canvases, as the public DINOv2's linear probe."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dinov2.data.augment import Normalize
+from dinov2.data.dataset import reduce_sides
 from dinov2.data.resample import ATTEMPTS, cut, random_boxes
+from utils.images import read_image
+from utils.values import known
 
 
 class CentreCrop:
@@ -59,3 +66,35 @@ def spread_crops(number: int, views: int, generator: torch.Generator) -> Tensor:
     points = torch.quasirandom.SobolEngine(len(FIRST_BOX)).draw(views, dtype=torch.float64)
     drawn[..., FIRST_BOX] = (drawn[0, :, FIRST_BOX] + points[:, None]) % 1
     return drawn
+
+
+class Preprocess:
+    """Images as a backbone takes them: the evaluation of a config, for images outside a data set.
+
+    preprocess(images) → float32 [B, C, crop, crop]; images: one or a list of files, Pillow images or arrays [H, W, C]
+    (or [H, W]) of values as data.values scales them (weights without a run: uint8, uint16 or floats in [0, 1]).
+    ValueError for other channels than the config's.
+    """
+
+    def __init__(self, cfg):
+        self.channels, self.max_side, self.values = cfg.data.in_chans, cfg.data.max_side, known(cfg.data["values"])
+        self.crop = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
+
+    def __call__(self, images) -> Tensor:
+        images = images if isinstance(images, list | tuple) else [images]
+        return torch.cat([self._one(reduce_sides(self._read(image), self.max_side)) for image in images])
+
+    def _read(self, image) -> np.ndarray:
+        """[H, W, C], uint8 or float32 in [0, 1]"""
+        if isinstance(image, str | Path):
+            return read_image(image, self.channels, "native", self.values)
+        if isinstance(image, Image.Image):
+            image = image.convert({3: "RGB", 1: "L"}.get(self.channels, image.mode))
+        array = np.asarray(image)
+        array = array[:, :, None] if array.ndim == 2 else array
+        if array.ndim != 3 or array.shape[2] != self.channels:
+            raise ValueError(f"an image of shape {array.shape}: this backbone takes [H, W, {self.channels}]")
+        return self.values(array)
+
+    def _one(self, image: np.ndarray) -> Tensor:
+        return self.crop(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([image.shape[:2]]))

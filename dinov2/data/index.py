@@ -30,9 +30,12 @@ class Index:
     classes: list[str]
 
 
-def build_index(root: Path | str, split: str, cache: Path | str | None = None, layout: Layout | None = None) -> Index:
+def build_index(
+    root: Path | str, split: str | None, cache: Path | str | None = None, layout: Layout | None = None
+) -> Index:
     """The index of a split: from the cached lists, or by walking the folders when any of them has changed.
 
+    split None: all images below root at any depth, without labels, listed anew each time.
     A folder counts as changed by its modification time, which adding, removing or renaming a file sets. cache:
     folder of the cached lists; None: the data folder itself or, where that is read-only, the user's cache
     (~/.cache). layout: how train and val are made, where they are no folders. ValueError names a missing or empty
@@ -48,7 +51,10 @@ def build_index(root: Path | str, split: str, cache: Path | str | None = None, l
     return Index([index.relatives[place] for place in own], index.labels[own], index.classes)
 
 
-def _built(root: Path, split: str, cache: Path | str | None, layout: Layout) -> Index:
+def _built(root: Path, split: str | None, cache: Path | str | None, layout: Layout) -> Index:
+    if split is None:
+        relatives = list_images(root, layout.stack)
+        return Index(relatives, np.full(len(relatives), -1), [])
     if not root.is_dir():
         raise ValueError(f"{root} is no folder: give a folder of images, with train/ and val/ in it or without")
     if as_it_lies(root, layout):

@@ -8,7 +8,7 @@ anew in every pass.
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -30,6 +30,8 @@ class Batch:
     canvases: V tensors [B, C, H, W], uint8 or (files above 8 bits) float32 in [0, 1], each image at the top left, zeros
     around it. The rest stays on the CPU: sizes int64 [B, 2] (height, width) in pixels, labels int64 [B] (-1 without
     classes), indices int64 [B] into the data set, iteration. plan: what was drawn for the batch, with the canvases.
+    bad: what is wrong with those images that were left out, by their indices (of a loader that skips them; without any
+    image left there are no canvases).
     """
 
     canvases: list[Tensor]
@@ -38,6 +40,7 @@ class Batch:
     indices: Tensor
     iteration: int
     plan: Packed | None = None
+    bad: dict[int, str] = field(default_factory=dict)
 
     def pin_memory(self) -> "Batch":
         plan = self.plan and self.plan.pin_memory()
@@ -101,11 +104,16 @@ def make_eval_loader(
     world_size: int = 1,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    start: int = 0,
+    skip_bad: bool = False,
 ) -> Iterator[Batch]:
-    """One pass over the images rank, rank + world_size, ... in order; the last batch is smaller."""
-    own = range(rank, len(dataset), world_size)
+    """One pass over the images rank, rank + world_size, ... in order from `start`; the last batch is smaller.
+
+    skip_bad: images that cannot be read are left out of their batch, which names them, instead of ending the pass.
+    """
+    own = range(start + rank, len(dataset), world_size)
     order = [(k, list(own[start : start + batch_size])) for k, start in enumerate(range(0, len(own), batch_size))]
-    return _batches(dataset, order, workers, device)
+    return _batches(dataset, order, workers, device, skip_bad=skip_bad)
 
 
 class ResidentImages:
@@ -151,31 +159,36 @@ class _Batches(Dataset):
     """Item (iteration, indices) is a whole Batch; an image that cannot be read is returned as its message, because an
     exception that crosses from a worker process drags two tracebacks along."""
 
-    def __init__(self, dataset: ImageDataset, kinds: tuple[str, ...] | None, plan: Plan | None):
-        self.dataset, self.kinds, self.plan = dataset, kinds, plan
+    def __init__(self, dataset: ImageDataset, kinds: tuple[str, ...] | None, plan: Plan | None, skip_bad: bool):
+        self.dataset, self.kinds, self.plan, self.skip_bad = dataset, kinds, plan, skip_bad
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
         iteration, indices = key
-        dataset = self.dataset
-        try:
-            images = [dataset.read(index, self.kinds or dataset.choose(index, iteration)) for index in indices]
-        except (ValueError, OSError) as error:
-            return str(error)
-        sizes = torch.tensor([image[0].shape[:2] for image in images])
+        dataset, images, bad = self.dataset, [], {}
+        for index in indices:
+            try:
+                images.append(dataset.read(index, self.kinds or dataset.choose(index, iteration)))
+            except (ValueError, OSError) as error:
+                if not self.skip_bad:
+                    return str(error)
+                bad[index] = str(error)
+        indices = [index for index in indices if index not in bad]
+        sizes = torch.tensor([image[0].shape[:2] for image in images]).view(-1, 2)
         return Batch(
             canvases=[_pad(view) for view in zip(*images, strict=True)],
             sizes=sizes,
             labels=torch.from_numpy(dataset.labels[indices]),
-            indices=torch.tensor(indices),
+            indices=torch.tensor(indices, dtype=torch.int64),
             iteration=iteration,
+            bad=bad,
             plan=self.plan and self.plan(iteration, sizes),
         )
 
 
-def _batches(dataset, order, workers, device, kinds=None, plan=None) -> Iterator[Batch]:
+def _batches(dataset, order, workers, device, kinds=None, plan=None, skip_bad=False) -> Iterator[Batch]:
     """The batches of the keys (iteration, indices) of `order`, one after another."""
     loader = DataLoader(
-        _Batches(dataset, kinds, plan),
+        _Batches(dataset, kinds, plan, skip_bad),
         batch_size=None,
         sampler=order,
         num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns

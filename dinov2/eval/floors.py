@@ -22,7 +22,7 @@ from dinov2.config import load_defaults, load_run_config, save_run_config
 from dinov2.data.index import class_names
 from dinov2.eval import common, knn, linear
 from dinov2.eval.features import eval_view, labelled_dataset
-from dinov2.models.pretrained import load_backbone
+from dinov2.models.pretrained import read_backbone
 from dinov2.models.vision_transformer import build_backbone
 from utils import cli, distributed
 from utils.memory import keep_freed_memory
@@ -102,7 +102,7 @@ def build(cfg: DictConfig) -> nn.Module:
     if cfg.method == "untrained":
         torch.manual_seed(cfg.seed)  # as training starts
         return build_backbone(cfg, drop_path=False)
-    backbone = load_backbone(cfg.model.pretrained)
+    backbone, _ = read_backbone(cfg.model.pretrained)
     file, channels, patch = cfg.model.pretrained, backbone.patch_embed.proj.weight.shape[1], backbone.patch_size
     if channels != cfg.data.in_chans:
         raise ValueError(f"{file} reads {channels} channels, the run data.in_chans={cfg.data.in_chans}: leave it out")

@@ -13,13 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.rope import rotate, without_key_bias
+
 
 @dataclass(frozen=True)
 class Packing:
-    """How flat tokens [T, D] fall into sequences: consecutive groups of (sequences, tokens of each)."""
+    """How flat tokens [T, D] fall into sequences: consecutive groups of (sequences, tokens of each).
+
+    rotations: of each group, the cosine and sine of its rotary position embeddings; empty for a model without them.
+    """
 
     groups: tuple[tuple[int, int], ...]
     starts: Tensor | None = field(default=None, compare=False)  # [S + 1] int32: cumulative, as varlen kernels want them
+    rotations: tuple[tuple[Tensor, Tensor], ...] = field(default=(), compare=False)
 
     @property
     def sizes(self) -> list[int]:
@@ -31,16 +37,22 @@ class Packing:
         return sum(sequences for sequences, _ in self.groups)
 
     @classmethod
-    def on(cls, device: torch.device, groups: Iterable[tuple[int, int]]) -> Packing:
+    def on(
+        cls,
+        device: torch.device,
+        groups: Iterable[tuple[int, int]],
+        rotations: tuple[tuple[Tensor, Tensor], ...] = (),
+    ) -> Packing:
         """With `starts`, where attention asks for them; made there, without a copy that would have to be waited for."""
         groups = tuple(groups)
         if device.type != "cuda" or len(groups) == 1:
-            return cls(groups)
+            return cls(groups, rotations=rotations)
         parts, first = [], 0
         for sequences, tokens in groups:
             parts.append(torch.arange(sequences, device=device) * tokens + first)
             first += sequences * tokens
-        return cls(groups, torch.cat((*parts, torch.full((1,), first, device=device))).to(torch.int32))
+        starts = torch.cat((*parts, torch.full((1,), first, device=device))).to(torch.int32)
+        return cls(groups, starts, rotations)
 
 
 # Up to this many tokens, two plain matrix products beat PyTorch's CPU kernel in half precision by 3 to 6 times (they
@@ -82,6 +94,13 @@ def attend_varlen(qkv: Tensor, packing: Packing) -> Tensor:
     return varlen_attn(q, k, v, packing.starts, packing.starts, longest, longest).flatten(1)
 
 
+def rotate_packed(qkv: Tensor, packing: Packing) -> Tensor:
+    """Each group's queries and keys turned by its rotations.  # [T, 3, H, d] → the same"""
+    parts = zip(qkv.split(packing.sizes), packing.groups, packing.rotations, strict=True)
+    turned = [rotate(part.unflatten(0, group), *rotation).flatten(0, 1) for part, group, rotation in parts]
+    return turned[0] if len(turned) == 1 else torch.cat(turned)
+
+
 class Attention(nn.Module):
     """Public names: qkv.{weight,bias}, proj.{weight,bias}."""
 
@@ -93,8 +112,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
         """x: [T, D] → [T, D], or [R, D] of the tokens `rows` [R] alone."""
-        qkv = self.qkv(x)  # [T, 3 * D]
+        bias = without_key_bias(self.qkv.bias) if packing.rotations else self.qkv.bias
+        qkv = F.linear(x, self.qkv.weight, bias)  # [T, 3 * D]
         qkv = qkv.view(qkv.shape[0], 3, self.heads, -1)  # [T, 3, H, d]
+        qkv = rotate_packed(qkv, packing) if packing.rotations else qkv
         varlen = qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and len(packing.groups) > 1
         out = attend_varlen(qkv, packing) if varlen else attend_per_size(qkv, packing)  # [T, D]
         return self.proj(out if rows is None else out.index_select(0, rows))

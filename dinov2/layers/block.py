@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dinov2.layers.attention import Attention, Packing
 
+MLP_RATIO = 4  # hidden width of the MLP to that of the tokens
 SUBSET_ABOVE = 0.1  # drop-path rate above which skipping dropped sequences pays for gathering the kept ones [DINOv2]
 
 
@@ -79,20 +80,20 @@ def add_subset_residual(
         groups.append((kept, tokens))
         first += sequences * tokens
     index = torch.cat(rows)  # [T_kept]
-    update = residual(x[index], Packing.on(x.device, groups)) * torch.cat(scales)
+    update = residual(x[index], Packing.on(x.device, groups, packing.rotations)) * torch.cat(scales)
     return x.index_add(0, index, update.to(x.dtype))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block. Public names: norm1, attn, ls1.gamma, norm2, mlp, ls2.gamma."""
 
-    def __init__(self, dim: int, heads: int, ffn: str, layerscale: float, drop_path: float, mlp_ratio: float = 4.0):
+    def __init__(self, dim: int, heads: int, ffn: str, layerscale: float, drop_path: float, norm_eps: float = 1e-6):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads)
         self.ls1 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = FFN[ffn](dim, int(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = FFN[ffn](dim, MLP_RATIO * dim)
         self.ls2 = LayerScale(dim, layerscale) if layerscale else nn.Identity()
         self.drop_path = drop_path
 

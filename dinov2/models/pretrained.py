@@ -1,52 +1,37 @@
-"""Backbones from files: runs of this project, teacher checkpoints, public DINOv2 weights, Hugging Face's and timm's."""
+"""Backbones from files: runs of this project, teacher checkpoints, public DINOv2 and DINOv3 weights of any form."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dinov2 import checkpoint
-from dinov2.config import load_run_config
-from dinov2.models.formats import public_names
+from dinov2.config import load_defaults, load_run_config
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
-
-WEIGHTS = "model.safetensors"  # in a folder of Hugging Face or timm
-
-
-def read_weights(path: Path | str) -> dict:
-    """Content of a torch file, a .safetensors file, or a folder with model.safetensors. ValueError when unreadable."""
-    path = Path(path)
-    path = path / WEIGHTS if path.is_dir() else path
-    if path.suffix != ".safetensors":
-        return checkpoint.load_tensors(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} can't be read as a safetensors file: {str(error).splitlines()[0]}") from None
+from dinov2.models.weights import Weights, grid_side, read_weights
 
 
-def backbone_state(content: dict) -> dict[str, Tensor]:
-    """The backbone's tensors of a loaded file under public names.
+def fit_channels(model: VisionTransformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The patch embedding for the model's number of channels.
 
-    content: {"teacher": {"backbone.…"}}, or bare names: public, Hugging Face's or timm's.
+    Each channel gets the mean kernel of the file's, scaled so that an image whose channels are all alike has the tokens
+    that it has in the file's model: one channel is seen as grey is there.
     """
-    state = content.get("teacher", content) if isinstance(content, dict) else {}
-    prefixed = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
-    return public_names(prefixed or dict(state))
+    kernel, channels = state["patch_embed.proj.weight"], model.patch_embed.proj.in_channels  # [D, C, p, p]
+    if kernel.shape[1] == channels:
+        return state
+    mean = kernel.sum(dim=1, keepdim=True) / channels
+    return state | {"patch_embed.proj.weight": mean.repeat(1, channels, 1, 1)}
 
 
 def fit_pos_embed(model: VisionTransformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Position embeddings of another image size, interpolated to the model's (high-resolution continuation)."""
-    own, given = model.pos_embed.shape[1] - 1, state["pos_embed"].shape[1] - 1
-    if own == given:
+    if model.pos_embed is None or "pos_embed" not in state or model.pos_embed.shape[1] == state["pos_embed"].shape[1]:
         return state
-    side, target = round(given**0.5), round(own**0.5)
-    if side * side != given:
-        raise ValueError(f"its position embeddings, {given} patches, are no square grid")
+    side, target = grid_side(state["pos_embed"]), grid_side(model.pos_embed)
     grid = state["pos_embed"][:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, size=(target, target), mode="bicubic", antialias=target < side)
     patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(state["pos_embed"].dtype)
@@ -54,43 +39,57 @@ def fit_pos_embed(model: VisionTransformer, state: dict[str, Tensor]) -> dict[st
 
 
 def load_pretrained(model: VisionTransformer, path: Path | str) -> None:
-    """Fills a backbone from a file of weights; strict but for the size that the position embeddings are built for."""
-    state = backbone_state(read_weights(path))
-    if "pos_embed" not in state:
-        raise ValueError(f"{path} holds no DINOv2 backbone: it has no pos_embed")
-    try:
-        state = fit_pos_embed(model, state)
-    except ValueError as error:
-        raise ValueError(f"{path} can't be used: {error}") from None
-    own = model.state_dict()
+    """Fills a backbone from a file of weights; strict but for the number of channels and the size of the images."""
+    fit(model, read_weights(path))
+
+
+def fit(model: VisionTransformer, weights: Weights) -> None:
+    """Fills a backbone from weights that are read already."""
+    state, own = fit_pos_embed(model, fit_channels(model, weights.state)), model.state_dict()
     if any(hasattr(value, "full_tensor") for value in own.values()):
         from torch.distributed.tensor import distribute_tensor
 
         for name in own.keys() & state.keys():
             state[name] = distribute_tensor(state[name], own[name].device_mesh, own[name].placements)
-    checkpoint.load_strict(model, state, path)
+    checkpoint.load_strict(model, state, weights.path)
 
 
-def load_backbone(path: Path | str, epoch: int | None = None) -> VisionTransformer:
-    """A trained backbone, ready for features, on the CPU and in eval mode.
+def bare_config(weights: Weights) -> DictConfig:
+    """The settings of a backbone without a run: the file's own, and of what no file says the defaults.
 
-    path: a run's folder (its last kept epoch, or `epoch`), one of its checkpoint folders, or a teacher_checkpoint.pth
-    inside a run; any other .pth with public names is read with the architecture of the config.yaml beside it.
-
-        features = load_backbone("runs/nct")(images)["x_norm_clstoken"]    # images [B, 3, H, W], normalised
+    Images of other than three channels get ImageNet's mean and std averaged, where the file's folder names none.
     """
+    cfg, images = load_defaults(), weights.images
+    model = weights.model | {"pos_embed_size": weights.image_size}
+    grey = {} if weights.channels == 3 else {k: [sum(cfg.data[k]) / 3] * weights.channels for k in ("mean", "std")}
+    data = {"in_chans": weights.channels} | grey | {k: images[k] for k in ("mean", "std") if k in images}
+    size = {key: images.get(key, cfg.eval[key]) for key in ("resize", "crop")}
+    size["crop"] -= size["crop"] % model["patch_size"]
+    return OmegaConf.merge(cfg, {"model": model, "data": data, "eval": size})
+
+
+def locate(path: Path | str, epoch: int | None = None) -> tuple[Path, DictConfig | None]:
+    """The file of weights that `path` means, as dinov2.load_backbone() takes it, and the config of its run, if any."""
     path = Path(path)
     if (path / "config.yaml").is_file():
         kept = [c for c in checkpoint.list_checkpoints(path) if c.evaluate]
         if epoch is None and not kept:
             raise ValueError(f"{path} has no kept checkpoint yet")
-        run, file = path, (kept[-1] if epoch is None else checkpoint.at_epoch(path, epoch)).teacher
-    else:
-        file = path / checkpoint.TEACHER if path.is_dir() else path
-        runs = [folder for folder in file.absolute().parents if (folder / "config.yaml").is_file()]
-        if not file.is_file() or not runs:
-            raise ValueError(f"{path} is no run, checkpoint or weights with a config.yaml above them")
-        run = runs[0]
-    model = build_backbone(load_run_config(run), drop_path=False)
-    load_pretrained(model, file)
-    return model.eval().requires_grad_(False)
+        file = (kept[-1] if epoch is None else checkpoint.at_epoch(path, epoch)).teacher
+        return file, load_run_config(path)
+    if not path.exists():
+        raise ValueError(f"{path} is missing: name a run, one of its checkpoints, or a file of weights")
+    file = path / checkpoint.TEACHER if (path / checkpoint.TEACHER).is_file() else path
+    described = any((folder / "config.json").is_file() for folder in (file, file.parent))
+    runs = [folder for folder in file.absolute().parents if (folder / "config.yaml").is_file()]
+    return file, load_run_config(runs[0]) if runs and not described else None
+
+
+def read_backbone(path: Path | str, epoch: int | None = None) -> tuple[VisionTransformer, DictConfig]:
+    """A backbone on the CPU, in eval mode, and the settings that belong to it. `path` as in dinov2.load_backbone."""
+    file, cfg = locate(path, epoch)
+    weights = read_weights(file)
+    cfg = bare_config(weights) if cfg is None else cfg
+    model = build_backbone(cfg, drop_path=False)
+    fit(model, weights)
+    return model.eval().requires_grad_(False), cfg

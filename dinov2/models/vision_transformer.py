@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dinov2.layers.attention import Packing
 from dinov2.layers.block import Block
+from dinov2.layers.rope import rotation
 
 ARCHS = {  # embedding dim, blocks, heads
     "vit_tiny": (192, 12, 3),
@@ -31,6 +33,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        channels = self.proj.in_channels
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"images of shape {list(x.shape)}: this backbone takes [B, {channels}, H, W]")
         height, width = x.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image of {height}x{width} is no multiple of the patch size {self.patch_size}")
@@ -38,9 +43,9 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT with registers, LayerScale and interpolated position embeddings.
+    """ViT with registers, LayerScale and position embeddings: learned and interpolated (DINOv2), or rotary (DINOv3).
 
-    image_size: pixels a side that the position embeddings are built for.
+    image_size: pixels a side that learned position embeddings are built for.
     """
 
     def __init__(
@@ -57,6 +62,8 @@ class VisionTransformer(nn.Module):
         drop_path_uniform: bool = True,
         interpolate_offset: float = 0.1,
         interpolate_antialias: bool = False,
+        pos_embed: str = "learned",
+        norm_eps: float = 1e-6,
     ):
         super().__init__()
         dim, blocks, heads = ARCHS[arch]
@@ -70,15 +77,17 @@ class VisionTransformer(nn.Module):
 
         self.patch_embed = PatchEmbed(patch_size, in_chans, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2 + 1, dim))
+        patches = (image_size // patch_size) ** 2
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, dim)) if pos_embed == "learned" else None
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads, ffn, layerscale, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(dim, heads, ffn, layerscale, rate, norm_eps) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.init_weights()
 
     def init_weights(self) -> None:
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if self.register_tokens is not None:
             nn.init.normal_(self.register_tokens, std=1e-6)
@@ -112,12 +121,23 @@ class VisionTransformer(nn.Module):
         tokens = self.patch_embed(x)
         if masks is not None:
             tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
-        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1)
-        tokens = tokens + self.interpolated_pos_embed(height, width)
+        # shape[0] rather than len(): an exported graph stays open to batches of any size.
+        tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens), dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + self.interpolated_pos_embed(height, width)
         if self.register_tokens is not None:
-            registers = self.register_tokens.expand(len(x), -1, -1)
+            registers = self.register_tokens.expand(x.shape[0], -1, -1)
             tokens = torch.cat((tokens[:, :1], registers, tokens[:, 1:]), dim=1)
         return tokens
+
+    def pack(self, crops: list[Tensor]) -> Packing:
+        """How the tokens of these crops lie in one flat tensor, and the rotations of rotary position embeddings."""
+        first, dim, device = 1 + self.registers, self.embed_dim // self.heads, crops[0].device
+        grids = [[side // self.patch_size for side in crop.shape[-2:]] for crop in crops]
+        groups = tuple((crop.shape[0], first + math.prod(grid)) for crop, grid in zip(crops, grids, strict=True))
+        if self.pos_embed is not None:
+            return Packing.on(device, groups)
+        return Packing.on(device, groups, tuple(rotation(*grid, first, dim, device) for grid in grids))
 
     def run_block(self, block: Block, tokens: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
         if self.activation_checkpointing and self.training:
@@ -150,7 +170,7 @@ class VisionTransformer(nn.Module):
         crops, masks = ([x], [masks]) if single else (x, masks or [None] * len(x))
         read = [read] if single and read is not None else read
         embedded = [self.embed(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
-        packing = Packing.on(crops[0].device, ((len(tokens), tokens.shape[1]) for tokens in embedded))
+        packing = self.pack(crops)
         rows = None if read is None else self.read_rows(packing, read)
         flat = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # [T, D]
         for block in self.blocks[:-1]:
@@ -196,8 +216,7 @@ class VisionTransformer(nn.Module):
         """
         wanted = range(len(self.blocks) - n, len(self.blocks)) if isinstance(n, int) else n
         tokens = self.embed(x, None)
-        size = tokens.shape
-        packing = Packing(((size[0], size[1]),))
+        size, packing = tokens.shape, self.pack([x])
         flat, outputs = tokens.flatten(0, 1), []
         for i, block in enumerate(self.blocks):
             flat = self.run_block(block, flat, packing)
@@ -230,4 +249,6 @@ def build_backbone(cfg: DictConfig, drop_path: bool = True) -> VisionTransformer
         drop_path_uniform=model.drop_path_uniform,
         interpolate_offset=model.interpolate_offset,
         interpolate_antialias=model.interpolate_antialias,
+        pos_embed=model.pos_embed,
+        norm_eps=model.norm_eps,
     )

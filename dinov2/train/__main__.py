@@ -20,7 +20,8 @@ from dinov2.config import load_config, load_defaults, overlay_help
 from dinov2.data.dataset import ImageDataset, resolve_values
 from dinov2.eval.features import extract
 from dinov2.eval.knn import accuracies
-from dinov2.models.pretrained import load_pretrained
+from dinov2.models.pretrained import fit
+from dinov2.models.weights import read_weights
 from dinov2.train import curriculum, identity
 from dinov2.train.curriculum import Stage
 from dinov2.train.ssl_model import SSLModel
@@ -35,12 +36,12 @@ DEFAULT_LR = load_defaults().optim.base_lr
 def start_fresh(stage: Stage, model: SSLModel, optimizer: Optimizer) -> None:
     curriculum.initialise(stage, model, optimizer)
     if stage.init == "scratch" and stage.cfg.model.pretrained:
-        load_pretrained(model.student["backbone"], stage.cfg.model.pretrained)
-        load_pretrained(model.teacher["backbone"], stage.cfg.model.pretrained)
+        weights, epochs = read_weights(stage.cfg.model.pretrained), stage.cfg.optim.head_warmup_epochs
+        for network in (model.student, model.teacher):
+            fit(network["backbone"], weights)
         if distributed.is_main():
-            epochs = stage.cfg.optim.head_warmup_epochs
-            source = stage.cfg.model.pretrained
-            print(f"backbone from {source}; heads start fresh, alone for {epochs} epochs", flush=True)
+            shape = ", ".join(f"{key} {value}" for key, value in weights.model.items())
+            print(f"backbone from {weights.path}; heads start fresh, alone for {epochs} epochs ({shape})", flush=True)
 
 
 def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:

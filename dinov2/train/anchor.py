@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from dinov2 import checkpoint
 from dinov2.loss import Center
+from dinov2.models.pretrained import load_pretrained
 from dinov2.train.ssl_model import Batch, SSLModel, Targets, build_network
 
 
@@ -69,3 +71,7 @@ class AnchoredSSLModel(SSLModel):
         state["dino_center.center"] = self.anchor_dino_center.center
         state["ibot_center.center"] = self.anchor_ibot_center.center
         checkpoint.load(source, {"model": state})
+
+    def load_anchor_file(self, path: Path) -> None:
+        """The frozen network's backbone becomes that of a file of weights; its tokens go through the teacher's head."""
+        load_pretrained(self.anchor["backbone"], path)

@@ -41,7 +41,7 @@ class Stage:
     init: str  # scratch | restart | continue
     source: Path | None  # run that it starts from
     from_epoch: int | None
-    anchor: tuple[Path, int] | None  # run and epoch of the frozen teacher
+    anchor: tuple[Path, int | None] | None  # run and epoch of the frozen teacher; or a file of weights and None
     keep: tuple[int, ...]  # epochs kept beside those of train.eval_every: later stages start from them
 
     @property
@@ -61,7 +61,7 @@ def plan(cfg: DictConfig) -> list[Stage]:
             keep.add(entries[number + 1].get("from_epoch") or stage_end(entry))
         if entry.view == "denoised":
             # A denoised run serves curricula that are trained later, by themselves: what they start from is kept.
-            later = (cfg.curriculum.restart_epoch, cfg.anchor.epoch)
+            later = (cfg.curriculum.restart_epoch, None if cfg.anchor.pretrained else cfg.anchor.epoch)
             keep |= {epoch for epoch in later if epoch and epoch <= stage_end(entry)}
         stages.append(
             Stage(
@@ -86,6 +86,8 @@ def _stage_config(cfg: DictConfig, entry: DictConfig, alone: bool) -> DictConfig
     alone: an earlier stage is a run of its own, and its saved config says so: the denoised one is an n2n run.
     """
     changes = {"train.epochs": entry.epochs, "noise": entry.get("noise") or cfg.noise}
+    if (entry.get("init") or "scratch") != "scratch":
+        changes["optim.head_warmup_epochs"] = 0  # the heads are no longer fresh
     stage = stage_overrides(stage_overrides(cfg, changes), entry.get("set") or {})
     if alone:
         method = entry.get("method") or {"denoised": "n2n", "clean": "clean"}.get(entry.view, "dinov2")
@@ -132,6 +134,11 @@ def load_anchor(stage: Stage, model: SSLModel) -> None:
     if not stage.anchor:
         return
     run, epoch = stage.anchor
+    if epoch is None:
+        model.load_anchor_file(run)
+        if distributed.is_main():
+            print(f"anchored to the backbone of {run}", flush=True)
+        return
     _check_same(stage.cfg, run)
     source = checkpoint.at_epoch(run, epoch)
     model.load_anchor(source)
@@ -177,7 +184,7 @@ def check_inputs(stages: list[Stage]) -> None:
         if stage.finished:
             identity.check(stage, last, _finished_images(stage))
             continue
-        if stage.anchor and stage.anchor[0] not in own:
+        if stage.anchor and stage.anchor[1] is not None and stage.anchor[0] not in own:
             _check_same(stage.cfg, stage.anchor[0])
             checkpoint.at_epoch(*stage.anchor)
         images = dataset(stage)

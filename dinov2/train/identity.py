@@ -77,7 +77,7 @@ def settings(cfg: DictConfig) -> dict[str, object]:
     decided = {"view": entry["view"], "mix": entry.get("mix"), "init": entry.get("init") or "scratch"}
     decided |= {"anchor": bool(entry.get("anchor")), "noise": noise}
     if entry.get("anchor"):
-        decided |= {f"anchor.{key}": content["anchor"][key] for key in ("head", "weight_end")}
+        decided |= {f"anchor.{key}": content["anchor"][key] for key in ("head", "weight_end", "pretrained")}
         decided[f"anchor.weights.{noise}"] = content["anchor"]["weights"].get(noise)
     rest = {key: value for key, value in flat(content).items() if not within(key, NOT_DECIDING)}
     label = rest.pop("method")

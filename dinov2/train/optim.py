@@ -12,10 +12,11 @@ from dinov2.train.schedules import StepValues
 AT_DEPTH_ZERO = ("pos_embed", "patch_embed", "mask_token", "cls_token", "register_tokens")
 
 
-def lr_multiplier(name: str, blocks: int, decay: float, patch_embed: float) -> float:
+def lr_multiplier(name: str, blocks: int, decay: float, patch_embed: float, frozen: int = 0) -> float:
     """Multiplier of a backbone parameter: decay ** (distance from the top), the patch embedding slower still.
 
-    blocks: number of transformer blocks; 0 for a head, whose multiplier is 1.
+    blocks: number of transformer blocks; 0 for a head, whose multiplier is 1. frozen: of so many first blocks, and of
+    what lies before them, it is 0.
     """
     if blocks == 0:
         return 1.0
@@ -24,6 +25,8 @@ def lr_multiplier(name: str, blocks: int, decay: float, patch_embed: float) -> f
         depth = 0
     elif name.startswith("blocks."):
         depth = int(name.split(".")[1]) + 1
+    if depth <= frozen and frozen > 0:
+        return 0.0
     multiplier = decay ** (blocks + 1 - depth)
     return multiplier * patch_embed if "patch_embed" in name else multiplier
 
@@ -34,11 +37,11 @@ def wd_multiplier(name: str) -> float:
 
 def parameter_groups(module: nn.Module, cfg: DictConfig) -> list[dict]:
     """Groups of one sub-module of the student, parameters of equal multipliers together: fewer, larger updates."""
-    blocks = len(module.blocks) if hasattr(module, "blocks") else 0
+    blocks, optim = len(module.blocks) if hasattr(module, "blocks") else 0, cfg.optim
     groups: dict[tuple, dict] = {}
     for name, parameter in module.named_parameters():
         key = (
-            lr_multiplier(name, blocks, cfg.optim.layerwise_decay, cfg.optim.patch_embed_lr_mult),
+            lr_multiplier(name, blocks, optim.layerwise_decay, optim.patch_embed_lr_mult, optim.frozen_blocks),
             wd_multiplier(name),
             "last_layer" in name,
         )

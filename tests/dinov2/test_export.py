@@ -11,8 +11,8 @@ import torch
 
 from dinov2 import checkpoint, load_backbone
 from dinov2.config import load_config, load_defaults, save_run_config
-from dinov2.data.eval_transforms import CentreCrop
-from dinov2.export import export, main
+from dinov2.data.eval_transforms import CentreCrop, Preprocess
+from dinov2.export import export, main, processor
 from dinov2.models.formats import from_huggingface, from_timm, to_huggingface, to_timm
 from dinov2.models.pretrained import load_pretrained
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
@@ -158,6 +158,54 @@ def test_other_sizes_and_channels_and_no_layerscale(tmp_path):
         torch.testing.assert_close(other.forward_features(x), tokens(vit, x), **CLOSE)
 
 
+@pytest.mark.parametrize("more", [{}, dict(pos_embed="rope", registers=4)], ids=["learned", "rope"])
+def test_onnx_runtime_has_our_features_in_any_batch(more, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    vit = fill_parameters(VisionTransformer("vit_tiny", 28, 14, depth=1, **more)).eval()
+    cfg = load_config(["eval.crop=42", "eval.resize=48"], validated=False)
+    export(vit, cfg, "onnx", tmp_path / "onnx")
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"model.onnx", "preprocessor_config.json"}
+    session = runtime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    for batch in (1, 3):
+        x = images(42)[:1].repeat(batch, 1, 1, 1) * torch.arange(1, batch + 1).view(-1, 1, 1, 1)
+        cls, patches = session.run(["cls", "patches"], {"images": x.numpy()})
+        with torch.no_grad():
+            out = vit(x)
+        np.testing.assert_allclose(cls, out["x_norm_clstoken"], **CLOSE)
+        np.testing.assert_allclose(patches, out["x_norm_patchtokens"], **CLOSE)
+
+
+def test_onnx_without_its_library_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match="format=onnx needs onnx and onnxscript: pip install onnx onnxscript"):
+        export(backbone(), load_defaults(), "onnx", tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_image_processor_of_other_channels(channels, tmp_path):
+    more = [f"data.in_chans={channels}", *(f"data.{key}={[0.4] * channels}" for key in ("mean", "std"))]
+    cfg = load_config([*more, "eval.crop=28", "eval.resize=32"], validated=False)
+    export(backbone(in_chans=channels), cfg, "huggingface", tmp_path / "hf")
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, channels), dtype=np.uint8)
+    process = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    theirs = process(image, return_tensors="pt", input_data_format="channels_last").pixel_values
+    assert (theirs - Preprocess(cfg)(image)).abs().max() < 1.5 / 255 / 0.4
+
+
+def test_image_processor_of_other_values(tmp_path):
+    """12 bits above an offset, as a 16-bit file and as floats; logarithms are left to the caller."""
+    cfg = load_config(["data.values=range=[100,4000]", "eval.crop=28", "eval.resize=32"], validated=False)
+    export(backbone(), cfg, "huggingface", tmp_path / "hf")
+    image = np.random.default_rng(0).integers(1000, 3000, (40, 50, 3), dtype=np.uint16)  # resized, within the range
+    process = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    theirs = process(image.astype(np.float32), return_tensors="pt").pixel_values
+    torch.testing.assert_close(theirs, Preprocess(cfg)(image), atol=1e-4, rtol=0)
+    log = load_config(["data.values=log=[1,100]"], validated=False)
+    assert processor(log)["do_rescale"] is False and processor(log)["image_mean"] == list(log.data.mean)
+
+
 def write_run(run, *more):
     """A finished run of tiny settings, kept at epochs 2 and 4."""
     cfg = load_config(settings(run.parent / "data", run, *more))
@@ -219,10 +267,10 @@ def test_image_processor_is_the_evaluation_transform(run, tmp_path):
         (["format=timm", "output=x"], "run= is missing"),
         (["run={run}", "format=timm"], "output= is missing"),
         (["run={run}", "output=x", "fromat=timm"], "'fromat=timm' is no argument: did you mean format="),
-        (["run={run}", "output=x", "format=keras"], "format=keras must be one of huggingface, timm"),
+        (["run={run}", "output=x", "format=keras"], "format=keras must be one of huggingface, timm, onnx"),
         (["run={run}", "output=x", "format=timm", "epoch=last"], "epoch=last must be a whole number"),
         (["run={run}", "output=x", "format=timm", "epoch=3"], r"no kept checkpoint at epoch 3 \(kept: 2, 4\)"),
-        (["run=nowhere", "output=x", "format=timm"], "nowhere is no run: it has no config.yaml"),
+        (["run=nowhere", "output=x", "format=timm"], "nowhere is missing: name a run"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(run, arguments, sentence, tmp_path, monkeypatch):

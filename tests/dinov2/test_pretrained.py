@@ -13,6 +13,7 @@ from dinov2.models.pretrained import load_pretrained
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
 from dinov2.train.__main__ import main
 from tests.conftest import fill_parameters, seeded_input
+from tests.dinov2.train.test_curriculum import SHORT, write_denoised
 from tests.dinov2.train.tiny import make_tree, settings
 from utils.results import read_json_lines
 
@@ -65,7 +66,9 @@ def test_public_file_with_a_config_beside_it(run, tmp_path):
 def test_what_is_no_backbone_is_one_sentence(run, tmp_path):
     with pytest.raises(ValueError, match=r"no kept checkpoint at epoch 3 \(kept: 2, 4\)"):
         load_backbone(run, epoch=3)
-    with pytest.raises(ValueError, match="is no run, checkpoint or weights with a config.yaml above them"):
+    with pytest.raises(
+        ValueError, match="nowhere.pth is missing: name a run, one of its checkpoints, or a file of weights"
+    ):
         load_backbone(tmp_path / "nowhere.pth")
     shutil.copy(run / "config.yaml", tmp_path)
     with pytest.raises(ValueError, match="has no kept checkpoint yet"):
@@ -73,7 +76,7 @@ def test_what_is_no_backbone_is_one_sentence(run, tmp_path):
     contents = {"list.pth": [torch.zeros(1)], "head.pth": {"dino_head.weight": torch.zeros(1)}, "empty.pth": {}}
     for name, content in contents.items():
         torch.save(content, tmp_path / name)
-        with pytest.raises(ValueError, match=rf"{name} holds no DINOv2 backbone: it has no pos_embed"):
+        with pytest.raises(ValueError, match=rf"{name} holds no backbone that can be used: it has no patch_embed"):
             load_backbone(tmp_path / name)
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(ValueError, match=r"text\.safetensors can't be read as a safetensors file"):
@@ -91,7 +94,6 @@ def test_what_is_no_backbone_is_one_sentence(run, tmp_path):
         (dict(registers=4), r"register_tokens is missing$"),
         (dict(ffn="swiglu"), r"blocks\.0\.mlp\.w12\.weight is missing"),
         (dict(layerscale=0.0), r"blocks\.0\.ls1\.gamma is unknown to the model; blocks\.0\.ls2\.gamma is unknown"),
-        (dict(in_chans=1), r"patch_embed\.proj\.weight is \[192, 3, 4, 4\], the model wants \[192, 1, 4, 4\]$"),
         (dict(patch_size=8), r"patch_embed\.proj\.weight is \[192, 3, 4, 4\], the model wants \[192, 3, 8, 8\]$"),
         (dict(arch="vit_small"), r"cls_token is \[1, 1, 192\], the model wants \[1, 1, 384\]"),
     ],
@@ -105,7 +107,10 @@ def test_another_architecture_names_the_first_keys(run, change, sentence):
 def test_position_embeddings_that_form_no_square_are_refused(tmp_path):
     vit = VisionTransformer("vit_tiny", image_size=16, patch_size=4, depth=1)
     torch.save(vit.state_dict() | {"pos_embed": torch.zeros(1, 1 + 15, 192)}, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"odd\.pth can't be used: its position embeddings, 15 patches, are no square"):
+    with pytest.raises(
+        ValueError,
+        match=r"odd\.pth holds no backbone that can be used: its position embeddings, 15 patches, are no square",
+    ):
         load_pretrained(vit, tmp_path / "odd.pth")
 
 
@@ -164,7 +169,9 @@ def test_continued_pretraining_warms_the_heads_up_first(public, tmp_path, capsys
 def test_pretrained_weights_that_do_not_fit_stop_the_run(run, tmp_path):
     tree = make_tree(tmp_path / "tiny", images=2)
     teacher = checkpoint.list_checkpoints(run)[0].teacher
-    with pytest.raises(ValueError, match="is of another architecture: register_tokens is missing"):
+    with pytest.raises(
+        ValueError, match=r"model\.registers=1, but .*_checkpoint\.pth has 0: leave model\.registers out"
+    ):
         main(settings(tree, tmp_path / "new", f"model.pretrained={teacher}", "model.registers=1"))
     assert checkpoint.latest(tmp_path / "new") is None
 
@@ -218,3 +225,60 @@ def test_features_do_not_depend_on_the_file_s_form(run, tmp_path):
     x = seeded_input(0, (2, 3, 16, 16))
     with torch.no_grad():
         np.testing.assert_allclose(other(x)["x_norm_clstoken"], vit(x)["x_norm_clstoken"], atol=0.05)
+
+
+def test_nct_from_public_weights_anchored_to_them(tmp_path, capsys):
+    """A DINOv3 of three channels on grey images: packed crops, a frozen block, no head of its own."""
+    rope = dict(pos_embed="rope", registers=1, norm_eps=1e-5)
+    vit = fill_parameters(VisionTransformer("vit_tiny", patch_size=4, depth=2, **rope))
+    save_file(vit.state_dict(), tmp_path / "public.safetensors")
+    tree = make_tree(tmp_path / "tiny", images=4)
+    write_denoised(tree)
+    tiny = [setting for setting in settings(tree, tmp_path / "nct", *SHORT) if not setting.startswith("model.")]
+    more = [f"model.pretrained={tmp_path / 'public.safetensors'}", "model.drop_path=0.2", "optim.head_warmup_epochs=1",
+            "optim.frozen_blocks=1", "anchor.pretrained=true", "data.in_chans=1", "data.mean=[0.5]", "data.std=[0.2]",
+            "train.eval_every=1", "optim.warmup_epochs=0"]  # fmt: skip
+    main(["nct", *tiny, *more])
+    said = capsys.readouterr().out
+    assert said.count(f"anchored to the backbone of {tmp_path / 'public.safetensors'}") == 1
+    assert "heads start fresh, alone for 1 epochs (arch vit_tiny, depth 2, patch_size 4, registers 1, ffn mlp," in said
+    rows = read_json_lines(tmp_path / "nct/denoised/metrics.jsonl")
+    assert [row["backbone_lr"] == 0 for row in rows] == [True] * 3 + [False] * 3
+    rows = read_json_lines(tmp_path / "nct/metrics.jsonl")
+    assert all(row["backbone_lr"] > 0 and row["anchor_ibot_loss"] > 0 for row in rows) and len(rows) == 6
+    trained = load_backbone(tmp_path / "nct")
+    assert trained.settings.model.pos_embed == "rope" and trained.patch_embed.proj.in_channels == 1
+    kernel = vit.patch_embed.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(trained.patch_embed.proj.weight, kernel, atol=1e-6, rtol=1e-6)
+    for name, value in vit.blocks.state_dict().items():
+        same = torch.allclose(trained.blocks.state_dict()[name], value, atol=1e-5)
+        assert same or not name.startswith("0."), name
+        assert not same or not name.endswith("fc1.weight") or name.startswith("0."), name
+        if name.endswith("qkv.bias"):
+            assert torch.allclose(trained.blocks.state_dict()[name][192:384], value[192:384]), "the keys' bias is none"
+
+
+@pytest.mark.parametrize(
+    "more, sentence",
+    [
+        ([], "anchor.pretrained=true needs model.pretrained, the file to anchor to"),
+        (
+            ["model.pretrained={public}", "anchor.head=frozen"],
+            "anchor.head=frozen: the file of model.pretrained has no",
+        ),
+        (["model.pretrained={public}", "optim.frozen_blocks=2"], "optim.frozen_blocks=2 is more than the 1 blocks"),
+        (["model.pretrained={public}.gone"], "public.safetensors.gone can't be read"),
+    ],
+)
+def test_impossible_continuations(more, sentence, public, tmp_path):
+    tiny = [setting for setting in settings("x", tmp_path, *SHORT) if not setting.startswith("model.")]
+    with pytest.raises(ValueError, match=sentence):
+        load_config(
+            [
+                "nct",
+                *tiny,
+                "model.patch_size=4",
+                "anchor.pretrained=true",
+                *(text.format(public=public) for text in more),
+            ]
+        )

@@ -64,7 +64,7 @@ VALUES = {
     "data.index_cache": "{folder}/cache",
     "crops.global_size": "32", "crops.local_size": "12", "crops.global_scale": "[0.4,1.0]",
     "crops.local_scale": "[0.1,0.3]", "crops.blur.sigma": "[0.1,1.0]", "model.arch": "vit_small", "model.depth": "2",
-    "model.patch_size": "8", "model.ffn": "swiglu", "model.pos_embed_size": "8", "model.pretrained": "weights.pth",
+    "model.patch_size": "8", "model.ffn": "swiglu", "model.pos_embed": "rope", "model.pos_embed_size": "8",
     "model.drop_path": "0.1", "ibot.mask_ratio": "[0.1,0.4]", "teacher.centering": "sinkhorn_knopp",
     "teacher.final_momentum": "0.999", "train.batch_size": "8", "train.accumulate": "2", "train.precision": "bf16",
     "optim.warmup_epochs": "0", "curriculum.denoised_dir": "{folder}/moved/n2n", "curriculum.restart_epoch": "1",
@@ -82,10 +82,13 @@ DECIDING = ("curriculum.restart_epoch", "curriculum.noisy_epochs", "curriculum.n
             "anchor.head", "anchor.weights", "anchor.weight_end", "anchor.epoch")  # fmt: skip
 
 
+APART = ("output_dir", "model.pretrained", "anchor.pretrained")  # the last two need a file: see below
+
+
 def keys() -> list[str]:
     defaults = OmegaConf.to_container(load_defaults())
     flat = identity.flat(defaults)
-    return [*(key for key in flat if key != "output_dir"), "curriculum.noisy_set", "anchor.weights"]
+    return [*(key for key in flat if key not in APART), "curriculum.noisy_set", "anchor.weights"]
 
 
 def other_value(key: str, now: object) -> str:
@@ -120,6 +123,12 @@ def test_every_key_is_refused_by_name_or_listed_as_not_deciding(world, configure
             curriculum.check_inputs(curriculum.plan(cfg))
         sentence = str(raised.value)
         assert NAMED.get(key, key) in sentence and ("holds a run with" in sentence or "did not keep it" in sentence)
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.pretrained", "weights.pth"), ("anchor.pretrained", True)])
+def test_public_weights_decide_too(configured, key, value):
+    other = OmegaConf.merge(configured, OmegaConf.from_dotlist([f"{key}={value}"]))
+    assert identity.settings(other)[key] != identity.settings(configured)[key]
 
 
 def test_both_values_and_the_way_out_are_said(world):

@@ -58,3 +58,12 @@ def test_schedule_reaches_the_groups(settings, student):
             assert group["lr"] == pytest.approx(lr * lr_multiplier(name, blocks, *DECAYS))
             assert group["weight_decay"] == pytest.approx(0.2 * wd_multiplier(name))
             assert group["betas"] == (0.9, 0.999)
+
+
+def test_frozen_blocks_and_what_lies_before_them_have_no_rate():
+    """Of frozen ones neither a rate nor, with it, a decay; the others keep theirs."""
+    for name in ("patch_embed.proj.weight", "cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.1.ls1.gamma"):
+        assert lr_multiplier(name, 12, *DECAYS, frozen=2) == 0 < lr_multiplier(name, 12, *DECAYS)
+    for name in ("blocks.2.attn.qkv.weight", "norm.weight"):
+        assert lr_multiplier(name, 12, *DECAYS, frozen=2) == lr_multiplier(name, 12, *DECAYS) > 0
+    assert lr_multiplier("mlp.0.weight", 0, *DECAYS, frozen=2) == 1
