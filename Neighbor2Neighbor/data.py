@@ -5,6 +5,7 @@ noisy tree as they are (noise "none"), or those of a clean tree with their one f
 function of (seed, iteration), so that a killed run goes on with the very crops it would have seen.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.images import ImageError, image_size, list_images, read_image
+from utils.images import MAX_PIXELS, ImageError, image_size, list_images, read_image
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
 from utils.sampler import IterationSampler
 
 
-def read_noisy(root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3) -> np.ndarray:
+def read_noisy(
+    root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The noisy image [H, W, channels]: uint8, or float32 in [0, 1] where the file has more than 8 bits.
 
     relative: path below the tree's root, train/ or val/ included.
     """
-    return keyed_noise(read_image(root / relative, channels, "native"), spec, noise_seed, noise_key(relative))
+    image = read_image(root / relative, channels, "native", max_pixels)
+    return keyed_noise(image, spec, noise_seed, noise_key(relative))
 
 
 def unit_values(images: Tensor) -> Tensor:
@@ -82,9 +86,14 @@ class Crops(Dataset):
     ImageError.
     """
 
-    def __init__(self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int):
-        self.root, self.relatives, self.spec, self.noise_seed = root, relatives, spec, noise_seed
-        self.side, self.channels = side, channels
+    def __init__(
+        self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int,
+        max_pixels: int = MAX_PIXELS,
+    ):  # fmt: skip
+        self.relatives, self.side = relatives, side
+        self.read = partial(
+            read_noisy, root, spec=spec, noise_seed=noise_seed, channels=channels, max_pixels=max_pixels
+        )
 
     def __len__(self) -> int:
         return len(self.relatives)
@@ -92,7 +101,7 @@ class Crops(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> Tensor | str:
         index, seed = item
         try:
-            image = read_noisy(self.root, self.relatives[index], self.spec, self.noise_seed, self.channels)
+            image = self.read(self.relatives[index])
         except ImageError as error:
             return str(error)  # an exception would reach the main process wrapped in a worker's traceback
         image = pad_reflect(image, max(image.shape[0], self.side), max(image.shape[1], self.side))

@@ -48,6 +48,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     kinds = "png, webp: rounded to uint8, 1 or 3 channels; npy: float32 in [0, 1], any channels (default png)"
     parser.add_argument("--format", choices=images.FORMATS, default="png", help=kinds)
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
+    parser.add_argument("--max-pixels", type=int, default=images.MAX_PIXELS, help=images.MAX_PIXELS_HELP)
     parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
     return parser.parse_args(argv)
 
@@ -74,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         writer = TreeWriter(args.data, target, relatives, fields, args.format)
         if not writer.begin():
             return 0
-        run = TreeRun(args.data, writer, spec, args.noise_seed, denoiser, device, args.tile, args.batch_size)
+        run = TreeRun(
+            args.data, writer, spec, args.noise_seed, denoiser, device, args.tile, args.batch_size, args.max_pixels
+        )
         errors = run.denoise(pool, shard, shards)
     if errors:
         return name_errors(errors, "denoised", f"{target} is")
@@ -104,11 +107,11 @@ class TreeRun:
 
     def __init__(
         self, source: Path, writer: TreeWriter, spec: NoiseSpec, noise_seed: int,
-        denoiser: Denoiser, device: torch.device, tile: int, batch_size: int,
+        denoiser: Denoiser, device: torch.device, tile: int, batch_size: int, max_pixels: int = images.MAX_PIXELS,
     ):  # fmt: skip
         self.source, self.writer, self.denoiser, self.device = source, writer, denoiser, device
         self.tile, self.batch_size = tile, batch_size
-        self.read = partial(_decode, source, spec, noise_seed, denoiser.channels)
+        self.read = partial(_decode, source, spec, noise_seed, denoiser.channels, max_pixels)
         self.errors: list[str] = []
 
     def denoise(self, pool: Executor, shard: int = 0, shards: int = 1) -> list[str]:
@@ -160,10 +163,12 @@ class TreeRun:
                 self.writer.write(pool, relative, image)
 
 
-def _decode(source: Path, spec: NoiseSpec, seed: int, channels: int, relative: str) -> np.ndarray | str:
+def _decode(
+    source: Path, spec: NoiseSpec, seed: int, channels: int, max_pixels: int, relative: str
+) -> np.ndarray | str:
     """The noisy image, or what is wrong with it (in a worker process)."""
     try:
-        return read_noisy(source, relative, spec, seed, channels)
+        return read_noisy(source, relative, spec, seed, channels, max_pixels)
     except images.ImageError as error:
         return str(error)
 

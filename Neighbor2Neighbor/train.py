@@ -33,7 +33,7 @@ from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
 from utils import cli, distributed
 from utils.files import atomic_path
-from utils.images import ImageError, describe_source
+from utils.images import MAX_PIXELS, MAX_PIXELS_HELP, ImageError, describe_source
 from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
@@ -63,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--crop", type=int, default=256, help="side of the crops, px; less where images are smaller (default 256)")
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
     add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
+    add("--max-pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
     add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
     add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
     add("--init-scale", type=float, default=0.1, help="of the first weights; 1 for short trainings (default 0.1)")
@@ -163,12 +164,14 @@ class Training:
         steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
         self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
         spec = NoiseSpec.parse(args.noise)
-        self.crops = Crops(Path(args.data), relatives, spec, args.noise_seed, side, args.channels)
+        self.crops = Crops(Path(args.data), relatives, spec, args.noise_seed, side, args.channels, args.max_pixels)
         self.output = Path(args.output)
         self.validation = None
         if args.val_clean and distributed.is_main():
             val_spec = NoiseSpec.parse(args.val_noise or args.noise)
-            self.validation = Validation(Path(args.val_clean), val_spec, args.channels, self.device, args.precision)
+            self.validation = Validation(
+                Path(args.val_clean), val_spec, args.channels, self.device, args.precision, args.max_pixels
+            )
         self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
         self.settings |= {name: getattr(args, name) for name in FIXED}
         self.step = 0

@@ -34,11 +34,11 @@ OPTIONAL = {  # keys that may be null, whose type their default does not show
     "data.noisy_root": "", "data.denoised_root": "", "data.index_cache": "", "data.max_side": 0, "eval.view": "",
 }  # fmt: skip
 AT_LEAST = {  # smallest value: keys
-    1: ("data.in_chans", "data.max_side", "crops.global_size", "crops.local_size", "model.depth", "model.patch_size",
-        "model.pos_embed_size", "dino.prototypes", "dino.bottleneck", "dino.layers", "dino.hidden", "ibot.prototypes",
-        "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs", "train.epoch_length",
-        "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every", "curriculum.restart_epoch",
-        "curriculum.noisy_epochs", "anchor.epoch"),
+    1: ("data.in_chans", "data.max_side", "data.max_pixels", "crops.global_size", "crops.local_size", "model.depth",
+        "model.patch_size", "model.pos_embed_size", "dino.prototypes", "dino.bottleneck", "dino.layers", "dino.hidden",
+        "ibot.prototypes", "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs",
+        "train.epoch_length", "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every",
+        "curriculum.restart_epoch", "curriculum.noisy_epochs", "anchor.epoch"),
     0: ("data.workers", "crops.local_number", "model.layerscale", "dino.weight", "dino.koleo_weight", "ibot.weight",
         "teacher.warmup_temp_epochs", "optim.base_lr", "optim.min_lr", "optim.warmup_epochs", "optim.weight_decay",
         "optim.weight_decay_end", "optim.clip_grad", "optim.freeze_last_layer_epochs", "optim.head_warmup_epochs",
@@ -144,7 +144,7 @@ def config_hash(cfg: DictConfig) -> str:
     content = OmegaConf.to_container(cfg, resolve=False)
     for key in ("output_dir", "trial"):
         content.pop(key, None)
-    for key in ("workers", "resident", "index_cache"):
+    for key in ("workers", "resident", "index_cache", "max_pixels"):
         content.get("data", {}).pop(key, None)
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode()).hexdigest()[:12]
 

@@ -5,6 +5,7 @@ Arrays come as [H, W, C], uint8 or float32 in [0, 1]. What is wrong with a file 
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,23 @@ def open_npy(path: Path | str) -> np.ndarray:
     return array
 
 
-def read_npy(path: Path | str) -> np.ndarray:
-    """The image of a .npy file of [H, W] or [H, W, C]: uint8, uint16, or floats in [0, 1]."""
+def read_npy(path: Path | str, check: Callable[..., None]) -> np.ndarray:
+    """The image of a .npy file of [H, W] or [H, W, C]: uint8, uint16, or floats in [0, 1].
+
+    check(height, width, channels) is called before anything is read.
+    """
     array = open_npy(path)
-    return in_range(array if array.ndim == 3 else array[:, :, None])
+    array = array if array.ndim == 3 else array[:, :, None]
+    check(*array.shape)
+    return in_range(array)
 
 
-def read_tiff(path: Path | str, channels: int, bands: int = 0) -> np.ndarray | None:
-    """The first image of a TIFF: planes or pixels of channels, as its own axes say.
+def read_tiff(path: Path | str, channels: int, check: Callable[..., None], bands: int = 0) -> np.ndarray | None:
+    """The first image of a TIFF: planes or pixels of channels, as its own axes say, turned as its orientation says.
 
-    channels: as asked for; to 1 or 3 the alpha of RGBA is dropped. bands: channels that Pillow finds, 0 where it cannot
-    read the file; None is returned where Pillow reads all that there is, as it knows more compressions.
+    check(height, width, channels) is called before anything is decoded. channels: as asked for; to 1 or 3 the alpha of
+    RGBA is dropped. bands: channels that Pillow finds, 0 where it cannot read the file; None is returned where Pillow
+    reads all that there is, as it knows more compressions.
     """
     import tifffile  # here, as it loads slowly
 
@@ -53,7 +60,11 @@ def read_tiff(path: Path | str, channels: int, bands: int = 0) -> np.ndarray | N
                 return None
             colours = series.keyframe.photometric.name
             readable = _are_planes(axes) and colours in ("MINISBLACK", "RGB")
+            if readable:
+                sizes = dict(zip(axes, shape, strict=True))
+                check(sizes.pop("Y"), sizes.pop("X"), *sizes.values() or [1])
             array = series.asarray().reshape(shape) if readable else None
+            orientation = series.keyframe.tags.valueof(274, 1)
     except Exception as error:  # tifffile fails in many ways on a damaged file
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     finally:
@@ -61,8 +72,16 @@ def read_tiff(path: Path | str, channels: int, bands: int = 0) -> np.ndarray | N
     if array is None:
         raise ValueError(f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS; split it")
     array = array[:, :, None] if axes == "YX" else np.moveaxis(array, axes.index(axes.strip("YX")), -1)
+    array = _upright(array, orientation)
     with_alpha = colours == "RGB" and array.shape[2] == 4
     return in_range(array[:, :, :3] if with_alpha and channels in (1, 3) else array)
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """[H, W, C] as it is to be seen: the TIFF tag says where the first row and column lie, as Pillow takes it."""
+    array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
+    array = array[::-1] if orientation in (3, 4, 7, 8) else array
+    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
 
 
 class _Strict(logging.Handler):

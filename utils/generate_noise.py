@@ -42,9 +42,10 @@ class Job:
     seed: int
     format: str
     channels: int
+    max_pixels: int
 
     def read(self, relative: str) -> np.ndarray:
-        return images.read_image(self.source / relative, self.channels, "native")
+        return images.read_image(self.source / relative, self.channels, "native", self.max_pixels)
 
     def noisy(self, image: np.ndarray, spec: NoiseSpec, relative: str) -> np.ndarray:
         """The noisy twin as it is written: what loading gives, to 8 bits where the format has no more."""
@@ -71,6 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     kinds = "png, webp: uint8, 1 or 3 channels; npy: any channels, float32 of images above 8 bits (default png)"
     parser.add_argument("--format", choices=images.FORMATS, default="png", help=kinds)
     parser.add_argument("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
+    parser.add_argument("--max-pixels", type=int, default=images.MAX_PIXELS, help=images.MAX_PIXELS_HELP)
     return parser.parse_args(argv)
 
 
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     relatives = images.list_images(args.source)
     images.check_collisions(relatives)
     targets = {spec: _target(args, spec) for spec in specs}
-    job = Job(args.source, targets, args.seed, args.format, args.channels)
+    job = Job(args.source, targets, args.seed, args.format, args.channels, args.max_pixels)
     writers = {
         spec: TreeWriter(args.source, target, relatives, _fields(job, spec), args.format)
         for spec, target in targets.items()

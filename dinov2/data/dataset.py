@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from dinov2.data.index import build_index, check_classes
-from utils.images import denoised_root, noisy_root, read_image, read_manifest, twin
+from utils.images import MAX_PIXELS, denoised_root, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 
 VIEWS = ("noisy", "denoised", "clean", "mix")
@@ -45,7 +45,8 @@ class ImageDataset(torch.utils.data.Dataset):
     """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
 
     Arrays are uint8, or float32 in [0, 1] where the file has more than 8 bits; of as many channels as asked for, or an
-    error. Images with a side above max_side pixels are reduced (antialiased), after the noise. storage: where the noisy
+    error. Images with a side above max_side pixels are reduced (antialiased), after the noise; a file of more than
+    max_pixels is refused. storage: where the noisy
     view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError names denoised (noisy) images that are
     missing, before anything is read, and, when read, an image that cannot be decoded or whose views differ in size.
     """
@@ -64,6 +65,7 @@ class ImageDataset(torch.utils.data.Dataset):
         max_side: int | None = None,
         mix: Mix | None = None,
         index_cache: Path | str | None = None,
+        max_pixels: int = MAX_PIXELS,
     ):
         unknown = [view for view in views if view not in VIEWS]
         if unknown:
@@ -74,7 +76,7 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"data.storage={storage!r} is unknown: give on_the_fly or disk.")
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
-        self.channels, self.max_side = channels, max_side
+        self.channels, self.max_side, self.max_pixels = channels, max_side, max_pixels
         index = build_index(root, split, index_cache)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
         # Roots of the kinds of view that are read from twins of the images.
@@ -106,9 +108,9 @@ class ImageDataset(torch.utils.data.Dataset):
         relative, source, images = self.relatives[index], None, []
         for kind in kinds:
             if kind in self.twins:
-                image = read_image(twin(self.twins[kind], relative, self.suffixes[kind]), self.channels, "native")
+                image = self._read(twin(self.twins[kind], relative, self.suffixes[kind]))
             else:
-                source = read_image(self.root / relative, self.channels, "native") if source is None else source
+                source = self._read(self.root / relative) if source is None else source
                 image = source
                 if kind == "noisy":
                     image = keyed_noise(source, self.noise, self.noise_seed, noise_key(relative))
@@ -118,6 +120,9 @@ class ImageDataset(torch.utils.data.Dataset):
             found = ", ".join(f"{kind} {h} x {w}" for (h, w), kind in shapes.items())
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
         return [_reduce(image, self.max_side) for image in images]
+
+    def _read(self, path: Path) -> np.ndarray:
+        return read_image(path, self.channels, "native", self.max_pixels)
 
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""
@@ -164,6 +169,7 @@ def dataset_from_config(cfg, split: str, views: tuple[str, ...] = ("noisy",), mi
         max_side=data.max_side,
         mix=mix,
         index_cache=data.index_cache,
+        max_pixels=data.max_pixels,
     )
 
 
