@@ -32,7 +32,8 @@ LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k
 CHANGEABLE = ("eval", "train.checkpoint_every", "train.keep_last", "train.log_every", "train.knn_every",
               "train.on_collapse", "data.workers", "data.resident", "data.index_cache", "data.max_pixels",
               "train.compile", "train.activation_checkpointing", "output_dir", "data.root", "data.noisy_root",
-              "data.denoised_root", "data.storage", "curriculum", "anchor.run", "method", "trial", "train.eval_every")  # fmt: skip
+              "data.denoised_root", "data.storage", "curriculum", "anchor.run", "method", "trial",
+              "train.eval_every")  # fmt: skip
 
 
 def check_resumable(stage: Stage) -> None:

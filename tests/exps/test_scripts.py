@@ -330,3 +330,29 @@ def test_environment_must_satisfy_the_requirements(tmp_path):
     assert satisfied("torch>=2.1  # reason\n\nnumpy\n")
     assert not satisfied("torch>=99\n")
     assert not satisfied("numpy\nno-such-package\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("folder", ["train", ".", "train/ant"])
+def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, shell, folder):
+    (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data" / folder / "a.png").touch()
+    function = f'PYTHON={sys.executable}; eval "$(sed -n "/^tree_state()/,/^}}/p" exps/common.sh)"; tree_state "$0"'
+
+    def state():
+        return run(shell, "-c", function, tmp_path / "data").stdout
+
+    before = state()
+    (tmp_path / "data/.index-train.json").touch()  # written by a run
+    assert before and state() == before
+    (tmp_path / "data" / folder / "b.png").touch()
+    assert state() != before
+
+
+def test_the_limit_of_pixels_reaches_every_stage():
+    listed = commands("bash", "exps/quickstart.sh", "--max-pixels", "99000000", "--output", "runs/no-such-run")
+    for module in ("Neighbor2Neighbor.train", "Neighbor2Neighbor.denoise"):
+        (command,) = [command for command in listed if module in command]
+        assert value(command, "max-pixels") == "99000000"
+    trained = [command for command in listed if "dinov2.train" in command]
+    assert trained and all(value(command, "data.max_pixels") == "99000000" for command in trained)
