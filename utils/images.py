@@ -27,7 +27,6 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", "
 FORMATS = ("png", "webp", "npy")  # that images are written in
 MANIFEST = "manifest.json"
 BEGUN = ".manifest.json"  # of a tree in work, see utils.trees
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I")
 # Pillow goes by content, not by name: left to itself it would also take formats whose readers start other programs.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
@@ -162,8 +161,8 @@ def image_size(path: Path | str) -> tuple[int, int]:
         with _open_pillow(path) as image:
             _check_shape(max(MAX_PIXELS, image.height * image.width), image.height, image.width, 1)
             return image.height, image.width
-    except _UNREADABLE:
-        return _decode(path, 0, MAX_PIXELS).shape[:2]  # says what is wrong with it
+    except Exception:  # as in _decode(), which also says what is wrong with it
+        return _decode(path, 0, MAX_PIXELS).shape[:2]
 
 
 def eight_bit(image: np.ndarray) -> np.ndarray:
@@ -189,9 +188,11 @@ def _decode(path: Path | str, channels: int, max_pixels: int) -> np.ndarray:
         return _decode_file(path, channels, partial(_check_shape, max_pixels))
     except ImageError:
         raise
-    except _UNREADABLE as error:
-        reason = "is no image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
-        raise ImageError(f"{path} {reason}; replace or remove it") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{path} is no image; replace or remove it") from error
+    except Exception as error:  # on damaged files the readers fail in every way there is
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path} cannot be read: {reason}; replace or remove it") from error
 
 
 def _decode_file(path: Path | str, channels: int, check: Callable[..., None]) -> np.ndarray:
