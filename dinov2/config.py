@@ -2,14 +2,17 @@
 
     cfg = load_config(["imagenet100", "nct", "noise=gauss255", "data.root=mini-imagenet", "output_dir=runs/nct"])
 
-Unknown keys, values of another type and impossible combinations are ValueErrors that name the key.
+Unknown keys, values of another type and impossible combinations are ValueErrors that name the key. In key=value, a key
+that holds text (a path, a name) takes it to the letter; the others take YAML. References such as ${train.epochs} are
+for overlays.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import os
+import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dinov2.models.vision_transformer import ARCHS
+from utils.images import atomic_path
 from utils.noise import NoiseSpec
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -32,6 +36,7 @@ OPTIONAL = {  # keys that may be null, whose type their default does not show
     "model.depth": 0, "model.pos_embed_size": 0, "curriculum.restart_epoch": 0, "curriculum.noisy_epochs": 0,
     "anchor.epoch": 0, "anchor.weight_end": 0.0, "anchor.run": "", "model.pretrained": "", "data.name": "",
     "data.noisy_root": "", "data.denoised_root": "", "data.index_cache": "", "data.max_side": 0, "eval.view": "",
+    "eval.retrieval.denoised_root": "", "eval.retrieval.distractors": "",
 }  # fmt: skip
 AT_LEAST = {  # smallest value: keys
     1: ("data.in_chans", "data.max_side", "data.max_pixels", "crops.global_size", "crops.local_size", "model.depth",
@@ -105,7 +110,8 @@ def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
     if missing and validated:
         raise ValueError(f"{missing[0]} is not set: give {missing[0]}=FOLDER")
     try:
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=not missing))
+        content = OmegaConf.to_container(cfg, resolve=not missing)
+        cfg = OmegaConf.create(content if missing else escaped(content))
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     if validated:
@@ -118,7 +124,28 @@ def load_run_config(run: Path | str) -> DictConfig:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no config.yaml")
-    return OmegaConf.merge(load_defaults(), _read_yaml(path))
+    content = _read_yaml(path)
+    if outside := next(_outside(OmegaConf.to_container(content)), None):
+        raise ValueError(f"{path}: {outside} refers to something outside of the run; write its value there")
+    return OmegaConf.merge(load_defaults(), content)
+
+
+def _outside(content: object, key: str = "") -> Iterator[str]:
+    """Keys whose text has a reference with a resolver, as ${oc.env:HOME}: a saved config has none."""
+    if isinstance(content, str) and re.search(r"(?<!\\)\$\{[^}]*:", content):
+        yield key
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for name, value in pairs:
+        yield from _outside(value, f"{key}.{name}".lstrip("."))
+
+
+def escaped(content: object) -> object:
+    """content with every ${ in its texts as OmegaConf is to read it: as two characters, not as a reference."""
+    if isinstance(content, dict):
+        return {key: escaped(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [escaped(value) for value in content]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) else content
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -134,9 +161,8 @@ def _read_yaml(path: Path) -> DictConfig:
 def save_run_config(cfg: DictConfig, run: Path | str) -> None:
     path = Path(run) / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(OmegaConf.to_yaml(cfg))
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(cfg))
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -161,12 +187,22 @@ def _from_argument(argument: str) -> DictConfig:
     try:
         # Built by hand rather than as a dot list: noise names such as speckle1.0 have a dot of their own.
         parts = key.split(".", 2) if key.startswith(FREE_FORM) else key.split(".")
-        content = OmegaConf.create(f"value: {value}" if value else "value: null")["value"]
+        content = parse_value(key.removeprefix("curriculum.noisy_set."), value)
         for part in reversed(parts):
             content = {part: content}
         return OmegaConf.create(content)
     except Exception as error:
         raise ValueError(f"{argument!r} is not key=value: {str(error).splitlines()[0]}") from None
+
+
+def parse_value(key: str, text: str) -> object:
+    """What key=text stands for: text itself, escaped, where the key holds text; else, and for null, the YAML in it."""
+    default = _defaults()
+    for part in key.split("."):
+        default = default.get(part) if isinstance(default, dict) else None
+    if text not in ("", "null") and isinstance(OPTIONAL.get(key, default), str):
+        return escaped(text)
+    return OmegaConf.create(f"value: {text or 'null'}")["value"]
 
 
 def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "") -> None:
@@ -189,6 +225,8 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
         elif default is not None and not _same_type(value, default) and not (value is None and name in OPTIONAL):
             text = "null" if value is None else value
             raise ValueError(f"{name}={text}{source} must be {_type_name(default)}")
+        elif isinstance(default, str) and isinstance(value, int | float):
+            raise ValueError(f"{name}={value}{source} is a number to YAML, maybe another than was written: quote it")
 
 
 def _same_type(value: object, default: object) -> bool:
@@ -355,7 +393,7 @@ def _nested(dotted: DictConfig | dict) -> dict:
         target = nested
         for part in path:
             target = target.setdefault(part, {})
-        target[last] = value
+        target[last] = escaped(value)
     return nested
 
 

@@ -41,7 +41,11 @@ from_root() {
         *) path=$from/$1 ;;
     esac
     path=${path%/}
-    printf '%s\n' "${path#"$root/"}"
+    path=${path#"$root/"}
+    case $path in
+        -*) path=./$path ;; # else an option to basename and the like
+    esac
+    printf '%s\n' "$path"
 }
 
 # Arguments as a shell would read them back.

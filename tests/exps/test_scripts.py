@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dinov2.config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     path for folder in ("exps", "tests", "Neighbor2Neighbor", "toy_mnist") for path in (ROOT / folder).rglob("*.sh")
@@ -263,7 +265,7 @@ def test_once_runs_again_only_for_a_change_or_a_failure(shell, tmp_path):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_arguments_are_printed_as_a_shell_reads_them_and_never_run(shell, tmp_path):
-    hostile = f"it's $(touch {tmp_path}/run) `touch {tmp_path}/run`; \"y\" *"
+    hostile = f'it\'s $(touch {tmp_path}/run) `touch {tmp_path}/run`; "y" *'
     listed = commands(shell, "exps/5_pretrain.sh", "--method", "dinov2", f"data.name={hostile}")
     assert value(listed[-1], "data.name") == hostile
     assert list(tmp_path.iterdir()) == []
@@ -356,3 +358,16 @@ def test_the_limit_of_pixels_reaches_every_stage():
         assert value(command, "max-pixels") == "99000000"
     trained = [command for command in listed if "dinov2.train" in command]
     assert trained and all(value(command, "data.max_pixels") == "99000000" for command in trained)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_folders_are_taken_to_the_letter(shell):
+    for folder in ("/x/a #b", "/x/${oc.env:HOME}", "007", "1e3", "/x/a: b\\", "/x/it's", "-x", "/x/$HOME `id`"):
+        arguments = ("--method", "n2n", "--data", folder, "--output", f"{folder}/o")
+        (command,) = commands(shell, "exps/5_pretrain.sh", *arguments)
+        cfg = load_config(command[2:])
+        expected = "./-x" if folder == "-x" else folder
+        assert (cfg.data.root, cfg.output_dir) == (expected, f"{expected}/o/gauss255/n2n")
+        (command,) = commands(shell, "exps/3_denoise.sh", *arguments)
+        assert value(command, "data") == expected
+        assert value(command, "model") == f"{expected}/o/gauss255/denoiser/unet.pth"

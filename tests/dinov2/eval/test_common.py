@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dinov2 import load_backbone
-from dinov2.eval import common, knn, linear
+from dinov2.eval import common, instance_recog, knn, linear
 from tests.conftest import ROOT
 from tests.dinov2.eval.conftest import make_run, save_weights, write_digits
 from utils.results import append_result, read_results
@@ -159,3 +159,11 @@ def test_settings_of_an_older_run_get_defaults(run):
     cfg = common.load_settings(run, [])
     assert cfg.eval.linear.protocol == "exact" and cfg.eval.retrieval.crop_queries is True
     assert torch.tensor(list(cfg.data.mean)).shape == (3,)
+
+
+@pytest.mark.parametrize("text", ["007", "a: b", "/x/a #b", "${oc.env:HOME}", "1e3", " x "])
+def test_texts_of_an_evaluation_are_taken_to_the_letter(run, text):
+    cfg = common.load_settings(run, [f"data.root={text}", f"eval.retrieval.distractors={text}", "data.name=null"])
+    assert (cfg.data.root, cfg.eval.retrieval.distractors, cfg.data.name) == (text, text, None)
+    for variant in instance_recog.one_per_set(cfg):
+        assert variant.data.root == text
