@@ -73,15 +73,15 @@ def main(argv: list[str] | None = None) -> int:
             "version": VERSION,
         }  # fmt: skip
         writer = TreeWriter(args.data, target, relatives, fields, args.format)
-        if not writer.begin():
-            return 0
-        run = TreeRun(
-            args.data, writer, spec, args.noise_seed, denoiser, device, args.tile, args.batch_size, args.max_pixels
-        )
-        errors = run.denoise(pool, shard, shards)
-    if errors:
-        return name_errors(errors, "denoised", f"{target} is")
-    missing = writer.finish()
+        with writer.at_work(f"-{shard}-of-{shards}" if shards > 1 else "") as begun:
+            if not begun:
+                return 0
+            run = TreeRun(
+                args.data, writer, spec, args.noise_seed, denoiser, device, args.tile, args.batch_size, args.max_pixels
+            )
+            if errors := run.denoise(pool, shard, shards):
+                return name_errors(errors, "denoised", f"{target} is")
+            missing = writer.finish()
     assert not missing or shards > 1, f"{missing} images were neither written nor named"
     if missing:
         print(f"{target}: this shard is done, {missing} images of other shards are to come", flush=True)

@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from Neighbor2Neighbor.validate import Validation
 from utils import cli, distributed
 from utils.files import atomic_path
 from utils.images import MAX_PIXELS, MAX_PIXELS_HELP, ImageError, describe_source
+from utils.locks import locked
 from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
@@ -306,18 +308,20 @@ def main(argv: list[str] | None = None) -> int:
         root = Path(args.data)
         relatives = training_images(root, args.subset, args.sides, args.seed)
         training = Training(args, relatives, choose_crop(root, relatives, args.crop, args.depth))
-        training.restore()
-        if training.step == training.schedule.steps and (training.output / "unet.pth").exists():
-            print(f"{training.output}/unet.pth is finished already", flush=True)
-            return 0
-        if distributed.is_main():
-            training.record()
-            going_on = f", going on at step {training.step}" if training.step else ""
-            side = training.crops.side
-            print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
-        training.run()
-        if distributed.is_main():
-            print(f"wrote {args.output}/unet.pth", flush=True)
+        with ExitStack() as held:
+            distributed.on_main(lambda: held.enter_context(locked(training.output)))
+            training.restore()
+            if training.step == training.schedule.steps and (training.output / "unet.pth").exists():
+                print(f"{training.output}/unet.pth is finished already", flush=True)
+                return 0
+            if distributed.is_main():
+                training.record()
+                going_on = f", going on at step {training.step}" if training.step else ""
+                side = training.crops.side
+                print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
+            training.run()
+            if distributed.is_main():
+                print(f"wrote {args.output}/unet.pth", flush=True)
     finally:
         distributed.close()
     return 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # rank 0 may build an index of a large tree while the others wait
 
 
@@ -65,6 +68,23 @@ def device() -> torch.device:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def on_main(function: Callable[[], T]) -> T | None:
+    """function() on the main rank, its result there. Its ValueError or OSError is raised on every rank."""
+    result, message = None, [None]
+    if is_main():
+        try:
+            result = function()
+        except (ValueError, OSError) as error:
+            if not dist.is_initialized():
+                raise
+            message = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise ValueError(message[0])
+    return result
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,12 +100,13 @@ def main(argv: list[str] | None = None) -> int:
     missing = {name: lacking for name, lacking in missing.items() if lacking}
     if missing:
         _check_disk(job, missing)  # before anything is written
-    begun = [writer for writer in writers.values() if writer.begin()]
-    if errors := _write_all(job, missing, args.workers) if missing else []:
-        return name_errors(errors, "read", "the trees are")
-    for writer in begun:
-        left = writer.finish()
-        assert not left, f"{left} images of {writer.root} were neither written nor named"
+    with ExitStack() as held:
+        begun = [writer for writer in writers.values() if held.enter_context(writer.at_work())]
+        if errors := _write_all(job, missing, args.workers) if missing else []:
+            return name_errors(errors, "read", "the trees are")
+        for writer in begun:
+            left = writer.finish()
+            assert not left, f"{left} images of {writer.root} were neither written nor named"
     return 0
 
 

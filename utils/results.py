@@ -19,24 +19,31 @@ VERSION = "0.1.0"
 def append_json(path: Path, row: dict) -> None:
     """Appends one JSON line in one write, after closing a line that a killed process left half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write((json.dumps(row) + "\n").encode())
+    try:
+        with open(path, "a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write((json.dumps(row) + "\n").encode())
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """All whole lines of a JSON-lines file; a missing file is empty, a line cut by a kill is skipped."""
+    """All whole lines of a JSON-lines file; a missing file is empty. A line cut by a kill is skipped, as is any other
+    that is no JSON object.
+    """
     if not Path(path).exists():
         return []
     rows = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
@@ -53,6 +60,22 @@ def append_result(path: Path, row: dict) -> None:
 
 
 def read_results(path: Path) -> list[dict]:
-    """Rows of one results.jsonl, or of <path>/results.jsonl when `path` is a run's folder."""
+    """Rows of one results.jsonl, or of <path>/results.jsonl when `path` is a run's folder; others are left out."""
     path = Path(path)
-    return read_json_lines(path / "results.jsonl" if path.is_dir() else path)
+    return [row for row in read_json_lines(path / "results.jsonl" if path.is_dir() else path) if _is_result(row)]
+
+
+def _is_result(row: dict) -> bool:
+    """Whether append_result() may have written it: every field is there and of its type."""
+    texts, numbers = ("method", "noise", "dataset", "metric", "view", "protocol"), ("epoch", "iteration", "value")
+    return (
+        all(isinstance(row.get(field), str) for field in texts)
+        and all(is_number(row.get(field)) for field in numbers)
+        and isinstance(row.get("details"), dict)
+        and "seed" in row
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from JSON is a number that a float can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from omegaconf import OmegaConf
 from torch import nn
@@ -26,6 +27,7 @@ from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
 from utils import cli, distributed
 from utils.environment import record_environment
+from utils.locks import locked
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
 # Sections and keys that a resumed run may change: they do not decide what is computed.
@@ -139,8 +141,10 @@ def main(arguments: list[str]) -> None:
         for stage in stages:
             if not stage.finished:
                 check_resumable(stage)
-        for stage in stages:
-            run_stage(stage)
+        with ExitStack() as locks:
+            distributed.on_main(lambda: [locks.enter_context(locked(s.run)) for s in stages if not s.finished])
+            for stage in stages:
+                run_stage(stage)
     finally:
         distributed.close()
 
