@@ -17,6 +17,7 @@ from utils.images import MAX_PIXELS, ImageError, image_size, list_images, read_i
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
 from utils.sampler import IterationSampler
+from utils.workers import start_loader_worker
 
 
 def read_noisy(
@@ -127,7 +128,13 @@ def make_loader(crops: Crops, order: IterationSampler, workers: int, pin: bool) 
     )
     ahead = 4 if workers else None
     return DataLoader(
-        crops, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin, prefetch_factor=ahead
+        crops,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        prefetch_factor=ahead,
+        worker_init_fn=start_loader_worker,
     )
 
 

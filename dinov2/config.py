@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -94,7 +95,7 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
     """Merges overlays and key=value arguments onto the defaults; resolved. `validated` also checks combinations."""
     cfg = load_defaults()
     for argument in arguments:
-        if "=" not in argument or Path(argument).is_file():
+        if "=" not in argument or (argument.endswith((".yaml", ".yml")) and os.path.isfile(argument)):
             overlay = _read_yaml(find_overlay(argument))
             source = f" in overlay {argument}"
         else:

@@ -21,14 +21,25 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from utils import cli
 
 NAME = ".lock"
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]  # short: it goes into names of files
+
+
+def _system(read: Callable[[str], str], path: str) -> str:
+    try:
+        return read(path).strip()
+    except OSError:
+        return ""
+
+
+_BOOT = _system(lambda path: Path(path).read_text(), "/proc/sys/kernel/random/boot_id")  # another at each start
+_SPACE = _system(os.readlink, "/proc/self/ns/pid")  # whose processes have numbers of their own
+_HOST = hashlib.sha256((socket.gethostname() + _SPACE).encode()).hexdigest()[:6]  # short: it goes into names of files
 
 
 @contextmanager
@@ -135,17 +146,17 @@ def _read(lock: Path) -> str | None:
 def _describe(pid: int) -> str:
     return json.dumps({
         "host": socket.gethostname(), "pid": pid, "start": _start(pid), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "boot": _BOOT, "space": _SPACE,
         "job": os.environ.get("SLURM_JOB_ID"), "restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         "key": uuid.uuid4().hex,
     })  # fmt: skip
 
 
 def _start(pid: int) -> str | None:
-    """When a process began, since which start of the machine; None without such a process, "" where none can tell."""
+    """When a process began, in ticks since the machine did; None without such a process, "" where none can tell."""
     try:
         # The second field is the program's name in brackets, which may hold anything.
-        ticks = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + ticks
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
@@ -162,7 +173,11 @@ def _is_stale(found: str) -> bool:
     """Whether the holder is known to be gone. What is no lock of ours is not known to be anything."""
     try:
         holder = json.loads(found)
-        if holder["host"] == socket.gethostname() and _start(int(holder["pid"])) != holder["start"]:
+        if holder["host"] == socket.gethostname() and holder["boot"] != _BOOT:
+            return True
+        # Containers may share a host's name and not see each other's processes.
+        here = (holder["host"], holder["space"]) == (socket.gethostname(), _SPACE)
+        if here and _start(int(holder["pid"])) != holder["start"]:
             return True
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         return holder["job"] is not None and holder["job"] == os.environ.get("SLURM_JOB_ID") and (

@@ -37,7 +37,7 @@ def test_a_second_holder_is_told_who_holds_it_and_the_lock_goes_with_its_block(t
     assert list((tmp_path / "run").iterdir()) == []
 
 
-@pytest.mark.parametrize("fields", [{"pid": 2**22 + 1}, {"start": "of another boot 1"}, {"start": None}])
+@pytest.mark.parametrize("fields", [{"pid": 2**22 + 1}, {"boot": "another", "pid": os.getpid()}, {"start": None}])
 def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, fields):
     left(tmp_path, **fields)
     with locked(tmp_path):
@@ -46,6 +46,10 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, fields):
 
 
 def test_the_lock_of_another_host_stays_unless_its_slurm_job_was_started_again(tmp_path, monkeypatch):
+    left(tmp_path, space="another", pid=2**22 + 1)
+    with pytest.raises(ValueError, match="in use"), locked(tmp_path):
+        pass
+    (tmp_path / ".lock").unlink()
     left(tmp_path, host="elsewhere", pid=2**22 + 1, job="77", restarts=0)
     for job, restarts in ((None, None), ("78", "1"), ("77", "0"), ("77", None)):
         for name, value in (("SLURM_JOB_ID", job), ("SLURM_RESTART_COUNT", restarts)):
