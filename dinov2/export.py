@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from dinov2.models.pretrained import WEIGHTS, load_backbone
 from dinov2.models.vision_transformer import ARCHS, VisionTransformer
 from utils import cli
 from utils.files import atomic_path
+from utils.locks import sweep
 
 KEYS = ("run", "epoch", "format", "output")
 Files = dict[str, dict]  # name → content of the JSON files beside the weights
@@ -131,11 +133,15 @@ def export(model: VisionTransformer, cfg: DictConfig, format: str, output: Path 
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"output={output} exists already: choose a folder that does not")
     state, files = FORMATS[format](model, cfg)
+    sweep(output.absolute().parent)
     with atomic_path(output.absolute()) as temporary:
         temporary.mkdir(parents=True)
         for name, content in files.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # as on a full disk
+            raise OSError(str(error)) from error
 
 
 def parse(argv: list[str]) -> dict[str, str]:

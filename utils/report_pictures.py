@@ -73,8 +73,11 @@ def pca_section(table: Table) -> str:
     groups: dict[tuple, list[tuple[Run, dict]]] = {}  # by the images shown
     for run in table.runs:
         if (run.path / "pca.npz").is_file():
-            with np.load(run.path / "pca.npz", allow_pickle=False) as file:
-                content = {key: file[key] for key in file.files}
+            try:
+                with np.load(run.path / "pca.npz", allow_pickle=False) as file:
+                    content = {key: file[key] for key in ("names", "views", "images", "components")}
+            except Exception as error:  # a damaged archive fails in many ways
+                raise ValueError(f"{run.path / 'pca.npz'} cannot be read: {error}") from error
             groups.setdefault(tuple(content["names"].tolist()), []).append((run, content))
     if not groups:
         return ""
