@@ -108,7 +108,7 @@ class ImageDataset(torch.utils.data.Dataset):
         relative, source, images = self.relatives[index], None, []
         for kind in kinds:
             if kind in self.twins:
-                image = self._read(twin(self.twins[kind], relative, self.suffixes[kind]))
+                image = self._read(self.path(relative, kind))
             else:
                 source = self._read(self.root / relative) if source is None else source
                 image = source
@@ -120,6 +120,11 @@ class ImageDataset(torch.utils.data.Dataset):
             found = ", ".join(f"{kind} {h} x {w}" for (h, w), kind in shapes.items())
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
         return [_reduce(image, self.max_side) for image in images]
+
+    def path(self, relative: str, kind: str) -> Path:
+        """The file that an image is read from as this kind."""
+        twins = self.twins.get(kind)
+        return self.root / relative if twins is None else twin(twins, relative, self.suffixes[kind])
 
     def _read(self, path: Path) -> np.ndarray:
         return read_image(path, self.channels, "native", self.max_pixels)

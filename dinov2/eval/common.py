@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import difflib
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from yaml import YAMLError
 
 from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config, parse_value
+from dinov2.data.dataset import dataset_from_config
 from dinov2.eval.features import Features, eval_view
 from utils import cli, distributed
 from utils.locks import sweep
@@ -190,10 +193,34 @@ def settings_hash(name: str, cfg: DictConfig) -> str:
 
 
 def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) -> bool:
-    """Whether the rows of this evaluation, with these settings, are in the run's results."""
+    """Whether the rows of this evaluation, with these settings and on these images, are in the run's results."""
     mark = {"evaluator": name, "settings": settings_hash(name, cfg)}
-    rows = (row for row in read_results(folder) if row["iteration"] == checkpoint.iteration)
-    return any(row["details"].get("last") and mark.items() <= row["details"].items() for row in rows)
+    rows = [row["details"] for row in read_results(folder) if row["iteration"] == checkpoint.iteration]
+    done = [details for details in rows if details.get("last") and mark.items() <= details.items()]
+    if not done or name == "instance_recog":  # which has images of its own
+        return bool(done)
+    digest = val_digest(OmegaConf.to_yaml(cfg))
+    # The last rows are those that count; rows of earlier versions, and images that are not at hand, say nothing.
+    if digest and done[-1].get("val_digest", digest) != digest:
+        if distributed.is_main():
+            print(f"{name}, epoch {checkpoint.epoch}: the validation images have changed since; evaluated anew")
+        return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def val_digest(config: str) -> str:
+    """Hash of the names and sizes of the validation images, or of their twins where the run is evaluated on those; ""
+    where they are not at hand. config: YAML.
+    """
+    cfg = OmegaConf.create(config)
+    try:
+        dataset = dataset_from_config(cfg, "val", views=(eval_view(cfg),))
+        sizes = [dataset.path(relative, eval_view(cfg)).stat().st_size for relative in dataset.relatives]
+        content = "\n".join(map("{}\t{}".format, dataset.relatives, sizes))
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
+    except (ValueError, OSError):
+        return ""
 
 
 def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Checkpoint, cfg: DictConfig) -> list[dict]:
@@ -220,6 +247,7 @@ def evaluate_backbone(
         replaced = {field: details[field] for field in ROW_FIELDS if field in details}
         kept = {key: entry for key, entry in details.items() if key not in ROW_FIELDS}
         kept |= {"evaluator": name, "settings": settings_hash(name, cfg)}
+        kept |= {} if name == "instance_recog" else {"val_digest": val_digest(OmegaConf.to_yaml(cfg))}
         if i == len(results) - 1:  # marks the evaluation as whole, and carries its cost once
             kept |= {"last": True, "seconds": round(time.perf_counter() - start, 2)}
         rows.append(base | {"metric": metric, "value": value} | replaced | {"details": kept})

@@ -167,3 +167,21 @@ def test_texts_of_an_evaluation_are_taken_to_the_letter(run, text):
     assert (cfg.data.root, cfg.eval.retrieval.distractors, cfg.data.name) == (text, text, None)
     for variant in instance_recog.one_per_set(cfg):
         assert variant.data.root == text
+
+
+def test_replaced_validation_images_are_said_and_evaluated_anew(tmp_path, digits, capsys):
+    data = shutil.copytree(digits, tmp_path / "digits")
+    run = make_run(tmp_path / "run", data, epochs=(1,))
+    evaluate(run)
+    assert len(read_results(run)) == 2
+    shutil.copy(data / "val/digit_1/0.png", data / "val/digit_0/0.png")
+    common.val_digest.cache_clear()  # as in another process
+    evaluate(run)
+    assert "the validation images have changed since; evaluated anew" in capsys.readouterr().out
+    assert len(read_results(run)) == 4
+    evaluate(run)
+    assert "1 of 1 evaluations are there already" in capsys.readouterr().out
+    shutil.rmtree(data)
+    common.val_digest.cache_clear()
+    evaluate(run)  # nothing to compare with: what is there stands
+    assert len(read_results(run)) == 4
