@@ -95,7 +95,7 @@ def _share(text: str) -> tuple[int, int]:
     if text == "0/1":
         return distributed.launched()
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--shard {text} is not i/n with i in 0..n-1, such as 0/4")
     return int(index), int(count)
 

@@ -110,7 +110,7 @@ def _config_options(path: Path) -> list[str]:
             if value is not None and value is not False:
                 words += [f"--{name.replace('_', '-')}"] + [str(item) for item in values if item is not True]
         return words
-    except (OSError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, AttributeError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"--config {path} is no readable list of options ({error})") from error
 
 

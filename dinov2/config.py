@@ -152,7 +152,7 @@ def escaped(content: object) -> object:
 def _read_yaml(path: Path) -> DictConfig:
     try:
         content = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(content):
         raise ValueError(f"{path} must hold keys and values")

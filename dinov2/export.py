@@ -157,7 +157,7 @@ def parse(argv: list[str]) -> dict[str, str]:
     missing = [key for key in ("run", "format", "output") if not given.get(key)]
     if missing:
         raise ValueError(f"{missing[0]}= is missing; --help shows the arguments")
-    if not given.get("epoch", "0").isdigit():
+    if not given.get("epoch", "0").isdecimal():
         raise ValueError(f"epoch={given['epoch']} must be a whole number")
     return given
 

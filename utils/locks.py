@@ -73,7 +73,7 @@ def sweep(folder: Path | str) -> None:
     """Remove the temporary files and folders in folder whose process, on this host, is gone: what kills left."""
     for path in Path(folder).glob(".*.tmp-*"):
         host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
-        if host in ("", _HOST) and pid.isdigit() and _start(int(pid)) is None:
+        if host in ("", _HOST) and pid.isdecimal() and _start(int(pid)) is None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
@@ -198,7 +198,7 @@ def _refusal(lock: Path, found: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 3 or not argv[2].isdigit():
+    if len(argv) != 3 or not argv[2].isdecimal():
         raise ValueError("give FOLDER NAME PID")
     acquire(Path(argv[0], f"{NAME}-{argv[1]}"), int(argv[2]))
     return 0

@@ -67,7 +67,8 @@ def read_results(path: Path) -> list[dict]:
 
 def _is_result(row: dict) -> bool:
     """Whether append_result() may have written it: every field is there and of its type."""
-    texts, numbers = ("method", "noise", "dataset", "metric", "view", "protocol"), ("epoch", "iteration", "value", "seed")
+    texts = ("method", "noise", "dataset", "metric", "view", "protocol")
+    numbers = ("epoch", "iteration", "value", "seed")
     return (
         all(isinstance(row.get(field), str) for field in texts)
         and all(is_number(row.get(field)) for field in numbers)

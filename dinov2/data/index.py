@@ -14,6 +14,7 @@ import numpy as np
 
 from utils.files import atomic_path
 from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images
+from utils.locks import sweep
 from utils.progress import progress
 
 _VERSION = 3  # of the cache file's form and of the extensions that count as images
@@ -49,6 +50,7 @@ def build_index(root: Path | str, split: str, cache: Path | str | None = None) -
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            sweep(file.parent)
             with atomic_path(file) as temporary:
                 temporary.write_text(content)
             break

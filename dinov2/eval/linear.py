@@ -41,6 +41,7 @@ from dinov2.eval.features import (
 from dinov2.eval.probes import Probes
 from utils import distributed
 from utils.files import atomic_path, named
+from utils.locks import mine
 from utils.progress import Progress
 from utils.sampler import IterationSampler
 
@@ -72,7 +73,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
         if probe.protocol == "exact":
             source = exact_source(backbone, cfg, start, total)
         else:
-            source = cached_source(backbone, cfg, start, job.scratch(f"features-{os.getpid()}.f16"))
+            source = cached_source(backbone, cfg, start, job.scratch(f"features.tmp-{mine()}"))
         train(probes, source, start, total, state)
     value, details, hits = summary(probes, val, probe.protocol)
     yield "linear_top1", value, details | common.accuracy_details(hits, val, backbone, cfg)
@@ -212,11 +213,13 @@ def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
     """Zeros of float16: in memory or, above the limit, in a file that is mapped."""
     if 2 * math.prod(shape) <= limit_gib * 2**30:
         return torch.zeros(shape, dtype=torch.float16)
+    size = 2 * math.prod(shape)
     try:
-        with open(file, "xb") as created:
+        with open(file, "wb") as created:
             if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapping would end the process
-                os.posix_fallocate(created.fileno(), 0, 2 * math.prod(shape))
-            mapped = np.memmap(created.name, np.float16, "r+" if created.tell() else "w+", shape=shape)
+                os.posix_fallocate(created.fileno(), 0, size)
+            created.truncate(size)
+        mapped = np.memmap(file, np.float16, "r+", shape=shape)
     except OSError as error:
         raise named(error, file) from error
     finally:

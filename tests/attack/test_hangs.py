@@ -81,9 +81,10 @@ def test_the_others_end_when_a_rank_is_killed(tmp_path):
         env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                             "MASTER_PORT": "29731", "OMP_NUM_THREADS": "1"}  # fmt: skip
         ranks.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True))
-    end = time.monotonic() + 120
+    end = time.monotonic() + 200
     while not (run / "metrics.jsonl").exists() and time.monotonic() < end:
         time.sleep(0.1)
+    assert (run / "metrics.jsonl").exists(), "the ranks have not begun"
     ranks[1].send_signal(signal.SIGKILL)
     _, said = ranks[0].communicate(timeout=60)
     ranks[1].communicate()

@@ -93,7 +93,7 @@ def test_a_cached_list_is_used_or_made_anew(tmp_path_factory, value, key):
 
 
 @quick
-@given(st.one_of(TEXTS, st.from_regex(r"[0-9]{0,2}/[0-9]{0,2}", fullmatch=True)))
+@given(st.one_of(st.text("0123456789/ -x²", max_size=5), st.from_regex(r"[0-9]{0,2}/[0-9]{0,2}", fullmatch=True)))
 def test_a_share_is_one_of_its_number(text):
     share = refused(_share, text)
     assert share is None or 0 <= share[0] < share[1]

@@ -329,7 +329,7 @@ def test_damaged_files_of_a_run_cost_their_own_section_alone(tmp_path, capsys):
     lines = [b'{"method": "\xff"}', b"[1, 2]", b"7", b"null", b'{"method": "dinov2"}', b"[" * 100_000]
     fields = json.loads(content.splitlines()[0])
     lines += [json.dumps(fields | change).encode() for change in ({"value": None}, {"epoch": "x"}, {"details": []})]
-    lines.append(json.dumps(fields | {"details": {"images": [1], "seconds": "x"}}).encode())
+    lines.append(json.dumps(fields | {"epoch": 1, "details": {"images": [1], "seconds": "x"}}).encode())
     results.write_bytes(b"\n".join(lines) + b"\n" + content)
     with open(metrics, "ab") as file:
         file.write(b'{"epoch": "x", "total_loss": 1}\n[]\n\xff\n')
@@ -340,9 +340,9 @@ def test_damaged_files_of_a_run_cost_their_own_section_alone(tmp_path, capsys):
     assert report.main([*map(str, runs), "--output", str(tmp_path / "report.html")]) == 0
     said = capsys.readouterr()
     page = (tmp_path / "report.html").read_text()
-    assert "Training curves" in page and "Configurations" in page and "64.0" in said.out
+    assert "Training curves" in page and "Configurations" in page and "64.1" in said.out
     assert "nc/pca.npz cannot be read" in said.err and "retrieval section is left out" in said.err
-    assert "loss $" in page
+    assert "loss $" in page and "Patch features" in page and "pca section is left out" not in said.err
 
 
 def test_a_foreign_config_is_shown_as_it_is_and_asks_nothing_of_the_environment(tmp_path, monkeypatch):
