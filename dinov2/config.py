@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dinov2.models.vision_transformer import ARCHS
-from utils.images import atomic_path
+from utils.files import atomic_path
 from utils.noise import NoiseSpec
 
 CONFIGS = Path(__file__).parent / "configs"
