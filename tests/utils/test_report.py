@@ -333,8 +333,8 @@ def test_damaged_files_of_a_run_cost_their_own_section_alone(tmp_path, capsys):
     results.write_bytes(b"\n".join(lines) + b"\n" + content)
     with open(metrics, "ab") as file:
         file.write(b'{"epoch": "x", "total_loss": 1}\n[]\n\xff\n')
-        file.write(b'{"epoch": 1, "total_loss": "x", "loss $\\\\frac$": 2}\n')
-        file.write(b'{"epoch": 2, "loss $\\\\frac$": 3, "seconds": "x", "knn": 1' + b"0" * 400 + b"}\n")
+        file.write(b'{"epoch": 1, "total_loss": "x", "$\\\\frac$ loss": 2}\n')
+        file.write(b'{"epoch": 2, "$\\\\frac$ loss": 3, "seconds": "x", "knn": 1' + b"0" * 400 + b"}\n")
     (runs[1] / "pca.npz").write_bytes(b"PK\x03\x04 no archive")
     (runs[2] / "retrieval/roxford5k.json").write_text('{"dataset": 1}')
     assert report.main([*map(str, runs), "--output", str(tmp_path / "report.html")]) == 0
@@ -342,7 +342,7 @@ def test_damaged_files_of_a_run_cost_their_own_section_alone(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert "Training curves" in page and "Configurations" in page and "64.1" in said.out
     assert "nc/pca.npz cannot be read" in said.err and "retrieval section is left out" in said.err
-    assert "loss $" in page and "Patch features" in page and "pca section is left out" not in said.err
+    assert "$\\frac$ loss" in page and "Patch features" in page and "pca section is left out" not in said.err
 
 
 def test_a_foreign_config_is_shown_as_it_is_and_asks_nothing_of_the_environment(tmp_path, monkeypatch):
