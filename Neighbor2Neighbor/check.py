@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         denoiser, args.channels, args.values = _load(args, spec)
     kept = args.channels if args.mixed == "keep" else None
     relatives = training_images(args.data, None, None, 0, args.stack, kept)
-    values, reason = resolve(args.values or "auto", args.data, relatives, args.channels)
+    values, reason = resolve(args.values or "auto", args.data, relatives, args.channels, args.max_pixels)
     print(reason, flush=True)
     chosen = np.random.default_rng(0).permutation(len(relatives))[: args.images]
     names = [relatives[place] for place in sorted(chosen)]
@@ -91,7 +91,7 @@ def _images(args: argparse.Namespace, names: list[str], spec: NoiseSpec, values:
     """Noisy images [H, W, C], float32 in [0, 1]; those that cannot be read are named and passed over."""
     for name in progress(names, desc="looking at images", unit="img"):
         try:
-            image = read_noisy(args.data, name, spec, args.noise_seed, args.channels, values)
+            image = read_noisy(args.data, name, spec, args.noise_seed, args.channels, values, args.max_pixels)
         except ImageError as error:
             print(error, flush=True)
             continue

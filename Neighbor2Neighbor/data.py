@@ -5,6 +5,7 @@ noisy tree as they are (noise "none"), or those of a clean tree with their one f
 function of (seed, iteration), so that a killed run goes on with the very crops it would have seen.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from utils.images import ImageError, image_size, list_images, of_channels, read_image
+from utils.images import MAX_PIXELS, ImageError, image_size, list_images, of_channels, read_image
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
 from utils.sampler import IterationSampler
 from utils.values import FULL, Values
+from utils.workers import start_loader_worker
 
 
 def read_noisy(
-    root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3, values: Values = FULL
-) -> np.ndarray:
+    root: Path, relative: str, spec: NoiseSpec, noise_seed: int, channels: int = 3, values: Values = FULL,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:  # fmt: skip
     """The noisy image [H, W, channels]: uint8, or float32 in [0, 1] where the file has more than 8 bits or is scaled.
 
     relative: path below the tree's root, train/ or val/ included. values: the rule that scales the file.
     """
-    return keyed_noise(read_image(root / relative, channels, "native", values), spec, noise_seed, noise_key(relative))
+    image = read_image(root / relative, channels, "native", values, max_pixels)
+    return keyed_noise(image, spec, noise_seed, noise_key(relative))
 
 
 def unit_values(images: Tensor) -> Tensor:
@@ -95,10 +99,12 @@ class Crops(Dataset):
 
     def __init__(
         self, root: Path, relatives: list[str], spec: NoiseSpec, noise_seed: int, side: int, channels: int,
-        values: Values = FULL, stride: int = 1,
+        values: Values = FULL, stride: int = 1, max_pixels: int = MAX_PIXELS,
     ):  # fmt: skip
-        self.root, self.relatives, self.spec, self.noise_seed = root, relatives, spec, noise_seed
-        self.side, self.channels, self.values, self.stride = side, channels, values, stride
+        self.relatives, self.side, self.stride = relatives, side, stride
+        self.read = partial(
+            read_noisy, root, spec=spec, noise_seed=noise_seed, channels=channels, values=values, max_pixels=max_pixels
+        )
 
     def __len__(self) -> int:
         return len(self.relatives)
@@ -106,8 +112,7 @@ class Crops(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> Tensor | str:
         index, seed = item
         try:
-            relative = self.relatives[index]
-            image = read_noisy(self.root, relative, self.spec, self.noise_seed, self.channels, self.values)
+            image = self.read(self.relatives[index])
         except ImageError as error:
             return str(error)  # an exception would reach the main process wrapped in a worker's traceback
         side = self.side * self.stride  # in pixels of the file
@@ -134,7 +139,13 @@ def make_loader(crops: Crops, order: IterationSampler, workers: int, pin: bool) 
     )
     ahead = 4 if workers else None
     return DataLoader(
-        crops, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin, prefetch_factor=ahead
+        crops,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        prefetch_factor=ahead,
+        worker_init_fn=start_loader_worker,
     )
 
 

@@ -85,9 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.mixed == "keep":
             relatives, left_out = images.of_channels(args.data, relatives, denoiser.channels)
             print(left_out, end="\n" if left_out else "", flush=True)
-        values, reason = resolve(text, args.data, relatives, denoiser.channels)
+        values, reason = resolve(text, args.data, relatives, denoiser.channels, args.max_pixels)
         print(reason, flush=True)
-        deep = values.kind != "full" or is_deep(args.data, relatives, denoiser.channels)
+        deep = values.kind != "full" or is_deep(args.data, relatives, denoiser.channels, args.max_pixels)
         form = args.format or ("npy" if deep else "png")
         images.check_format(form, denoiser.channels)
         fields = source | {
@@ -95,14 +95,15 @@ def main(argv: list[str] | None = None) -> int:
             "version": VERSION,
         } | mark(values)  # fmt: skip
         writer = TreeWriter(args.data, target, relatives, fields, form)
-        if not writer.begin():
-            return 0
-        read = partial(_decode, args.data, spec, args.noise_seed, denoiser.channels, reading(values, args.data))
-        run = TreeRun(args.data, writer, read, denoiser, device, args.tile, args.batch_size)
-        errors = run.denoise(pool, shard, shards)
-    if errors:
-        return name_errors(errors, "denoised", f"{target} is")
-    missing = writer.finish()
+        scale = reading(values, args.data)
+        read = partial(_decode, args.data, spec, args.noise_seed, denoiser.channels, scale, args.max_pixels)
+        with writer.at_work(f"-{shard}-of-{shards}" if shards > 1 else "") as begun:
+            if not begun:
+                return 0
+            run = TreeRun(args.data, writer, read, denoiser, device, args.tile, args.batch_size)
+            if errors := run.denoise(pool, shard, shards):
+                return name_errors(errors, "denoised", f"{target} is")
+            missing = writer.finish()
     assert not missing or shards > 1, f"{missing} images were neither written nor named"
     if missing:
         print(f"{target}: this shard is done, {missing} images of other shards are to come", flush=True)
@@ -126,7 +127,7 @@ def _share(text: str) -> tuple[int, int]:
     if text == "0/1":
         return distributed.launched()
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--shard {text} is not i/n with i in 0..n-1, such as 0/4")
     return int(index), int(count)
 
@@ -194,11 +195,11 @@ class TreeRun:
 
 
 def _decode(
-    source: Path, spec: NoiseSpec, seed: int, channels: int, values: Values, relative: str
+    source: Path, spec: NoiseSpec, seed: int, channels: int, values: Values, max_pixels: int, relative: str
 ) -> np.ndarray | str:
     """The noisy image, or what is wrong with it (in a worker process)."""
     try:
-        return read_noisy(source, relative, spec, seed, channels, values)
+        return read_noisy(source, relative, spec, seed, channels, values, max_pixels)
     except images.ImageError as error:
         return str(error)
 

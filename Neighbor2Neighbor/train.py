@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from Neighbor2Neighbor.validate import Validation
 from utils import cli, distributed, values
 from utils.files import atomic_path
 from utils.images import ImageError, describe_source, source_files
+from utils.locks import locked
 from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
@@ -113,7 +115,7 @@ def _config_options(path: Path) -> list[str]:
             if value is not None and value is not False:
                 words += [f"--{name.replace('_', '-')}"] + [str(item) for item in values if item is not True]
         return words
-    except (OSError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, AttributeError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"--config {path} is no readable list of options ({error})") from error
 
 
@@ -171,15 +173,17 @@ class Training:
         spec = NoiseSpec.parse(args.noise)
         scale = values.reading(values.Values.parse(args.values), args.data)
         self.crops = Crops(
-            Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale, args.subsample
-        )
+            Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale, args.subsample,
+            args.max_pixels,
+        )  # fmt: skip
         self.output = Path(args.output)
         self.validation = None
         if args.val_clean and distributed.is_main():
             val_spec = NoiseSpec.parse(args.val_noise or args.noise)
             self.validation = Validation(
-                Path(args.val_clean), val_spec, args.channels, self.device, args.precision, args.subsample
-            )
+                Path(args.val_clean), val_spec, args.channels, self.device, args.precision, args.subsample,
+                args.max_pixels,
+            )  # fmt: skip
         self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
         self.settings |= {name: getattr(args, name) for name in FIXED}
         self.settings |= source_files(args.data, relatives)
@@ -323,22 +327,24 @@ def main(argv: list[str] | None = None) -> int:
         root = Path(args.data)
         kept = args.channels if args.mixed == "keep" else None
         relatives = training_images(root, args.subset, args.sides, args.seed, args.stack, kept)
-        rule, reason = values.resolve(args.values, root, relatives, args.channels)
+        rule, reason = values.resolve(args.values, root, relatives, args.channels, args.max_pixels)
         args.values = str(rule)
         training = Training(args, relatives, choose_crop(root, relatives, args.crop, args.depth, args.subsample))
-        training.restore()
-        if training.step == training.schedule.steps and _is_whole(training.output / "unet.pth"):
-            print(f"{training.output}/unet.pth is finished already", flush=True)
-            return 0
-        if distributed.is_main():
-            training.record()
-            print(reason, flush=True)
-            going_on = f", going on at step {training.step}" if training.step else ""
-            side = training.crops.side
-            print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
-        training.run()
-        if distributed.is_main():
-            print(f"wrote {args.output}/unet.pth", flush=True)
+        with ExitStack() as held:
+            distributed.on_main(lambda: held.enter_context(locked(training.output)))
+            training.restore()
+            if training.step == training.schedule.steps and _is_whole(training.output / "unet.pth"):
+                print(f"{training.output}/unet.pth is finished already", flush=True)
+                return 0
+            if distributed.is_main():
+                training.record()
+                print(reason, flush=True)
+                going_on = f", going on at step {training.step}" if training.step else ""
+                side = training.crops.side
+                print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
+            training.run()
+            if distributed.is_main():
+                print(f"wrote {args.output}/unet.pth", flush=True)
     finally:
         distributed.close()
     return 0

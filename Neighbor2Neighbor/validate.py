@@ -9,7 +9,7 @@ from Neighbor2Neighbor.data import unit_values
 from Neighbor2Neighbor.denoisers import UNetDenoiser, by_phases, denoise_images
 from Neighbor2Neighbor.metrics import psnr, ssim
 from Neighbor2Neighbor.unet import UNet
-from utils.images import grey_levels, list_images, read_image, visible, write_image
+from utils.images import MAX_PIXELS, grey_levels, list_images, read_image, visible, write_image
 from utils.noise import NoiseSpec, perturb
 
 SHEET_IMAGES, SHEET_SIDE = 4, 256  # of the sample sheet: rows, and px of each picture
@@ -20,14 +20,15 @@ class Validation:
     """Clean images below root, a folder a set (Kodak/, Set14/), or one set where root holds the images themselves."""
 
     def __init__(
-        self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str, stride: int = 1
-    ):
+        self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str, stride: int = 1,
+        max_pixels: int = MAX_PIXELS,
+    ):  # fmt: skip
         if spec.kind == "none":
             raise ValueError("--val-clean needs a noise to add; name it with --val-noise")
         self.spec, self.device, self.precision, self.stride = spec, device, precision, stride
         self.images: dict[str, np.ndarray] = {}
         for relative in list_images(root):
-            self.images[relative] = image = read_image(root / relative, channels, "native")
+            self.images[relative] = image = read_image(root / relative, channels, "native", max_pixels=max_pixels)
             if min(image.shape[:2]) < 11:
                 raise ValueError(f"{root / relative} is smaller than 11 px, the window of SSIM; remove it")
         self.name = root.resolve().name

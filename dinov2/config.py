@@ -2,13 +2,18 @@
 
     cfg = load_config(["imagenet100", "nct", "noise=gauss255", "data.root=mini-imagenet", "output_dir=runs/nct"])
 
-Unknown keys, values of another type and impossible combinations are ValueErrors that name the key.
+Unknown keys, values of another type and impossible combinations are ValueErrors that name the key. In key=value, a key
+that holds text (a path, a name) takes it to the letter; the others take YAML. References such as ${train.epochs} are
+for overlays.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import os
+import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,13 +41,14 @@ OPTIONAL = {  # keys that may be null, whose type their default does not show
     "anchor.epoch": 0, "anchor.weight_end": 0.0, "anchor.run": "", "model.pretrained": "", "data.name": "",
     "data.noisy_root": "", "data.denoised_root": "", "data.index_cache": "", "data.max_side": 0, "eval.view": "",
     "data.val": 0.0, "data.group": "", "data.labels": "", "train.compile": False,
+    "eval.retrieval.denoised_root": "", "eval.retrieval.distractors": "",
 }  # fmt: skip
 AT_LEAST = {  # smallest value: keys
-    1: ("data.in_chans", "data.max_side", "crops.global_size", "crops.local_size", "model.depth", "model.patch_size",
-        "model.pos_embed_size", "dino.prototypes", "dino.bottleneck", "dino.layers", "dino.hidden", "ibot.prototypes",
-        "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs", "train.epoch_length",
-        "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every", "curriculum.restart_epoch",
-        "curriculum.noisy_epochs", "anchor.epoch"),
+    1: ("data.in_chans", "data.max_side", "data.max_pixels", "crops.global_size", "crops.local_size", "model.depth",
+        "model.patch_size", "model.pos_embed_size", "dino.prototypes", "dino.bottleneck", "dino.layers", "dino.hidden",
+        "ibot.prototypes", "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs",
+        "train.epoch_length", "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every",
+        "curriculum.restart_epoch", "curriculum.noisy_epochs", "anchor.epoch"),
     0: ("data.workers", "data.split_seed", "crops.local_number", "model.layerscale", "dino.weight",
         "dino.koleo_weight", "ibot.weight", "teacher.warmup_temp_epochs", "optim.frozen_blocks", "optim.base_lr",
         "optim.min_lr", "optim.warmup_epochs", "optim.weight_decay", "optim.weight_decay_end", "optim.clip_grad",
@@ -98,7 +104,7 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
     """
     cfg, given = load_defaults(), set()
     for argument in arguments:
-        if "=" not in argument or Path(argument).is_file():
+        if "=" not in argument or (argument.endswith((".yaml", ".yml")) and os.path.isfile(argument)):
             overlay = _read_yaml(find_overlay(argument))
             source = f" in overlay {argument}"
         else:
@@ -131,7 +137,8 @@ def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
     if missing and validated:
         raise ValueError(f"{missing[0]} is not set: give {missing[0]}=FOLDER")
     try:
-        cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=not missing))
+        content = OmegaConf.to_container(cfg, resolve=not missing)
+        cfg = OmegaConf.create(content if missing else escaped(content))
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     if validated:
@@ -144,13 +151,34 @@ def load_run_config(run: Path | str) -> DictConfig:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no config.yaml")
-    return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, _read_yaml(path))
+    content = _read_yaml(path)
+    if outside := next(_outside(OmegaConf.to_container(content)), None):
+        raise ValueError(f"{path}: {outside} refers to something outside of the run; write its value there")
+    return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, content)
+
+
+def _outside(content: object, key: str = "") -> Iterator[str]:
+    """Keys whose text has a reference with a resolver, as ${oc.env:HOME}: a saved config has none."""
+    if isinstance(content, str) and re.search(r"(?<!\\)\$\{[^}]*:", content):
+        yield key
+    pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for name, value in pairs:
+        yield from _outside(value, f"{key}.{name}".lstrip("."))
+
+
+def escaped(content: object) -> object:
+    """content with every ${ in its texts as OmegaConf is to read it: as two characters, not as a reference."""
+    if isinstance(content, dict):
+        return {key: escaped(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [escaped(value) for value in content]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) else content
 
 
 def _read_yaml(path: Path) -> DictConfig:
     try:
         content = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(content):
         raise ValueError(f"{path} must hold keys and values")
@@ -169,7 +197,7 @@ def config_hash(cfg: DictConfig) -> str:
     content = OmegaConf.to_container(cfg, resolve=False)
     for key in ("output_dir", "trial"):
         content.pop(key, None)
-    for key in ("workers", "resident", "index_cache"):
+    for key in ("workers", "resident", "index_cache", "max_pixels"):
         content.get("data", {}).pop(key, None)
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode()).hexdigest()[:12]
 
@@ -186,12 +214,22 @@ def _from_argument(argument: str) -> DictConfig:
     try:
         # Built by hand rather than as a dot list: noise names such as speckle1.0 have a dot of their own.
         parts = key.split(".", 2) if key.startswith(FREE_FORM) else key.split(".")
-        content = OmegaConf.create(f"value: {value}" if value else "value: null")["value"]
+        content = parse_value(key.removeprefix("curriculum.noisy_set."), value)
         for part in reversed(parts):
             content = {part: content}
         return OmegaConf.create(content)
     except Exception as error:
         raise ValueError(f"{argument!r} is not key=value: {str(error).splitlines()[0]}") from None
+
+
+def parse_value(key: str, text: str) -> object:
+    """What key=text stands for: text itself, escaped, where the key holds text; else, and for null, the YAML in it."""
+    default = _defaults()
+    for part in key.split("."):
+        default = default.get(part) if isinstance(default, dict) else None
+    if text not in ("", "null") and isinstance(OPTIONAL.get(key, default), str):
+        return escaped(text)
+    return OmegaConf.create(f"value: {text or 'null'}")["value"]
 
 
 def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "") -> None:
@@ -214,6 +252,8 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
         elif default is not None and not _same_type(value, default) and not (value is None and name in OPTIONAL):
             text = "null" if value is None else value
             raise ValueError(f"{name}={text}{source} must be {_type_name(default)}")
+        elif isinstance(default, str) and isinstance(value, int | float):
+            raise ValueError(f"{name}={value}{source} is a number to YAML, maybe another than was written: quote it")
 
 
 def _same_type(value: object, default: object) -> bool:
@@ -403,7 +443,7 @@ def _nested(dotted: DictConfig | dict) -> dict:
         target = nested
         for part in path:
             target = target.setdefault(part, {})
-        target[last] = value
+        target[last] = escaped(value)
     return nested
 
 

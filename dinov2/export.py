@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from dinov2.models.vision_transformer import ARCHS, VisionTransformer
 from dinov2.models.weights import SAFETENSORS, grid_side
 from utils import cli
 from utils.files import atomic_path
+from utils.locks import sweep
 from utils.values import known
 
 KEYS = ("run", "epoch", "format", "output")
@@ -183,7 +185,10 @@ def write_folder(folder: Path, state: dict[str, Tensor] | None, files: dict[str,
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     if state is not None:
-        save_file(state, folder / SAFETENSORS, metadata={"format": "pt"})
+        try:
+            save_file(state, folder / SAFETENSORS, metadata={"format": "pt"})
+        except SafetensorError as error:  # as on a full disk
+            raise OSError(str(error)) from error
 
 
 def export(model: VisionTransformer, cfg: DictConfig, format: str, output: Path | str) -> None:
@@ -196,6 +201,7 @@ def export(model: VisionTransformer, cfg: DictConfig, format: str, output: Path 
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"output={output} exists already: choose a folder that does not")
+    sweep(output.absolute().parent)
     with atomic_path(output.absolute()) as temporary:
         temporary.mkdir(parents=True)
         FORMATS[format](model, cfg, temporary)
@@ -214,7 +220,7 @@ def parse(argv: list[str]) -> dict[str, str]:
     missing = [key for key in ("run", "format", "output") if not given.get(key)]
     if missing:
         raise ValueError(f"{missing[0]}= is missing; --help shows the arguments")
-    if not given.get("epoch", "0").isdigit():
+    if not given.get("epoch", "0").isdecimal():
         raise ValueError(f"epoch={given['epoch']} must be a whole number")
     return given
 

@@ -9,5 +9,5 @@ for noise in $noises; do
     target=$(noisy_tree "$noise")
     once "$output/.done/noise-$noise" "$(tree_state "$data")" \
         "$PYTHON" utils/generate_noise.py --source "$data" --noise "$noise" --output-root "$(dirname "$target")" \
-        ${channels:+--channels "$channels" --format npy}
+        ${channels:+--channels "$channels" --format npy} ${max_pixels:+--max-pixels "$max_pixels"}
 done

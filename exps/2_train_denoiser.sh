@@ -14,5 +14,5 @@ esac
 for noise in $noises; do
     once "$output/.done/denoiser-$noise" "$(tree_state "$data"; sums Neighbor2Neighbor/*.yaml)" "$PYTHON" -m Neighbor2Neighbor.train --data "$data" \
         --noise "$noise" --output "$output/$noise/denoiser" "$@" ${steps:+--steps "$steps"} \
-        ${channels:+--channels "$channels"}
+        ${channels:+--channels "$channels"} ${max_pixels:+--max-pixels "$max_pixels"}
 done

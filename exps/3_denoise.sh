@@ -7,5 +7,5 @@ for noise in $noises; do
     model=$output/$noise/denoiser/unet.pth
     once "$output/.done/denoise-$noise" "$(tree_state "$data"; sums "$model")" "$PYTHON" -m Neighbor2Neighbor.denoise \
         --model "$model" --data "$data" --noise "$noise" --output "$(denoised_tree "$noise")" \
-        ${channels:+--format npy}
+        ${channels:+--format npy} ${max_pixels:+--max-pixels "$max_pixels"}
 done

@@ -7,6 +7,7 @@
 #   --data DIR                folder with {train,val}/<class>/<image>                       [the scale's]
 #   --channels N              of the images [3]; with it, copies are .npy, not rounded to 8 bits; N other than 3 needs
 #                             data.mean=[...] and data.std=[...], N numbers each
+#   --max-pixels N            of an image file; one that claims more is refused             [8192 x 8192]
 #   --output DIR              runs, results and report                                      [runs/<scale> or runs/<name of DIR>]
 #   --method NAME             dinov2, n2n, nc, nct, clean; may be repeated                  [all]
 #   --seed N                  of weights, crops and order; may be repeated: one run of each method for each   [the scale's]
@@ -40,7 +41,11 @@ from_root() {
         *) path=$from/$1 ;;
     esac
     path=${path%/}
-    printf '%s\n' "${path#"$root/"}"
+    path=${path#"$root/"}
+    case $path in
+        -*) path=./$path ;; # else an option to basename and the like
+    esac
+    printf '%s\n' "$path"
 }
 
 # Arguments as a shell would read them back.
@@ -92,11 +97,29 @@ once() {
 # Sums of files, empty for those that are not there: the state of `once`.
 sums() { cksum "$@" 2>/dev/null || true; }
 
-# State of data folders: their class folders with sizes and times, not every image.
+# State of data folders: what lies in them by itself, and the times of their splits and class folders, not every image.
+# Not by ls, whose times are of the minute. Hidden files, such as the list of images, are left out.
 tree_state() {
-    for folder; do
-        ls -ld "$folder"/*/*/ 2>/dev/null
-    done | cksum
+    "$PYTHON" - "$@" <<'PYTHON' | cksum
+import os
+import sys
+
+
+def state(folder, depth):
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if not entry.name.startswith(".") and (depth == 0 or entry.is_dir()):
+                print(entry.path, entry.stat().st_size, entry.stat().st_mtime_ns)
+                if depth < 1 and entry.is_dir():
+                    state(entry.path, depth + 1)
+    except OSError as error:
+        print(error.strerror)
+
+
+for folder in sys.argv[1:]:
+    state(folder, 0)
+PYTHON
 }
 
 # Folders of noisy and denoised copies: beside the data, or in Neighbor2Neighbor/ where the published steps move them.
@@ -192,11 +215,11 @@ script=$0
 # A script that is one experiment sets default_... before it sources this.
 noises='' methods='' seeds='' seed='' evals='' overrides='' eval_overrides='' scale=${default_scale:-quickstart} data='' output=''
 checkpoints=${default_checkpoints:-last} gpus=${default_gpus:-1} partition='' time='' steps='' per_class='' channels=''
-floor='' dry=''
+max_pixels='' floor='' dry=''
 while [ $# -gt 0 ]; do
     case $1 in
         --noise | --scale | --data | --output | --method | --seed | --eval | --checkpoints | --gpus | --partition | --time | \
-            --steps | --per-class | --channels | --floor)
+            --steps | --per-class | --channels | --max-pixels | --floor)
             [ $# -ge 2 ] || { echo "error: $1 needs a value" >&2; exit 2; } ;;
     esac
     case $1 in
@@ -215,6 +238,7 @@ while [ $# -gt 0 ]; do
         --steps) steps=$2 && shift ;;
         --per-class) per_class=$2 && shift ;;
         --channels) channels=$2 && shift ;;
+        --max-pixels) max_pixels=$2 && shift ;;
         --dry-run) dry=yes ;;
         -h | --help) usage 0 ;;
         -*) echo "error: unknown option $1; see sh $script --help" >&2 && exit 2 ;;
@@ -236,10 +260,11 @@ for number in $seeds; do
     esac
 done
 seeds=${seeds:-default}
-for number in "$gpus" "${steps:-1}" "${per_class:-1}" "${channels:-1}"; do
+for number in "$gpus" "${steps:-1}" "${per_class:-1}" "${channels:-1}" "${max_pixels:-1}"; do
     case $number in
         '' | *[!0-9]* | 0)
-            echo "error: --gpus, --steps, --per-class and --channels take a whole number of at least 1, not $number" >&2
+            echo "error: --gpus, --steps, --per-class, --channels and --max-pixels take a whole number of at least 1," \
+                "not $number" >&2
             exit 2 ;;
     esac
 done
@@ -251,6 +276,9 @@ if [ -n "$channels" ]; then
             exit 2 ;;
     esac
     overrides="${overrides}data.in_chans=$channels "
+fi
+if [ -n "$max_pixels" ]; then
+    overrides="${overrides}data.max_pixels=$max_pixels "
 fi
 scale_name=$(basename "$scale_file" | sed 's/\.ya\{0,1\}ml$//')
 if [ -z "$output" ]; then

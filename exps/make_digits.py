@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
 from utils.files import atomic_path
+from utils.locks import sweep
 
 
 def main() -> None:
@@ -31,6 +32,7 @@ def main() -> None:
     if output.exists():
         print(f"{output} is there already; left as it is")
         return
+    sweep(output.parent)
     digits = load_digits()
     seen = np.zeros(10, dtype=int)
     with atomic_path(output) as unfinished:

@@ -11,6 +11,10 @@ stages="2_train_denoiser 3_denoise 4_metadata 5_pretrain 6_evaluate 7_report"
 if grep -q '^  storage: disk' "$scale_file"; then
     stages="1_generate_noise $stages"
 fi
+if [ -z "$dry" ]; then
+    "$PYTHON" -m utils.locks "$output" quickstart $$
+    trap 'rm -f "$output/.lock-quickstart"' EXIT
+fi
 started=$(date +%s)
 for stage in $stages; do
     echo "== $stage"

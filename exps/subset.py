@@ -1,6 +1,6 @@
 """A smaller data folder for trials: links to the first N images of each class.
 
-python exps/subset.py --source imagenette96 --per-class 40 --output runs/imagenette96-40
+    python exps/subset.py --source imagenette96 --per-class 40 --output runs/imagenette96-40
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
 from utils.files import atomic_path
 from utils.images import list_images
+from utils.locks import sweep
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
     if output.exists():
         print(f"{output} is there already; left as it is")
         return
+    sweep(output.parent)
     taken: Counter[PurePosixPath] = Counter()
     with atomic_path(output) as unfinished:
         for relative in list_images(source):

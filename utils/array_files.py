@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 Scale = Callable[[np.ndarray], np.ndarray]  # stored values -> uint8, or float32 in [0, 1]
+Check = Callable[[int, int, int], None]  # of height, width, channels before they are decoded; ValueError refuses
 _ADVICE = "set data.values of a run and --values of a tool to percentile or range=[lo,hi]"
 _STACK = "set data.stack of a run and --stack of a tool to pages or max"
 _CHANNEL_AXES = "CSEQI"  # tifffile's letters: channel, sample, wavelength, other, plain sequence of pages
@@ -32,14 +33,16 @@ def open_npy(path: Path | str) -> np.ndarray:
     return array
 
 
-def read_npy(path: Path | str, scale: Scale) -> np.ndarray:
+def read_npy(path: Path | str, scale: Scale, check: Check) -> np.ndarray:
     """The image of a .npy file of [H, W] or [H, W, C]."""
     array = open_npy(path)
-    return scale(array if array.ndim == 3 else array[:, :, None])
+    array = array if array.ndim == 3 else array[:, :, None]
+    check(*array.shape)
+    return scale(array)
 
 
-def read_tiff(path: Path | str, scale: Scale, channels: int, bands: int = 0) -> np.ndarray | None:
-    """The first image of a TIFF: planes or pixels of channels, as its own axes say.
+def read_tiff(path: Path | str, scale: Scale, channels: int, check: Check, bands: int = 0) -> np.ndarray | None:
+    """The first image of a TIFF: planes or pixels of channels, as its own axes say, turned as its orientation says.
 
     channels: as asked for; to 1 or 3 the alpha of RGBA is dropped. bands: channels that Pillow finds, 0 where it cannot
     read the file; None is returned where Pillow reads all that there is, as it knows more compressions.
@@ -58,7 +61,11 @@ def read_tiff(path: Path | str, scale: Scale, channels: int, bands: int = 0) -> 
                 return None
             colours = series.keyframe.photometric.name
             readable = _are_planes(axes) and colours in ("MINISBLACK", "RGB")
+            if readable:
+                sizes = dict(zip(axes, shape, strict=True))
+                check(sizes.pop("Y"), sizes.pop("X"), *sizes.values() or [1])
             array = series.asarray().reshape(shape) if readable else None
+            orientation = series.keyframe.tags.valueof(274, 1)
     except Exception as error:  # tifffile fails in many ways on a damaged file
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     finally:
@@ -66,8 +73,16 @@ def read_tiff(path: Path | str, scale: Scale, channels: int, bands: int = 0) -> 
     if array is None:
         raise ValueError(f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS; {_STACK}")
     array = array[:, :, None] if axes == "YX" else np.moveaxis(array, axes.index(axes.strip("YX")), -1)
+    array = _upright(array, orientation)
     with_alpha = colours == "RGB" and array.shape[2] == 4
     return scale(array[:, :, :3] if with_alpha and channels in (1, 3) else array)
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """[H, W, C] as it is to be seen: the TIFF tag says where the first row and column lie, as Pillow takes it."""
+    array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
+    array = array[::-1] if orientation in (3, 4, 7, 8) else array
+    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
 
 
 class Strict(logging.Handler):

@@ -3,12 +3,20 @@
 import sys
 from collections.abc import Callable
 
+ENDED = {  # what PyTorch says, by RuntimeErrors from anywhere, when another process was ended: what to do
+    "DataLoader worker": "a loader process was ended, from outside or for lack of memory; use fewer (data.workers=0 of "
+    "a run, --workers 0 of a tool) or, in a container, give it more shared memory (docker run --shm-size=8g)",
+    "onnection closed by peer": "another rank has ended, see its own message; start all of them again to go on",
+    "onnection reset by peer": "another rank has ended, see its own message; start all of them again to go on",
+    "Timed out waiting": "another rank does not answer, see its own messages; start all of them again to go on",
+}
+
 
 def run(main: Callable[[], int | None]) -> None:
     """Call main() and leave the process with its exit code (None: 0).
 
-    ValueError and OSError (bad input, full disk, no permission) become `error: ...` on stderr and exit code 2;
-    Ctrl-C becomes one line and exit code 130. Anything else is a defect and keeps its traceback.
+    ValueError and OSError (bad input, full disk, no permission) and the end of another process become `error: ...` on
+    stderr and exit code 2; Ctrl-C becomes one line and exit code 130. All else is a defect and keeps its traceback.
     """
     try:
         code = main()
@@ -17,5 +25,11 @@ def run(main: Callable[[], int | None]) -> None:
         code = 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except RuntimeError as error:
+        advice = next((advice for words, advice in ENDED.items() if words in str(error)), None)
+        if advice is None:
+            raise
+        print(f"error: {advice} ({str(error).splitlines()[0]})", file=sys.stderr)
         code = 2
     sys.exit(code)

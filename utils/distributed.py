@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # rank 0 may build an index of a large tree while the others wait
 POLL = 1.0  # s
 _waits = count()  # the ranks call `wait_for_main` in step
@@ -81,6 +84,23 @@ def wait_for_main() -> None:
     while not store.check([name]):
         time.sleep(POLL)
     dist.barrier()  # the store may live in the main rank, which must not leave while others ask
+
+
+def on_main(function: Callable[[], T]) -> T | None:
+    """function() on the main rank, its result there. Its ValueError or OSError is raised on every rank."""
+    result, message = None, [None]
+    if is_main():
+        try:
+            result = function()
+        except (ValueError, OSError) as error:
+            if not dist.is_initialized():
+                raise
+            message = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise ValueError(message[0])
+    return result
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

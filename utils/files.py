@@ -3,31 +3,39 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from utils import locks
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """An OSError of writing, which says nothing of the file, becomes one that names it."""
+def named(path: Path | str) -> Iterator[None]:
+    """An OSError of writing, which may say nothing of the file, becomes one that names it."""
     try:
         yield
     except OSError as error:
-        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+        if error.filename is not None:
+            raise
+        if error.errno is None:
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or a new folder; it becomes `path` when the block ends well.
 
-    Else it is removed. What a killed process leaves has ".tmp-" in its name.
+    Else it is removed. What a killed process leaves has ".tmp-" in its name; utils.locks.sweep() removes it. An OSError
+    that names no file, as that of a full disk, is raised anew with the name of this one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{locks.mine()}")
     try:
         with named(path):
             yield temporary
         os.replace(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         raise

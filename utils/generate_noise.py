@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,9 +45,10 @@ class Job:
     format: str
     channels: int
     values: Values = FULL
+    max_pixels: int = images.MAX_PIXELS
 
     def read(self, relative: str) -> np.ndarray:
-        return images.read_image(self.source / relative, self.channels, "native", self.values)
+        return images.read_image(self.source / relative, self.channels, "native", self.values, self.max_pixels)
 
     def noisy(self, image: np.ndarray, spec: NoiseSpec, relative: str) -> np.ndarray:
         """The noisy twin as it is written: what loading gives, to 8 bits where the format has no more."""
@@ -95,9 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         print(left_out, end="\n" if left_out else "", flush=True)
     images.check_collisions(relatives)
     targets = {spec: _target(args, spec) for spec in specs}
-    values, reason = resolve(args.values, args.source, relatives, args.channels)
+    values, reason = resolve(args.values, args.source, relatives, args.channels, args.max_pixels)
     print(reason, flush=True)
-    job = Job(args.source, targets, args.seed, args.format, args.channels, values)
+    job = Job(args.source, targets, args.seed, args.format, args.channels, values, args.max_pixels)
     writers = {
         spec: TreeWriter(args.source, target, relatives, _fields(job, spec), args.format)
         for spec, target in targets.items()
@@ -106,12 +108,13 @@ def main(argv: list[str] | None = None) -> int:
     missing = {name: lacking for name, lacking in missing.items() if lacking}
     if missing:
         _check_disk(job, missing)  # before anything is written
-    begun = [writer for writer in writers.values() if writer.begin()]
-    if errors := _write_all(job, missing, args.workers) if missing else []:
-        return name_errors(errors, "read", "the trees are")
-    for writer in begun:
-        left = writer.finish()
-        assert not left, f"{left} images of {writer.root} were neither written nor named"
+    with ExitStack() as held:
+        begun = [writer for writer in writers.values() if held.enter_context(writer.at_work())]
+        if errors := _write_all(job, missing, args.workers) if missing else []:
+            return name_errors(errors, "read", "the trees are")
+        for writer in begun:
+            left = writer.finish()
+            assert not left, f"{left} images of {writer.root} were neither written nor named"
     return 0
 
 

@@ -9,10 +9,12 @@ import hashlib
 import io
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -30,13 +32,17 @@ MIXED = ("refuse", "keep")  # what to do with images of other channels than aske
 FORMATS = ("png", "webp", "npy")  # that images are written in
 MANIFEST = "manifest.json"
 BEGUN = ".manifest.json"  # of a tree in work, see utils.trees
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _TURNS = dict(enumerate((  # of an image stored with EXIF's orientation 2 to 8
     Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
     Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
 ), 2))  # fmt: skip
 _QUARTER_TURNS = (5, 6, 7, 8)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I")
+# Pillow goes by content, not by name: left to itself it would also take formats whose readers start other programs.
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+MAX_PIXELS = 2**26  # 8192 x 8192: 0.2 GB decoded, 0.8 GB with noise; a file of some kB can claim a hundred times that
+MAX_PIXELS_HELP = f"a file that claims more is refused (default {MAX_PIXELS})"
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which no key could raise; _decode() holds to ours before it decodes
 
 
 class ImageError(ValueError):
@@ -44,34 +50,55 @@ class ImageError(ValueError):
 
 
 # --- trees ----------------------------------------------------------------------------------------------------------
-def list_images(root: Path | str, stack: str = "refuse") -> list[str]:
+def list_images(root: Path | str, stack: str = "refuse", times: dict[str, int] | None = None) -> list[str]:
     """Relative posix paths of all images below root, sorted; dot files and temporary files are left out.
 
     stack: "pages" names each page of a file of several, "max" their maximum (utils/readers.py); "refuse" the file,
-    which is then refused when read. Links to folders are followed. ValueError where root is missing, is no folder,
-    or holds no image.
+    which is then refused when read. Links to folders are followed. times takes the modification time (ns) of every
+    folder read, empty ones too, by its relative path ("" of root). ValueError where root is missing, is no folder, or
+    holds no image, and for an image's name on what is no file.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root} is {'not a folder' if root.exists() else 'missing'}; name a folder of images")
-    found = sorted(_walk(root, "", {os.path.realpath(root)}))
+    found = sorted(_walk(root, "", {os.path.realpath(root)}, {} if times is None else times))
     if not found:
         raise ValueError(f"{root} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
     return [name for relative in found for name in readers.pages_of(root, relative, stack)]
 
 
-def _walk(folder: Path, prefix: str, above: set[str]) -> Iterator[str]:
+def _walk(folder: Path, prefix: str, above: set[str], times: dict[str, int]) -> Iterator[str]:
     """Relative image paths below folder. above: real paths of the folders on the way down, against looping links."""
+    times[prefix.rstrip("/")] = os.stat(folder).st_mtime_ns  # before it is listed: a later change is then seen as one
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or ".tmp-" in entry.name:
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 real = os.path.realpath(entry.path)
                 if real not in above:
-                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real})
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {real}, times)
             elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                if not entry.is_file(follow_symlinks=False):
+                    with suppress(OSError):  # a broken link is named when it is read
+                        check_file(entry.path)
                 yield prefix + entry.name
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def check_file(path: Path | str) -> os.stat_result:
+    """What the system says of a file. ImageError where it is none: a pipe or a device would keep its reader waiting."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path} cannot be read: it is no file but a folder, pipe, device or socket; remove it")
+    return status
 
 
 def check_collisions(relatives: list[str]) -> None:
@@ -114,17 +141,19 @@ def twin(root: Path | str, relative: str, suffix: str = ".png") -> Path:
 
 # --- reading --------------------------------------------------------------------------------------------------------
 def read_image(
-    path: Path | str, channels: int = 3, dtype: str = "uint8", scale: array_files.Scale = array_files.in_range
-) -> np.ndarray:
+    path: Path | str, channels: int = 3, dtype: str = "uint8", scale: array_files.Scale = array_files.in_range,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:  # fmt: skip
     """The image as [H, W, channels]; any number that the file has, besides 3 (RGB) of a grey file and 1 (grey) of RGB.
 
     scale: utils.values.Values, which turn the stored values into uint8 or float32 in [0, 1]; by default 16-bit
     images are scaled (not cut) and float images must lie in [0, 1]. dtype: "native" as they then are, or "uint8".
     Palette and CMYK images are converted; alpha is dropped, as in the release. ImageError names a file that is
-    missing, empty, truncated, no image, or of other channels.
+    missing, empty, truncated, no image, of other channels, or of more than max_pixels pixels (of up to four channels;
+    of more, fewer).
     """
     assert channels >= 1 and dtype in ("uint8", "native"), (channels, dtype)
-    image = _decode(path, channels, scale)
+    image = _decode(path, channels, scale, max_pixels)
     found = image.shape[2]
     if found == 1 and channels == 3:
         image = np.repeat(image, 3, axis=2)
@@ -142,18 +171,19 @@ def read_image(
 def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width), from the header alone where Pillow or NumPy know the file. ImageError as read_image()."""
     try:
-        if str(path).lower().endswith(".npy"):
+        if check_file(path).st_size and str(path).lower().endswith(".npy"):
             return array_files.open_npy(path).shape[:2]
-        with Image.open(path) as image:
+        with _open_pillow(path) as image:
+            _check_shape(max(MAX_PIXELS, image.height * image.width), image.height, image.width, 1)
             turned = _orientation(image) in _QUARTER_TURNS
             return (image.width, image.height) if turned else (image.height, image.width)
-    except _UNREADABLE:
-        return stored_values(path, 0).shape[:2]  # says what is wrong with it
+    except Exception:  # as in _decode(), which also says what is wrong with it
+        return stored_values(path, 0).shape[:2]
 
 
-def stored_values(path: Path | str, channels: int) -> np.ndarray:
+def stored_values(path: Path | str, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """[H, W, C] as the file holds them, in their own units and of any type of number. ImageError as read_image()."""
-    return _decode(path, channels, np.asarray)
+    return _decode(path, channels, np.asarray, max_pixels)
 
 
 def of_channels(root: Path | str, relatives: list[str], channels: int) -> tuple[list[str], str]:
@@ -199,37 +229,64 @@ def visible(image: np.ndarray) -> np.ndarray:
     return eight_bit(image[..., :3] if image.shape[-1] >= 3 else image[..., :1])
 
 
-def _decode(path: Path | str, channels: int, scale: array_files.Scale) -> np.ndarray:
+def _decode(path: Path | str, channels: int, scale: array_files.Scale, max_pixels: int) -> np.ndarray:
     """The scaled image of a file: [H, W, channels] where Pillow converts, else of as many as the file has."""
-    name = str(path).lower()
     try:
-        if (array := readers.read(path)) is not None:
-            return scale(array)
-        if os.path.getsize(path) == 0:
+        if check_file(readers.place_of(path)).st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
-        if name.endswith(".npy"):
-            return array_files.read_npy(path, scale)
-        try:
-            with Image.open(path) as image:
-                array = _beyond_pillow(path, image, channels, scale) if image.format == "TIFF" else None
-                return scale(_pillow_image(image, channels)) if array is None else array
-        except Image.UnidentifiedImageError:
-            if not name.endswith((".tif", ".tiff")):
-                raise
-            return array_files.read_tiff(path, scale, channels)
+        return _decode_file(path, channels, scale, partial(_check_shape, max_pixels))
     except ImageError:
         raise
-    except _UNREADABLE as error:
-        reason = "is no image" if isinstance(error, Image.UnidentifiedImageError) else f"cannot be read: {error}"
-        raise ImageError(f"{path} {reason}; replace or remove it") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{path} is no image; replace or remove it") from error
+    except Exception as error:  # on damaged files the readers fail in every way there is
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path} cannot be read: {reason}; replace or remove it") from error
 
 
-def _beyond_pillow(path: Path | str, image: Image.Image, channels: int, scale: array_files.Scale) -> np.ndarray | None:
+def _decode_file(path: Path | str, channels: int, scale: array_files.Scale, check: array_files.Check) -> np.ndarray:
+    name = str(path).lower()
+    if (array := readers.read(path, check)) is not None:
+        return scale(array)
+    if name.endswith(".npy"):
+        return array_files.read_npy(path, scale, check)
+    try:
+        with _open_pillow(path) as image:
+            check(image.height, image.width, len(image.getbands()))
+            array = _beyond_pillow(path, image, channels, scale, check) if image.format == "TIFF" else None
+            return scale(_pillow_image(image, channels)) if array is None else array
+    except Image.UnidentifiedImageError:
+        if not name.endswith((".tif", ".tiff")):
+            raise
+        return array_files.read_tiff(path, scale, channels, check)
+
+
+def _check_shape(max_pixels: int, height: int, width: int, channels: int) -> None:
+    """ValueError for what a header claims: no pixel, or more than a reader is to hold."""
+    if min(height, width, channels) < 1:
+        raise ValueError(f"its size is {height} x {width} px")
+    if height * width * max(channels, 4) > 4 * max_pixels:
+        raise ValueError(
+            f"its {height} x {width} px of {channels} channels are more than the limit of {max_pixels} px; "
+            "if that is no mistake, raise data.max_pixels of a run and --max-pixels of a tool"
+        )
+
+
+@contextmanager
+def _open_pillow(path: Path | str) -> Iterator[Image.Image]:
+    # Opened here: given a path, Pillow maps some files, and scrambles those whose orientation swaps height and width.
+    with open(path, "rb") as file, Image.open(file, formats=_PILLOW_FORMATS) as image:
+        yield image
+
+
+def _beyond_pillow(
+    path: Path | str, image: Image.Image, channels: int, scale: array_files.Scale, check: array_files.Check
+) -> np.ndarray | None:
     """A TIFF that holds more than Pillow reads of it: several pages, more samples, or more than 8 bits; else None."""
     bands, samples, bits = len(image.getbands()), image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (1,)))
     if samples == bands and bits <= 8 and image.n_frames == 1:
         return None
-    return array_files.read_tiff(path, scale, channels, bands)
+    return array_files.read_tiff(path, scale, channels, check, bands)
 
 
 def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
@@ -370,7 +427,7 @@ def check_unchanged(root: Path | str, files: dict[str, str]) -> None:
 
 def existing_images(root: Path | str) -> set[str]:
     """Relative paths of the images that a tree in work already holds."""
-    return set(_walk(Path(root), "", {os.path.realpath(root)})) if Path(root).is_dir() else set()
+    return set(_walk(Path(root), "", {os.path.realpath(root)}, {})) if Path(root).is_dir() else set()
 
 
 def read_manifest(root: Path | str, name: str = MANIFEST) -> dict | None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.array_files import Strict
+from utils.array_files import Check, Strict
 
 STACKS = ("refuse", "pages", "max")
 _PAGE = re.compile(r"#(\d{4,}|max)(?=(\.\w+){1,2}$)")
@@ -25,9 +25,10 @@ _FEW = 4  # a last axis of a three-dimensional .npy up to this is one of channel
 
 
 class Stack(NamedTuple):
-    """An open file: how many pages, and the page of a number as stored, [H, W] or [H, W, C]."""
+    """An open file: how many pages, the size of each, and the page of a number as stored, [H, W] or [H, W, C]."""
 
     count: int
+    size: tuple[int, int, int]  # height, width, channels, as the header says
     page: Callable[[int], np.ndarray]
 
 
@@ -51,7 +52,9 @@ def _tiff(path: Path) -> Iterator[Stack]:
                 channels = [series.axes[place] for place in rest].index("C")
                 return np.moveaxis(whole[number], channels, -1)
 
-            yield Stack(count, page)
+            sides = dict(zip(series.axes, series.shape, strict=True))
+            height, width = sides.pop("Y"), sides.pop("X")
+            yield Stack(count, (height, width, math.prod(sides.get(axis, 1) for axis in "SC")), page)
     finally:
         logger.removeHandler(strict)
 
@@ -60,9 +63,9 @@ def _tiff(path: Path) -> Iterator[Stack]:
 def _npy(path: Path) -> Iterator[Stack]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _FEW):
-        yield Stack(len(array), lambda number: array[number])
+        yield Stack(len(array), (*array.shape[1:], 1)[:3], lambda number: array[number])
     else:
-        yield Stack(1, lambda number: array)
+        yield Stack(1, (*array.shape, 1, 1, 1)[:3], lambda number: array)
 
 
 @contextmanager
@@ -77,7 +80,7 @@ def _dicom(path: Path) -> Iterator[Stack]:
         array = pydicom.pixels.pixel_array(path, index=number) if count > 1 else file.pixel_array
         return apply_rescale(array, file)
 
-    yield Stack(count, page)
+    yield Stack(count, (file.Rows, file.Columns, int(file.get("SamplesPerPixel") or 1)), page)
 
 
 @contextmanager
@@ -89,7 +92,8 @@ def _fits(path: Path) -> Iterator[Stack]:
         if not planes:
             raise ValueError("it holds no image of two axes or more")
         *lead, height, width = planes[0].shape
-        yield Stack(math.prod(lead), lambda number: planes[0].data.reshape(-1, height, width)[number])
+        size = height, width, 1
+        yield Stack(math.prod(lead), size, lambda number: planes[0].data.reshape(-1, height, width)[number])
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def _nifti(path: Path) -> Iterator[Stack]:
         place = np.unravel_index(number, shape[::-1])[::-1]  # slices of the first volume come first
         return np.asarray(file.dataobj[(slice(None), slice(None), *map(int, place))]).T
 
-    yield Stack(math.prod(shape), page)
+    yield Stack(math.prod(shape), (file.shape[1], file.shape[0], 1), page)
 
 
 class Reader(NamedTuple):
@@ -144,7 +148,13 @@ def file_of(relative: str) -> str:
     return _PAGE.sub("", relative)
 
 
-def read(path: Path | str) -> np.ndarray | None:
+def place_of(path: Path | str) -> Path:
+    """Where an image lies: the file of a page, any other path as it is."""
+    path = Path(path)
+    return path if path.exists() else path.with_name(file_of(path.name))
+
+
+def read(path: Path | str, check: Check) -> np.ndarray | None:
     """[H, W, C] as stored, of a page or of a file in a field's own format; None for any other existing file.
 
     ValueError where the library is missing (it names the extra), where the file is damaged, and for a file of several
@@ -154,11 +164,12 @@ def read(path: Path | str) -> np.ndarray | None:
     match = None if path.exists() else _PAGE.search(path.name)
     if match is None and not path.name.lower().endswith(FIELD_EXTENSIONS):
         return None
-    with _open(path.with_name(file_of(path.name)) if match else path) as opened:
+    with _open(place_of(path)) as opened:
         if match is None and opened.count > 1:
             raise ValueError(
                 f"it holds {opened.count} pages; set data.stack of a run and --stack of a tool to pages or max"
             )
+        check(*opened.size)
         if match and match[1] == "max":
             array = opened.page(0)
             for number in range(1, opened.count):

@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils import cli
 from utils.files import atomic_path
+from utils.locks import sweep
 from utils.report_curves import accuracy_curves, curves_section, denoiser_section, epochs_note, information_curves
 from utils.report_data import Run, find_denoisers, find_runs
 from utils.report_pictures import noise_grid, pca_section
@@ -83,17 +85,29 @@ def is_ahead(line: Line, metric: str, table: Table) -> bool:
     return bool(own and others) and all(difference(own.rows, other.rows).sign > 0 for other in others)
 
 
+def part(make: Callable[..., str], *arguments) -> str:
+    """One section; where a run's files do not bear it, a note in its place, so that the others are still there."""
+    try:
+        return make(*arguments)
+    except Exception as error:  # what is read here may have been damaged in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"{make.__name__.replace('_', ' ')} is left out: {reason}"
+        print(f"warning: {reason}", file=sys.stderr)
+        return f'<p class="sub">{esc(reason)}</p>'
+
+
 def page(runs: list[Run], title: str, denoisers: Sequence[Path] = ()) -> str:
     """The whole page as one string of HTML."""
     tables, parts, tail = make_tables(runs), [], []
     runs = [run for run in runs if not run.is_floor]
     for i, table in enumerate(tables):
         name = f"{table.dataset}, {'noisy by nature' if table.noise == 'none' else table.noise}"
-        parts += [heading(f"results{i}", name), results_section(table), noise_grid(table), pca_section(table)]
+        parts.append(heading(f"results{i}", name))
+        parts += [part(make, table) for make in (results_section, noise_grid, pca_section)]
         group = f": {name}" if len(tables) > 1 else ""
-        tail += [robustness_section(table.runs, group, i), curves_section(table.runs, group, i)]
-    parts += [*tail[::2], retrieval_section(runs), *tail[1::2], denoiser_section(denoisers)]
-    parts += [cost_section(runs), environment_section(runs), configs_section(runs)]
+        tail += [part(make, table.runs, group, i) for make in (robustness_section, curves_section)]
+    parts += [*tail[::2], part(retrieval_section, runs), *tail[1::2], part(denoiser_section, denoisers)]
+    parts += [part(make, runs) for make in (cost_section, environment_section, configs_section)]
     body = "".join(parts)
     links = "".join(f'<a href="#{i}">{name}</a>' for i, name in re.findall(r'<h2 id="(\w+)">(.*?)</h2>', body))
     seeds = sorted({run.seed for run in runs})
@@ -143,6 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     shared = os.path.commonpath([run.path.resolve() for run in runs if not run.is_floor])
     output = options.output or Path(shared) / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
+    sweep(output.parent)
     with atomic_path(output) as temporary:
         temporary.write_text(page(runs, options.title, list(denoisers.values())), encoding="utf-8")
     print(f"report: {output}")

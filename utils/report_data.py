@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,7 +11,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from utils.environment import read_environment
-from utils.results import read_json_lines, read_results
+from utils.noise import NoiseSpec
+from utils.results import is_number, read_json_lines, read_results
 
 METHODS = {  # label of the rows: (name, pretrained on), in the paper's order from worst to best
     "dinov2": ("DINOv2", "noisy"),
@@ -151,10 +153,27 @@ def read_run(path: Path) -> Run:
     if not config_path.is_file():
         raise ValueError(f"{path} is no run: it has no config.yaml (name folders that dinov2.train wrote)")
     try:
-        config = dict(OmegaConf.to_container(OmegaConf.load(config_path), resolve=True))
+        # References are not resolved: a saved config has none, and one from elsewhere could ask for the environment.
+        config = dict(_plain(OmegaConf.to_container(OmegaConf.load(config_path))))
+        run = Run(path, config, read_results(path), [_figures(row) for row in read_json_lines(path / "metrics.jsonl")])
+        _ = run.dataset, run.seed, run.restart, run.view, NoiseSpec.parse(run.noise)
     except Exception as error:  # YAML, OmegaConf and the disk each have errors of their own
-        raise ValueError(f"{config_path} can't be read: {error}") from error
-    return Run(path, config, read_results(path), read_json_lines(path / "metrics.jsonl"))
+        raise ValueError(f"{config_path} can't be read: {' '.join(str(error).split())}") from error
+    return run
+
+
+def _figures(row: dict) -> dict:
+    """What of a row of metrics.jsonl can be drawn, and the word for a collapse."""
+    return {key: v for key, v in row.items() if is_number(v) or (key == "collapsed" and isinstance(v, str))}
+
+
+def _plain(content: object) -> object:
+    """content with the texts that dinov2.config escaped as they were given."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_plain(value) for value in content]
+    return re.sub(r"(\\*)\1\\\$\{", r"\1${", content) if isinstance(content, str) else content
 
 
 def find_runs(paths: list[Path]) -> list[Run]:

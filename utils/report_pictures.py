@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,20 +75,27 @@ def _views(
 def pca_section(table: Table) -> str:
     """First three principal components of patch tokens as colours, for the runs that have them."""
     groups: dict[tuple, list[tuple[Run, dict]]] = {}  # by the images shown
+    damaged = []
     for run in table.runs:
         if (run.path / "pca.npz").is_file():
-            with np.load(run.path / "pca.npz", allow_pickle=False) as file:
-                content = {key: file[key] for key in file.files}
+            try:
+                with np.load(run.path / "pca.npz", allow_pickle=False) as file:
+                    content = {key: file[key] for key in ("names", "views", "images", "components")}
+            except Exception as error:  # a damaged archive fails in many ways
+                damaged.append(f"{run.path / 'pca.npz'} cannot be read: {' '.join(str(error).split())}")
+                print(f"warning: {damaged[-1]}", file=sys.stderr)
+                continue
             groups.setdefault(tuple(content["names"].tolist()), []).append((run, content))
+    notes = "".join(f'<p class="sub">{esc(one)}</p>' for one in damaged)
     if not groups:
-        return ""
+        return notes
     note = (
         "Patch tokens of the last block; their first three principal components, fitted for each image over all of its "
         "views together, as red, green and blue. The closer the colours of the noisy image are to those of the clean "
         "one, the less the features care about the noise."
     )
     tables = "".join(_pca_table(members) for members in groups.values())
-    return f'<h3>Patch features, clean and noisy</h3><p class="sub">{note}</p>{tables}'
+    return f'<h3>Patch features, clean and noisy</h3><p class="sub">{note}</p>{tables}{notes}'
 
 
 def _pca_table(members: list[tuple[Run, dict]]) -> str:

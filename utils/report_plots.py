@@ -89,7 +89,7 @@ def line_chart(
         axes.set_xticks(list(x_ticks))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_title(title, fontsize=13, color=INK, loc="left", pad=10)
+    axes.set_title(title, parse_math=False, fontsize=13, color=INK, loc="left", pad=10)
     axes.set_xlabel(x_label, fontsize=12, color=MUTED)
     axes.grid(axis="y", color=GRID, linewidth=1)
     axes.set_axisbelow(True)

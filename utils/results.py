@@ -33,15 +33,19 @@ def append_json(path: Path, row: dict) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """All whole lines of a JSON-lines file; a missing file is empty, a line cut by a kill is skipped."""
+    """All whole lines of a JSON-lines file; a missing file is empty. A line cut by a kill is skipped, as is any other
+    that is no JSON object.
+    """
     if not Path(path).exists():
         return []
     rows = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
@@ -58,6 +62,23 @@ def append_result(path: Path, row: dict) -> None:
 
 
 def read_results(path: Path) -> list[dict]:
-    """Rows of one results.jsonl, or of <path>/results.jsonl when `path` is a run's folder."""
+    """Rows of one results.jsonl, or of <path>/results.jsonl when `path` is a run's folder; others are left out."""
     path = Path(path)
-    return read_json_lines(path / "results.jsonl" if path.is_dir() else path)
+    return [row for row in read_json_lines(path / "results.jsonl" if path.is_dir() else path) if _is_result(row)]
+
+
+def _is_result(row: dict) -> bool:
+    """Whether append_result() may have written it: every field is there and of its type."""
+    texts = ("method", "noise", "dataset", "metric", "view", "protocol")
+    numbers = ("epoch", "iteration", "value", "seed")
+    return (
+        all(isinstance(row.get(field), str) for field in texts)
+        and all(is_number(row.get(field)) for field in numbers)
+        and isinstance(details := row.get("details"), dict)
+        and all(is_number(details[key]) for key in ("images", "classes", "seconds") if key in details)
+    )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from JSON is a number that a float can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -7,12 +7,14 @@ each written atomically, so that a killed run goes on with those that are missin
 import json
 import sys
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from utils import images
+from utils import images, locks
 from utils.files import atomic_path
 
 BACKLOG = 32  # images that may wait to be written
@@ -44,7 +46,7 @@ class TreeWriter:
     def _check_claim(self) -> None:
         begun = images.read_manifest(self.root) or images.read_manifest(self.root, images.BEGUN)
         if begun is None and self.root.exists():
-            if not (self.root.is_dir() and all(".tmp-" in path.name for path in self.root.iterdir())):
+            if not (self.root.is_dir() and all(_is_passing(path.name) for path in self.root.iterdir())):
                 raise ValueError(
                     f"{self.root} exists and was not made by this tool; remove it or choose another output"
                 )
@@ -55,9 +57,19 @@ class TreeWriter:
                     "output"
                 )
 
+    @contextmanager
+    def at_work(self, share: str = "") -> Iterator[bool]:
+        """Hold the tree, or this share of it, while it is written; begin()'s answer. A finished tree is left alone."""
+        with nullcontext() if self._is_finished() else locks.locked(self.root, share):
+            yield self.begin()
+
+    def _is_finished(self) -> bool:
+        return not self.missing and (self.root / images.MANIFEST).exists()
+
     def begin(self) -> bool:
         """Claim the folder before the first image is written. False, and said, where the tree is finished already."""
-        if not self.missing and (self.root / images.MANIFEST).exists():
+        self._check_claim()  # once more: another tool may have been quicker
+        if self._is_finished():
             images.check_unchanged(self.root, self.files)
             print(f"{self.root} is finished already: {len(self.relatives)} images", flush=True)
             return False
@@ -90,6 +102,11 @@ class TreeWriter:
         _write_json(self.root / images.MANIFEST, self.fields | self.files | {"count": len(self.relatives)})
         (self.root / images.BEGUN).unlink(missing_ok=True)
         return 0
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file is there only while, or because, a tool of ours was at work: temporary files and locks."""
+    return ".tmp-" in name or name.startswith(locks.NAME)
 
 
 def check_apart(source: Path | str, target: Path | str) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.array_files import in_range
-from utils.images import MIXED, ImageError, read_manifest, stored_values
+from utils.images import MAX_PIXELS, MAX_PIXELS_HELP, MIXED, ImageError, read_manifest, stored_values
 from utils.readers import STACKS
 
 ESTIMATED = ("auto", "percentile", "log")
@@ -105,11 +105,13 @@ def agrees(text: str, values: Values) -> bool:
 
 
 def add_options(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
-    """What every tool must know of the files: --values, --stack and --mixed. default: None for those of a model."""
+    """What every tool must know of the files: --values (default: None for those of a model), --stack, --mixed and
+    --max-pixels."""
     known = "as the model was trained, else auto" if default is None else default
     parser.add_argument("--values", default=default, help=f"what scales the files: {HELP} (default {known})")
     parser.add_argument("--stack", choices=STACKS, default="refuse", help="files of several pages (default refuse)")
     parser.add_argument("--mixed", choices=MIXED, default="refuse", help="images of other channels (default refuse)")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
 
 
 def known(text: str) -> Values:
@@ -118,7 +120,9 @@ def known(text: str) -> Values:
 
 
 # --- of a folder ----------------------------------------------------------------------------------------------------
-def resolve(text: str, root: Path | str, relatives: list[str], channels: int) -> tuple[Values, str]:
+def resolve(
+    text: str, root: Path | str, relatives: list[str], channels: int, max_pixels: int = MAX_PIXELS
+) -> tuple[Values, str]:
     """The rule of the images root/relatives that `text` names, and a sentence that says what was chosen and why.
 
     A noisy or denoised tree of ours holds scaled values; it has the rule that it was made with. ValueError where that
@@ -132,7 +136,7 @@ def resolve(text: str, root: Path | str, relatives: list[str], channels: int) ->
         return values, f"values: {values}, as {root} was made with"
     if text not in ESTIMATED:
         return Values.parse(text), f"values: {text}, as given"
-    arrays = _sample(root, relatives, channels)
+    arrays = _sample(root, relatives, channels, max_pixels)
     try:
         values, reason = _estimate(text, arrays)
     except ValueError as error:
@@ -151,17 +155,17 @@ def reading(values: Values, root: Path | str) -> Values:
     return values if read_manifest(root) is None else FULL
 
 
-def is_deep(root: Path | str, relatives: list[str], channels: int) -> bool:
+def is_deep(root: Path | str, relatives: list[str], channels: int, max_pixels: int = MAX_PIXELS) -> bool:
     """Whether any image of the sample has more than 8 bits."""
-    return any(array.dtype != np.uint8 for array in _sample(root, relatives, channels))
+    return any(array.dtype != np.uint8 for array in _sample(root, relatives, channels, max_pixels))
 
 
-def _sample(root: Path | str, relatives: list[str], channels: int) -> list[np.ndarray]:
+def _sample(root: Path | str, relatives: list[str], channels: int, max_pixels: int) -> list[np.ndarray]:
     """Stored values of PIXELS pixels at most of each of SAMPLE images; files that cannot be read are passed over."""
     arrays, error, relatives = [], None, sorted(relatives)
     for index in np.unique(np.linspace(0, len(relatives) - 1, SAMPLE).astype(int)):
         try:
-            array = stored_values(Path(root, relatives[index]), channels)
+            array = stored_values(Path(root, relatives[index]), channels, max_pixels)
         except ImageError as caught:
             error = caught
             continue

@@ -1,8 +1,10 @@
 """Worker processes for tools that read and write many images: none is left behind, whatever ends the parent."""
 
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -54,9 +56,22 @@ def unordered(pool: Executor, function: Callable, items: Iterable, window: int) 
         yield future.result()
 
 
+def start_loader_worker(_: int) -> None:
+    """The worker_init_fn of a DataLoader: the training process alone answers Ctrl-C, and hears of a full /dev/shm."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A batch that finds no shared memory is dropped by the thread that sends it, and would be waited for without end.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
+
+
+def _cannot_send(error: Exception, _: object) -> None:
+    print(f"a loader process cannot hand over a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def _start_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end soon after a parent that was killed: its queues would never say so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 

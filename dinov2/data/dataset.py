@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from dinov2.data.index import as_it_lies, build_index, check_classes
 from dinov2.data.splits import Layout
-from utils.images import denoised_root, describe_files, noisy_root, read_image, read_manifest, twin
+from utils.images import MAX_PIXELS, denoised_root, describe_files, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.values import ESTIMATED, FULL, Values, agrees, reading, resolve
 
@@ -48,9 +48,10 @@ class ImageDataset(torch.utils.data.Dataset):
 
     split: a folder of root, or a part of it by `layout`; None: all images below root, without labels. Arrays are uint8,
     or float32 in [0, 1] where the file has more than 8 bits or `values` scale it; of as many channels as asked for, or
-    an error. Images with a side above max_side pixels are reduced (antialiased), after the noise. storage: where the
-    noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root). ValueError names denoised (noisy) images that
-    are missing, before anything is read, and, when read, an image that cannot be decoded or whose views differ in size.
+    an error. Images with a side above max_side pixels are reduced (antialiased), after the noise; a file of more than
+    max_pixels is refused. storage: where the noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root).
+    ValueError names denoised (noisy) images that are missing, before anything is read, and, when read, an image that
+    cannot be decoded or whose views differ in size.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class ImageDataset(torch.utils.data.Dataset):
         index_cache: Path | str | None = None,
         values: Values = FULL,
         layout: Layout | None = None,
+        max_pixels: int = MAX_PIXELS,
     ):
         unknown = [view for view in views if view not in VIEWS]
         if unknown:
@@ -79,7 +81,7 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"data.storage={storage!r} is unknown: give on_the_fly or disk.")
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
-        self.channels, self.max_side, self.values = channels, max_side, values
+        self.channels, self.max_side, self.values, self.max_pixels = channels, max_side, values, max_pixels
         self.scale = reading(values, root)
         index = build_index(root, split, index_cache, layout)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
@@ -112,9 +114,9 @@ class ImageDataset(torch.utils.data.Dataset):
         relative, source, images = self.relatives[index], None, []
         for kind in kinds:
             if kind in self.twins:
-                image = read_image(twin(self.twins[kind], relative, self.suffixes[kind]), self.channels, "native")
+                image = self._read(self.path(relative, kind), FULL)
             else:
-                source = self._source(relative) if source is None else source
+                source = self._read(self.root / relative, self.scale) if source is None else source
                 image = source
                 if kind == "noisy":
                     image = keyed_noise(source, self.noise, self.noise_seed, noise_key(relative))
@@ -125,14 +127,19 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
         return [reduce_sides(image, self.max_side) for image in images]
 
-    def _source(self, relative: str) -> np.ndarray:
-        return read_image(self.root / relative, self.channels, "native", self.scale)
-
     def digest(self, kind: str | None = None) -> str:
         """How many images there are, and a hash of their names and sizes: of the source, or of the twins of a kind."""
         if kind is None:
             return describe_files(self.root, self.relatives)
         return describe_files(self.twins[kind], [os.path.splitext(n)[0] + self.suffixes[kind] for n in self.relatives])
+
+    def path(self, relative: str, kind: str) -> Path:
+        """The file that an image is read from as this kind."""
+        twins = self.twins.get(kind)
+        return self.root / relative if twins is None else twin(twins, relative, self.suffixes[kind])
+
+    def _read(self, path: Path, values: Values) -> np.ndarray:
+        return read_image(path, self.channels, "native", values, self.max_pixels)
 
     def _check_twins(self, kind: str, folder: Path) -> str:
         """Extension of the twins below folder. ValueError unless each image has one, made with this noise and seed."""
@@ -187,6 +194,7 @@ def dataset_from_config(
         index_cache=data.index_cache,
         values=values,
         layout=layout,
+        max_pixels=data.max_pixels,
     )
 
 
@@ -209,7 +217,7 @@ def resolve_values(cfg, split: str | None = "train") -> tuple[Values, str]:
         if agrees(data["values"], values):
             return values, f"values: {values}, as {tree} was made with"
     relatives = build_index(data.root, split, data.index_cache, layout_of(cfg)).relatives
-    return resolve(data["values"], data.root, relatives, data.in_chans)
+    return resolve(data["values"], data.root, relatives, data.in_chans, data.max_pixels)
 
 
 def reduce_sides(image: np.ndarray, max_side: int | None) -> np.ndarray:

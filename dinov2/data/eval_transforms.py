@@ -78,6 +78,7 @@ class Preprocess:
 
     def __init__(self, cfg):
         self.channels, self.max_side, self.values = cfg.data.in_chans, cfg.data.max_side, known(cfg.data["values"])
+        self.max_pixels = cfg.data.max_pixels
         self.crop = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
 
     def __call__(self, images) -> Tensor:
@@ -87,7 +88,7 @@ class Preprocess:
     def _read(self, image) -> np.ndarray:
         """[H, W, C], uint8 or float32 in [0, 1]"""
         if isinstance(image, str | Path):
-            return read_image(image, self.channels, "native", self.values)
+            return read_image(image, self.channels, "native", self.values, self.max_pixels)
         if isinstance(image, Image.Image):
             image = image.convert({3: "RGB", 1: "L"}.get(self.channels, image.mode))
         array = np.asarray(image)

@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from dinov2.data.splits import SPLITS, Layout, assign, has_splits
 from utils.files import atomic_path
-from utils.images import IMAGE_EXTENSIONS, check_collisions, list_images, of_channels
+from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images, of_channels
+from utils.locks import sweep
 from utils.progress import progress
 
 _VERSION = 3  # of the cache file's form and of the extensions that count as images
@@ -77,7 +78,7 @@ def _listed(root: Path, split: str, cache: Path | str | None, stack: str, flat: 
     """The index of the folder root/split (split "": of root itself). flat: whatever lies below, without classes."""
     files = _cache_files(root, split, cache, stack, flat)
     for file in files:
-        index = _load(file, root)
+        index = _load(file, root, split, flat)
         if index is not None:
             return index
     times, groups = (_walk_flat if flat else _walk)(root, split, stack)
@@ -86,6 +87,7 @@ def _listed(root: Path, split: str, cache: Path | str | None, stack: str, flat: 
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            sweep(file.parent)
             with atomic_path(file) as temporary:
                 temporary.write_text(content)
             break
@@ -100,7 +102,7 @@ def class_names(root: Path | str, split: str) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"{root} has no folder {split!r}: expected {root}/{{train,val}}/<class>/<image>.")
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
 
 
 def check_classes(root: Path | str) -> None:
@@ -146,22 +148,17 @@ def _walk(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str,
         raise ValueError(f"{root / split / loose[0]} lies beside class folders: move it into one of them.")
     groups = {}
     for name in progress(classes, desc=f"index of {split}", unit="folder"):
-        folder = f"{split}/{name}"
-        before = os.stat(root / folder).st_mtime_ns  # before the listing: a later change is then seen as one
-        groups[name] = list_images(root / folder, stack)
-        times[folder] = before
-        for inner in {parent for path in groups[name] for parent in Path(path).parents} - {Path(".")}:
-            times[f"{folder}/{inner.as_posix()}"] = os.stat(root / folder / inner).st_mtime_ns
+        inner: dict[str, int] = {}
+        groups[name] = list_images(root / split / name, stack, inner)
+        times |= {str(PurePosixPath(split, name, folder)): time for folder, time in inner.items()}
     return times, groups
 
 
 def _walk_flat(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
     """The same of a folder whose folders are no classes."""
-    begun = {split or ".": os.stat(root / split).st_mtime_ns}  # before the listing, as above
-    paths = list_images(root / split, stack)
-    inner = {parent.as_posix() for path in paths for parent in Path(path).parents} - {"."}
-    times = {f"{split}/{name}".strip("/"): os.stat(root / split / name).st_mtime_ns for name in inner}
-    return begun | times, {"": paths}
+    inner: dict[str, int] = {}
+    paths = list_images(root / split, stack, inner)
+    return {str(PurePosixPath(split, folder)): time for folder, time in inner.items()}, {"": paths}
 
 
 def _index(split: str, groups: dict[str, list[str]]) -> Index:
@@ -175,14 +172,24 @@ def _index(split: str, groups: dict[str, list[str]]) -> Index:
     return Index(relatives, np.array(labels, dtype=np.int64), classes)
 
 
-def _load(file: Path, root: Path) -> Index | None:
-    """The cached index, or None when there is none, it is broken, or the tree has changed since."""
+def _load(file: Path, root: Path, split: str, flat: bool) -> Index | None:
+    """The cached index, or None when there is none, it is broken, or the tree has changed since.
+
+    A cache can come with a data folder from elsewhere: it is held to the folders that are there, and its paths to stay
+    below them.
+    """
     try:
+        check_file(file)
         content = json.loads(file.read_text())
-        if content["version"] != _VERSION:
+        if content["version"] != _VERSION or str(PurePosixPath(split)) not in content["times"]:
             return None
         if any(os.stat(root / folder).st_mtime_ns != time for folder, time in content["times"].items()):
             return None
-        return _index(content["split"], content["groups"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        groups = content["groups"]
+        if sorted(groups) != (([] if flat else class_names(root, split)) or [""]):
+            return None
+        if any(path.startswith("/") or ".." in path.split("/") for paths in groups.values() for path in paths):
+            return None
+        return _index(split, groups)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

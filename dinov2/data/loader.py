@@ -6,7 +6,6 @@ anew in every pass.
 """
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,6 +20,7 @@ from dinov2.data.packed import Packed
 from utils.images import ImageError
 from utils.progress import progress
 from utils.sampler import IterationSampler
+from utils.workers import start_loader_worker
 
 
 @dataclass
@@ -193,18 +193,13 @@ def _batches(dataset, order, workers, device, kinds=None, plan=None, skip_bad=Fa
         sampler=order,
         num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns
         pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=start_loader_worker,
         generator=torch.Generator(),  # its own: the loader would draw its workers' seed from the global stream
     )
     for batch in loader:
         if isinstance(batch, str):
             raise ImageError(batch)
         yield batch.to(device)
-
-
-def _ignore_interrupt(_) -> None:
-    """Ctrl-C reaches every process of the terminal; the training process alone answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _pad(images: tuple[np.ndarray, ...]) -> Tensor:

@@ -20,12 +20,14 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from dinov2.checkpoint import Checkpoint, list_checkpoints
-from dinov2.config import config_hash, load_run_config
+from dinov2.config import config_hash, load_run_config, parse_value
 from dinov2.data.dataset import dataset_from_config
 from dinov2.eval.features import Features, eval_view
 from utils import cli, distributed
+from utils.locks import sweep
 from utils.memory import keep_freed_memory
 from utils.noise import NoiseSpec
 from utils.progress import Progress
@@ -82,6 +84,8 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     folder, own, overrides = parse(argv, ("checkpoints",))
     cfg = load_settings(folder, overrides)
     distributed.init()
+    if distributed.is_main():
+        sweep(folder)
     keep_freed_memory()
     chosen = choose(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
@@ -127,9 +131,9 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{key} is no key of an evaluation{hint}")
         try:
-            value = OmegaConf.from_dotlist([f"value={text}"])["value"]
-        except OmegaConfBaseException as error:
-            raise ValueError(f"{override!r} can't be read: {error}") from error
+            value = parse_value(key, text)
+        except (OmegaConfBaseException, YAMLError) as error:
+            raise ValueError(f"{override!r} can't be read: {' '.join(str(error).split())}") from error
         old = OmegaConf.select(cfg, key)
         numeric = isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool)
         if old is not None and value is not None and type(old) is not type(value) and not numeric:
@@ -213,11 +217,16 @@ def dataset_name(cfg: DictConfig) -> str:
 
 
 def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) -> bool:
-    """Whether the rows of this evaluation, with these settings, are in the run's results."""
+    """Whether the rows of this evaluation, with these settings and on these images, are in the run's results."""
     mark = {"evaluator": name, "settings": settings_hash(name, cfg)}
     mark |= {"identity": checkpoint.identity} if checkpoint.identity else {}
-    rows = (row for row in read_results(folder) if row["iteration"] == checkpoint.iteration)
-    return any(row["details"].get("last") and mark.items() <= row["details"].items() for row in rows)
+    rows = [row["details"] for row in read_results(folder) if row["iteration"] == checkpoint.iteration]
+    whole = [details for details in rows if details.get("last") and details.get("evaluator") == name]
+    if any(mark.items() <= details.items() for details in whole):
+        return True
+    if whole and distributed.is_main():
+        print(f"{name}, epoch {checkpoint.epoch}: the rows there are of other images or settings; evaluated anew")
+    return False
 
 
 def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Checkpoint, cfg: DictConfig) -> list[dict]:

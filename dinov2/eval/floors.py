@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dinov2.checkpoint import Checkpoint
-from dinov2.config import load_defaults, load_run_config, save_run_config
+from dinov2.config import escaped, load_defaults, load_run_config, save_run_config
 from dinov2.data.index import class_names
 from dinov2.eval import common, knn, linear
 from dinov2.eval.features import eval_view, labelled_dataset
@@ -157,7 +157,7 @@ def run(argv: list[str]) -> int:
 
 def make(folder: Path, cfg: DictConfig, evaluators: list[str]) -> None:
     """Evaluates one floor by each of `evaluators` that has no rows of these settings in its folder yet."""
-    cfg.output_dir = str(folder)
+    cfg.output_dir = escaped(str(folder))
     origin = Checkpoint(folder, iteration=0, epoch=0, evaluate=True)
     missing = [name for name in evaluators if not common.is_done(folder, name, origin, cfg)]
     if distributed.is_main():

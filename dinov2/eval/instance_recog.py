@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from utils import distributed
 from utils.files import atomic_path
 from utils.images import (
     IMAGE_EXTENSIONS,
+    MAX_PIXELS,
     denoised_root,
     list_images,
     read_image,
@@ -52,9 +54,11 @@ class Landmarks:
     """
 
     def __init__(
-        self, root: Path, files: list[str], noise: NoiseSpec, seed: int, channels: int, boxes: list | None = None
-    ):
+        self, root: Path, files: list[str], noise: NoiseSpec, seed: int, channels: int, boxes: list | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):  # fmt: skip
         self.root, self.files, self.noise, self.seed, self.channels = root, files, noise, seed, channels
+        self.max_pixels = max_pixels
         self.boxes = boxes or [None] * len(files)
         self.labels = np.full(len(files), -1, dtype=np.int64)
 
@@ -66,7 +70,7 @@ class Landmarks:
 
     def read(self, index: int, kinds: tuple[str, ...]) -> list[np.ndarray]:
         """The noise comes first, on the whole image: a box moves no noise, as in denoised images from disk."""
-        image = read_image(self.root / self.files[index], self.channels, "native")
+        image = read_image(self.root / self.files[index], self.channels, "native", max_pixels=self.max_pixels)
         return [cut_box(keyed_noise(image, self.noise, self.seed, noise_key(self.files[index])), self.boxes[index])]
 
 
@@ -161,13 +165,14 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     truth = revisited.load_ground_truth(Path(retrieval.root) / name / f"gnd_{name}.pkl")
     root, spec = image_root(cfg, name)
     files = find_files(root, truth.images + truth.queries)
-    database = Landmarks(root, files[: len(truth.images)], spec, retrieval.database_seed, cfg.data.in_chans)
+    landmarks = partial(Landmarks, channels=cfg.data.in_chans, max_pixels=cfg.data.max_pixels)
+    database = landmarks(root, files[: len(truth.images)], spec, retrieval.database_seed)
     boxes = truth.boxes if retrieval.crop_queries else None
-    queries = Landmarks(root, files[len(truth.images) :], spec, retrieval.query_seed, cfg.data.in_chans, boxes)
+    queries = landmarks(root, files[len(truth.images) :], spec, retrieval.query_seed, boxes=boxes)
     distractors = None
     if retrieval.distractors is not None:
         others = Path(retrieval.distractors)
-        distractors = Landmarks(others, list_images(others), spec, retrieval.database_seed, cfg.data.in_chans)
+        distractors = landmarks(others, list_images(others), spec, retrieval.database_seed)
 
     x = all_descriptors(backbone, cfg, database, f"{name} database")  # [N, D]
     q = all_descriptors(backbone, cfg, queries, f"{name} queries")  # [Q, D]

@@ -11,6 +11,7 @@ turn. A killed probe goes on where it was.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import time
@@ -39,7 +40,8 @@ from dinov2.eval.features import (
 )
 from dinov2.eval.probes import Probes
 from utils import distributed
-from utils.files import atomic_path
+from utils.files import atomic_path, named
+from utils.locks import mine
 from utils.progress import Progress
 from utils.sampler import IterationSampler
 
@@ -71,7 +73,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
         if probe.protocol == "exact":
             source = exact_source(backbone, cfg, start, total)
         else:
-            source = cached_source(backbone, cfg, start, job.scratch(f"features-{os.getpid()}.f16"))
+            source = cached_source(backbone, cfg, start, job.scratch(f"features.tmp-{mine()}"))
         train(probes, source, start, total, state)
     value, details, hits = summary(probes, val, probe.protocol)
     yield "linear_top1", value, details | common.accuracy_details(hits, val, backbone, cfg)
@@ -94,8 +96,10 @@ def train(probes: Probes, source: Source, start: int, total: int, state: Path) -
 
 def save(probes: Probes, iteration: int, path: Path) -> None:
     """Weights, momenta and the number of iterations done; atomic. The ranks' classifiers are equal: one saves."""
+    buffer = io.BytesIO()  # by way of memory, as torch itself answers a full disk with no OSError
+    torch.save({"iteration": iteration} | probes.state_dict(), buffer)
     with atomic_path(path) as temporary:
-        torch.save({"iteration": iteration} | probes.state_dict(), temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def resume(probes: Probes, path: Path) -> int:
@@ -209,8 +213,15 @@ def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
     """Zeros of float16: in memory or, above the limit, in a file that is mapped."""
     if 2 * math.prod(shape) <= limit_gib * 2**30:
         return torch.zeros(shape, dtype=torch.float16)
-    mapped = np.memmap(file, np.float16, "w+", shape=shape)
-    file.unlink()  # the mapping keeps it alive: nothing is left behind, however the process ends
+    size = 2 * math.prod(shape)
+    try:
+        with named(file), open(file, "wb") as created:
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapping would end the process
+                os.posix_fallocate(created.fileno(), 0, size)
+            created.truncate(size)
+        mapped = np.memmap(file, np.float16, "r+", shape=shape)
+    finally:
+        file.unlink(missing_ok=True)  # the mapping keeps it alive: nothing is left, however the process ends
     return torch.from_numpy(mapped)
 
 

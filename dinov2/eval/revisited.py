@@ -76,11 +76,11 @@ def load_ground_truth(path: str | Path) -> GroundTruth:
             {kind: np.asarray(entry[kind], dtype=np.int64).reshape(-1) for kind in ("easy", "hard", "junk")}
             for entry in content["gnd"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ValueError(f"{path} is not a Revisited Oxford/Paris ground truth: {error!r}") from error
-    if len(queries) != len(relevance) or any(len(box) != 4 for box in boxes):
+    if len(queries) != len(relevance) or any(len(box) != 4 or not np.isfinite(box).all() for box in boxes):
         raise ValueError(
-            f"{path}: {len(queries)} queries, but {len(relevance)} ground truths, or a box without 4 edges"
+            f"{path}: {len(queries)} queries, but {len(relevance)} ground truths, or a box without 4 finite edges"
         )
     for name in images + queries:
         if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from omegaconf import OmegaConf
 from torch import nn
@@ -28,6 +29,7 @@ from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
 from utils import cli, distributed
 from utils.environment import record_environment
+from utils.locks import locked
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
 DEFAULT_LR = load_defaults().optim.base_lr
@@ -131,9 +133,11 @@ def main(arguments: list[str]) -> None:
         if distributed.is_main():
             print(reason, flush=True)
         stages = curriculum.plan(cfg)
-        curriculum.check_inputs(stages)
-        for stage in stages:
-            run_stage(stage, stage is stages[-1])
+        with ExitStack() as locks:
+            distributed.on_main(lambda: [locks.enter_context(locked(s.run)) for s in stages if not s.finished])
+            curriculum.check_inputs(stages)
+            for stage in stages:
+                run_stage(stage, stage is stages[-1])
     finally:
         distributed.close()
 

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2 import checkpoint
-from dinov2.config import anchor_source, load_run_config, stage_end, stage_overrides
+from dinov2.config import anchor_source, escaped, load_run_config, stage_end, stage_overrides
 from dinov2.data.dataset import ImageDataset, Mix, dataset_from_config
 from dinov2.train import identity
 from dinov2.train.anchor import AnchoredSSLModel
@@ -93,7 +93,7 @@ def _stage_config(cfg: DictConfig, entry: DictConfig, alone: bool) -> DictConfig
         method = entry.get("method") or {"denoised": "n2n", "clean": "clean"}.get(entry.view, "dinov2")
         only = {key: entry[key] for key in ("view", "epochs", "dir", "mix", "init", "anchor") if entry.get(key)}
         own = {"denoised_dir": entry.dir, "stages": [only]}
-        stage = OmegaConf.merge(stage, {"method": method, "output_dir": entry.dir, "curriculum": own})
+        stage = OmegaConf.merge(stage, escaped({"method": method, "output_dir": entry.dir, "curriculum": own}))
     return stage
 
 

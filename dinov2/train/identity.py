@@ -38,6 +38,7 @@ NOT_DECIDING = {
     "data.workers": "how images are loaded",
     "data.resident": "how images are loaded",
     "data.index_cache": "how images are loaded",
+    "data.max_pixels": "what is refused, not what is computed",
     "train.eval_every": "which checkpoints are kept",
     "train.checkpoint_every": "which checkpoints are kept",
     "train.keep_last": "which checkpoints are kept",

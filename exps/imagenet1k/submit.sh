@@ -25,9 +25,11 @@ for noise in $noises; do
     denoiser=$output/$noise/denoiser denoised=$(denoised_tree "$noise") waits='' denoised_run='' seen=''
     if [ ! -e "$denoised/manifest.json" ]; then
         submit "denoiser-$noise" "" 1 Neighbor2Neighbor.train --config Neighbor2Neighbor/imagenet1k.yaml \
-            --data "$data" --noise "$noise" --output "$denoiser" ${channels:+--channels "$channels"}
+            --data "$data" --noise "$noise" --output "$denoiser" ${channels:+--channels "$channels"} \
+            ${max_pixels:+--max-pixels "$max_pixels"}
         submit "denoise-$noise" ":$job" "$gpus" Neighbor2Neighbor.denoise --model "$denoiser/unet.pth" \
-            --data "$data" --noise "$noise" --output "$denoised" ${channels:+--format npy}
+            --data "$data" --noise "$noise" --output "$denoised" ${channels:+--format npy} \
+            ${max_pixels:+--max-pixels "$max_pixels"}
         waits=:$job
     fi
     for method in $methods; do

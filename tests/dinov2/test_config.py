@@ -13,8 +13,10 @@ from dinov2.config import (
     load_defaults,
     load_run_config,
     overlay_names,
+    parse_value,
     save_run_config,
 )
+from dinov2.train.curriculum import plan
 from tests.conftest import ROOT
 
 BASE = ["data.root=images", "output_dir=runs/x"]
@@ -58,7 +60,7 @@ def test_unknown_names_say_the_nearest_one(argument, sentence):
         ("optim.base_lr=fast", r"optim\.base_lr=fast must be a number"),
         ("train.compile=1", r"train\.compile=1 must be true or false"),
         ("noise=", r"noise=null must be a text"),
-        ("noise=[gauss255]", r"noise=\['gauss255'\] must be a text"),
+        ("noise=[gauss255]", r"noise '\[gauss255\]' is not known"),
         ("data.mean=0.5", r"data\.mean=0\.5 must be a list, each entry a number"),
         ("data.mean=[a,b,c]", r"data\.mean=\['a', 'b', 'c'\] must be a list, each entry a number"),
         ("model.depth=deep", r"model\.depth=deep must be a whole number"),
@@ -269,3 +271,57 @@ def test_defaults_resolve_by_themselves():
     assert stage == {"view": "noisy", "epochs": 100, "dir": "o"}
     cfg.train.epochs = 3
     assert load_defaults().train.epochs == 100, "each caller has its own copy"
+
+
+# --- values to the letter -------------------------------------------------------------------------------------------
+ODD = ("007", "1e3", "0x10", "1_000", "a: b", "/x/a #b", " blanks ", "${oc.env:HOME}", "${seed}", "a\\${b}", "\\", "${",
+       "true", "~", "[1, 2]", "{a: b}", "- x", "'quoted'", '"q"', "*x", "&x", "!!python/name:x", "ünï", "x=y", "%",
+       "2024-01-01", "a\\\\${b}", "on", "1:30", ".inf", "null/", "@", "`ls`", "|", ">")  # fmt: skip
+
+
+def test_texts_are_taken_to_the_letter():
+    for text in ODD:
+        content = OmegaConf.create({"seed": 3, "root": parse_value("data.root", text)})
+        for kept in (content, OmegaConf.create(OmegaConf.to_yaml(content)), OmegaConf.merge({"root": "x"}, content)):
+            assert kept.root == text
+    assert parse_value("train.epochs", "7 # days") == 7 and parse_value("eval.knn.k", "[1, 2]") == [1, 2]
+
+
+def test_texts_are_kept_by_a_run_and_its_stages(tmp_path):
+    texts = {
+        "data.root": "/x/a #b", "output_dir": "${oc.env:HOME}/o", "curriculum.denoised_dir": " a: ${seed}",
+        "data.name": "007", "data.noisy_root": "1e3", "data.denoised_root": "~", "data.index_cache": "a\\${b}",
+    }  # fmt: skip
+    cfg = load_config(["quickstart", "nc", *[f"{key}={text}" for key, text in texts.items()]])
+    save_run_config(cfg, tmp_path)
+    for kept in (cfg, load_run_config(tmp_path)):
+        assert {key: OmegaConf.select(kept, key) for key in texts} == texts
+        denoised, noisy = plan(kept)
+        assert (str(denoised.run), str(noisy.run)) == (" a: ${seed}", "${oc.env:HOME}/o")
+        assert (denoised.cfg.output_dir, noisy.cfg.output_dir) == (" a: ${seed}", "${oc.env:HOME}/o")
+        assert noisy.cfg.data.index_cache == "a\\${b}"
+
+
+def test_null_is_null_where_a_key_may_be_null():
+    cfg = load_config([*BASE, "data.name=x", "data.name=null", "anchor.run=x", "anchor.run=", "model.depth=null"])
+    assert (cfg.data.name, cfg.anchor.run, cfg.model.depth) == (None, None, None)
+    refused(["noise=null"], "noise=null must be a text")
+    refused(["output_dir="], "output_dir=null must be a text")
+
+
+def test_an_overlay_refers_to_keys_and_quotes_its_numbers(tmp_path):
+    overlay = tmp_path / "own.yaml"
+    overlay.write_text('data: {name: "007", index_cache: "${output_dir}/${seed}"}')
+    cfg = load_config([*BASE, str(overlay), "seed=3"])
+    assert (cfg.data.name, cfg.data.index_cache) == ("007", "runs/x/3")
+    overlay.write_text("data: {name: 007}")
+    refused([str(overlay)], r"data\.name=7 in overlay .* quote it")
+
+
+def test_a_saved_config_refers_to_nothing_outside(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hidden")
+    save_run_config(load_config(BASE), tmp_path)
+    saved = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(saved.replace("name: null", "name: ${oc.env:SECRET}"))
+    with pytest.raises(ValueError, match=r"config.yaml: data\.name refers to something outside"):
+        load_run_config(tmp_path)

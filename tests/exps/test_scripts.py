@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dinov2.config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     path for folder in ("exps", "tests", "Neighbor2Neighbor", "toy_mnist") for path in (ROOT / folder).rglob("*.sh")
@@ -276,7 +278,7 @@ def test_a_changed_override_reaches_the_program(shell, tmp_path):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_arguments_are_printed_as_a_shell_reads_them_and_never_run(shell, tmp_path):
-    hostile = f"it's $(touch {tmp_path}/run) `touch {tmp_path}/run`; \"y\" *"
+    hostile = f'it\'s $(touch {tmp_path}/run) `touch {tmp_path}/run`; "y" *'
     listed = commands(shell, "exps/5_pretrain.sh", "--method", "dinov2", f"data.name={hostile}")
     assert value(listed[-1], "data.name") == hostile
     assert list(tmp_path.iterdir()) == []
@@ -343,3 +345,42 @@ def test_environment_must_satisfy_the_requirements(tmp_path):
     assert satisfied("torch>=2.1  # reason\n\nnumpy\n")
     assert not satisfied("torch>=99\n")
     assert not satisfied("numpy\nno-such-package\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("folder", ["train", ".", "train/ant"])
+def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, shell, folder):
+    (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data" / folder / "a.png").touch()
+    function = f'PYTHON={sys.executable}; eval "$(sed -n "/^tree_state()/,/^}}/p" exps/common.sh)"; tree_state "$0"'
+
+    def state():
+        return run(shell, "-c", function, tmp_path / "data").stdout
+
+    before = state()
+    (tmp_path / "data/.index-train.json").touch()  # written by a run
+    assert before and state() == before
+    (tmp_path / "data" / folder / "b.png").touch()
+    assert state() != before
+
+
+def test_the_limit_of_pixels_reaches_every_stage():
+    listed = commands("bash", "exps/quickstart.sh", "--max-pixels", "99000000", "--output", "runs/no-such-run")
+    for module in ("Neighbor2Neighbor.train", "Neighbor2Neighbor.denoise"):
+        (command,) = [command for command in listed if module in command]
+        assert value(command, "max-pixels") == "99000000"
+    trained = [command for command in listed if "dinov2.train" in command]
+    assert trained and all(value(command, "data.max_pixels") == "99000000" for command in trained)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_folders_are_taken_to_the_letter(shell):
+    for folder in ("/x/a #b", "/x/${oc.env:HOME}", "007", "1e3", "/x/a: b\\", "/x/it's", "-x", "/x/$HOME `id`"):
+        arguments = ("--method", "n2n", "--data", folder, "--output", f"{folder}/o")
+        (command,) = commands(shell, "exps/5_pretrain.sh", *arguments)
+        cfg = load_config(command[2:])
+        expected = "./-x" if folder == "-x" else folder
+        assert (cfg.data.root, cfg.output_dir) == (expected, f"{expected}/o/gauss255/n2n")
+        (command,) = commands(shell, "exps/3_denoise.sh", *arguments)
+        assert value(command, "data") == expected
+        assert value(command, "model") == f"{expected}/o/gauss255/denoiser/unet.pth"

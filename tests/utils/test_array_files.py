@@ -1,5 +1,7 @@
 """Images beyond 8 bits and three channels: .npy and TIFF files, what is refused, what is written."""
 
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -166,3 +168,31 @@ def test_npy_is_written_as_it_is(tmp_path, dtype):
 def test_what_is_shown_of_many_channels():
     assert np.array_equal(visible(DEEP[:, :, :5] / np.float32(65535)), np.rint(DEEP[:, :, :3] / 257))
     assert visible(np.zeros((3, 4, 2), np.uint8)).shape == (3, 4, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("array", [DEEP[:, :, 0], DEEP[:, :, :3], np.uint8(DEEP[:, :, 0]), np.uint8(DEEP[:, :, :3])])
+def test_a_turned_tiff_is_read_upright_at_any_depth_and_its_size_is_what_is_read(tmp_path, orientation, array):
+    photometric = "minisblack" if array.ndim == 2 else "rgb"
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "x.tif", array, photometric=photometric, extratags=[tag])
+    upright = array.swapaxes(0, 1) if orientation > 4 else array
+    # Where the first row and the first column of the file are to be seen (TIFF 6.0, Orientation).
+    turns = {2: np.s_[:, ::-1], 3: np.s_[::-1, ::-1], 4: np.s_[::-1], 6: np.s_[:, ::-1], 7: np.s_[::-1, ::-1]}
+    upright = upright[turns.get(orientation, np.s_[::-1] if orientation == 8 else np.s_[:])]
+    image = read_image(tmp_path / "x.tif", 1 if array.ndim == 2 else 3, "native")
+    assert image_size(tmp_path / "x.tif") == image.shape[:2]
+    assert np.array_equal(image.squeeze(), values(upright) if array.dtype == np.uint16 else upright)
+
+
+@pytest.mark.parametrize("tag", [256, 257])
+def test_a_tiff_without_height_or_width_is_named(tmp_path, tag):
+    Image.fromarray(np.uint8(DEEP[:, :, :3])).save(tmp_path / "x.tif")
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    at = content.index(struct.pack("<HH", tag, 4)) if struct.pack("<HH", tag, 4) in content else 0
+    at = at or content.index(struct.pack("<HH", tag, 3))
+    content[at + 8 : at + 12] = bytes(4)
+    (tmp_path / "x.tif").write_bytes(content)
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match="x.tif"):
+            read(tmp_path / "x.tif")

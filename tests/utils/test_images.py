@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -142,3 +144,48 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         write_image(path, COLOUR[::-1])
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.png"]
+
+
+# --- files that lie, and what is no file --------------------------------------------------------------------------
+def test_pipes_sockets_and_links_to_themselves_are_named_and_never_opened(tmp_path):
+    """A reader of a pipe would wait for ever: an alarm ends this test if one is opened."""
+    signal.alarm(20)
+    write_image(tmp_path / "tree/good.png", COLOUR)
+    (tmp_path / "tree/self").symlink_to("self")
+    assert images.list_images(tmp_path / "tree") == ["good.png"]
+    os.mkfifo(tmp_path / "tree/pipe.png")
+    (tmp_path / "tree/self.png").symlink_to("self.png")
+    for read in (read_image, images.image_size):
+        for name, reason in (
+            ("pipe.png", "it is no file"),
+            ("self.png", "cannot be read"),
+            ("../tree", "it is no file"),
+        ):
+            with pytest.raises(ImageError, match=f"{name}.*{reason}"):
+                read(tmp_path / "tree" / name)
+        with pytest.raises(ImageError, match="/dev/zero.*it is no file"):
+            read("/dev/zero")
+    with pytest.raises(ImageError, match="pipe.png.*it is no file"):
+        images.list_images(tmp_path / "tree")
+    signal.alarm(0)
+
+
+def test_a_small_file_that_claims_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    bomb = tmp_path / "bomb.png"
+    Image.new("L", (9000, 9000)).save(bomb)
+    assert bomb.stat().st_size < 200_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError, match="bomb.png.*9000 x 9000 px.*limit of 67108864 px.*data.max_pixels"):
+        read_image(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "it was decoded"  # KiB
+    assert read_image(bomb, 1, max_pixels=81_000_000).shape == (9000, 9000, 1)
+    np.save(tmp_path / "deep.npy", np.zeros((10, 10, 8), np.uint8))
+    with pytest.raises(ImageError, match="deep.npy.*limit of 199 px"):  # eight channels weigh as much as 200 pixels
+        read_image(tmp_path / "deep.npy", 8, max_pixels=199)
+    assert read_image(tmp_path / "deep.npy", 8, max_pixels=200).shape == (10, 10, 8)
+
+
+def test_pillow_opens_the_listed_formats_alone(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    with pytest.raises(ImageError, match="x.png is no image"):
+        read_image(tmp_path / "x.png")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_runs
@@ -319,3 +320,48 @@ def test_page_on_a_phone(page, tmp_path):
     title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", browse(tmp_path / "phone.html", tmp_path, 600, "--dump-dom"))
     assert int(title[1]) == 390  # the page itself never scrolls sideways
     assert int(title[2]) == int(title[3]) == 6  # rows of images do, to their end
+
+
+def test_damaged_files_of_a_run_cost_their_own_section_alone(tmp_path, capsys):
+    runs = make_runs(tmp_path)
+    results, metrics = runs[0] / "results.jsonl", runs[0] / "metrics.jsonl"
+    content = results.read_bytes()
+    lines = [b'{"method": "\xff"}', b"[1, 2]", b"7", b"null", b'{"method": "dinov2"}', b"[" * 100_000]
+    fields = json.loads(content.splitlines()[0])
+    lines += [json.dumps(fields | change).encode() for change in ({"value": None}, {"epoch": "x"}, {"details": []})]
+    lines.append(json.dumps(fields | {"epoch": 1, "details": {"images": [1], "seconds": "x"}}).encode())
+    results.write_bytes(b"\n".join(lines) + b"\n" + content)
+    with open(metrics, "ab") as file:
+        file.write(b'{"epoch": "x", "total_loss": 1}\n[]\n\xff\n')
+        file.write(b'{"epoch": 1, "total_loss": "x", "$\\\\frac$ loss": 2}\n')
+        file.write(b'{"epoch": 2, "$\\\\frac$ loss": 3, "seconds": "x", "knn": 1' + b"0" * 400 + b"}\n")
+    (runs[1] / "pca.npz").write_bytes(b"PK\x03\x04 no archive")
+    (runs[2] / "retrieval/roxford5k.json").write_text('{"dataset": 1}')
+    assert report.main([*map(str, runs), "--output", str(tmp_path / "report.html")]) == 0
+    said = capsys.readouterr()
+    page = (tmp_path / "report.html").read_text()
+    assert "Training curves" in page and "Configurations" in page and "64.1" in said.out
+    assert "nc/pca.npz cannot be read" in said.err and "retrieval section is left out" in said.err
+    assert "$\\frac$ loss" in page and "Patch features" in page and "pca section is left out" not in said.err
+
+
+def test_a_foreign_config_is_shown_as_it_is_and_asks_nothing_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hidden-value")
+    (run,) = make_runs(tmp_path)[:1]
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("name: null", "name: '${oc.env:SECRET} \\${seed}'"))
+    report.main([str(run), "--output", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert "hidden-value" not in page and "${oc.env:SECRET} ${seed}" in page
+
+
+@pytest.mark.parametrize("change", ["seed: x", "data: [1]", "noise: gauss", "curriculum: {stages: [7, 8]}"])
+def test_a_config_that_is_none_is_named(tmp_path, change):
+    run = make_runs(tmp_path)[0]
+    key = change.partition(":")[0]
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    config |= OmegaConf.to_container(OmegaConf.create(change))
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    assert key in config
+    with pytest.raises(ValueError, match="config.yaml can't be read"):
+        report.main([str(run), "--output", str(tmp_path / "report.html")])

@@ -172,7 +172,7 @@ def test_unreadable_images_are_named_when_read(data):
 def config(root, **changes):
     data = {
         "root": str(root), "storage": "on_the_fly", "noisy_root": None, "denoised_root": None, "noise_seed": 0,
-        "in_chans": 3, "max_side": 1024, "index_cache": None, "values": "auto",
+        "in_chans": 3, "max_side": 1024, "max_pixels": 10_000, "index_cache": None, "values": "auto",
         "val": None, "group": None, "labels": None, "split_seed": 0, "stack": "refuse", "mixed": "refuse",
     }  # fmt: skip
     return OmegaConf.create({"noise": "gauss255", "data": data | changes})
@@ -193,6 +193,8 @@ def test_impossible_settings_name_the_key(data):
         dataset_from_config(config(data, storage="cloud"), "train")
     with pytest.raises(ImageError, match=r"0.jpg has 3 channels of 24 x 32 px, not 4; set data\.in_chans.*--channels"):
         dataset_from_config(config(data, in_chans=4), "train", ("clean",))[0]
+    with pytest.raises(ImageError, match=r"0.jpg.*24 x 32 px.*limit of 767 px.*data\.max_pixels"):
+        dataset_from_config(config(data, max_pixels=767), "train", ("clean",))[0]
     with pytest.raises(ValueError, match="view 'pretty'"):
         dataset_from_config(config(data), "train", ("pretty",))
     with pytest.raises(ValueError, match="mix"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,42 @@ def test_process_metadata(tmp_path):
     os.rename(tmp_path / "mini-imagenet" / "val" / "ant", tmp_path / "mini-imagenet" / "val" / "eel")
     result = run_tool("mini-imagenet", cwd=tmp_path)
     assert result.returncode == 2 and "only in val: eel" in result.stderr
+
+
+def test_an_image_added_to_a_folder_that_was_empty_is_seen(tmp_path):
+    root = make_tree(tmp_path / "data", classes=("ant",), splits=("train",), count=2)
+    (root / "train/ant/more").mkdir()
+    assert len(build_index(root, "train").relatives) == 2
+    shutil.copy(root / "train/ant/0.png", root / "train/ant/more/2.png")
+    assert build_index(root, "train").relatives[-1] == "train/ant/more/2.png"
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"ant": ["0.png", "../../../secret.png"]},
+        {"ant": ["0.png"], "invented": ["0.png"]},
+        {"../../other": ["0.png"]},
+        {"ant": ["/etc/0.png"]},
+        {"": ["ant/0.png"]},
+        {"ant": [7]},
+        {},
+        [],
+    ],
+)
+def test_a_cache_that_names_other_places_or_classes_is_not_used(tmp_path, groups):
+    root = make_tree(tmp_path / "data", classes=("ant",), splits=("train",), count=2)
+    build_index(root, "train")
+    cache = root / ".index-train.json"
+    cache.write_text(json.dumps(json.loads(cache.read_text()) | {"groups": groups}))
+    index = build_index(root, "train")
+    assert index.relatives == ["train/ant/0.png", "train/ant/1.png"] and index.classes == ["ant"]
+
+
+def test_a_cache_of_another_split_or_without_end_is_not_used(tmp_path):
+    root = make_tree(tmp_path / "data", classes=("ant",), count=2)
+    build_index(root, "train"), build_index(root, "val")
+    shutil.copy(root / ".index-val.json", root / ".index-train.json")
+    assert build_index(root, "train").relatives == ["train/ant/0.png", "train/ant/1.png"]
+    (root / ".index-train.json").write_text("[" * 100_000)
+    assert build_index(root, "train").relatives == ["train/ant/0.png", "train/ant/1.png"]

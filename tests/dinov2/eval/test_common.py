@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dinov2 import checkpoint, load_backbone
-from dinov2.eval import common, knn, linear
+from dinov2.eval import common, instance_recog, knn, linear
 from tests.conftest import ROOT
 from tests.dinov2.eval.conftest import make_run, save_weights, write_digits
 from utils.results import append_result, read_results
@@ -183,3 +183,26 @@ def test_settings_of_an_older_run_get_defaults(run):
     cfg = common.load_settings(run, [])
     assert cfg.eval.linear.protocol == "exact" and cfg.eval.retrieval.crop_queries is True
     assert torch.tensor(list(cfg.data.mean)).shape == (3,)
+
+
+@pytest.mark.parametrize("text", ["007", "a: b", "/x/a #b", "${oc.env:HOME}", "1e3", " x "])
+def test_texts_of_an_evaluation_are_taken_to_the_letter(run, text):
+    cfg = common.load_settings(run, [f"data.root={text}", f"eval.retrieval.distractors={text}", "data.name=null"])
+    assert (cfg.data.root, cfg.eval.retrieval.distractors, cfg.data.name) == (text, text, None)
+    for variant in instance_recog.one_per_set(cfg):
+        assert variant.data.root == text
+
+
+def test_replaced_validation_images_are_said_and_evaluated_anew(tmp_path, digits, capsys):
+    data = shutil.copytree(digits, tmp_path / "digits")
+    run = make_run(tmp_path / "run", data, epochs=(1,))
+    evaluate(run)
+    assert len(read_results(run)) == 2
+    one, other = (next((data / f"val/digit_{digit}").iterdir()) for digit in (0, 1))
+    shutil.copy(other, one)
+    common._digests.cache_clear()  # as in another process
+    evaluate(run)
+    assert "the rows there are of other images or settings; evaluated anew" in capsys.readouterr().out
+    assert len(read_results(run)) == 4
+    evaluate(run)
+    assert "1 of 1 evaluations are there already" in capsys.readouterr().out

@@ -105,6 +105,9 @@ def _truth(**changes):
         (_truth(imlist=["../../etc/passwd", "b"]), "outside of its folder"),
         (_truth(gnd=[]), "1 queries, but 0 ground truths"),
         (_truth(gnd=[{"bbx": [0, 0, 4, 4], "easy": [0]}]), "hard"),
+        (_truth(gnd=[{"bbx": [0, 0, float("inf"), 4], "easy": [0], "hard": [], "junk": []}]), "4 finite edges"),
+        (_truth(gnd=[{"bbx": [0, 0, 4, 4], "easy": [1e400], "hard": [], "junk": []}]), "is not a Revisited"),
+        (_truth(gnd=[[]]), "is not a Revisited"),
         ({"images": []}, "imlist"),
     ],
 )

@@ -1,0 +1,208 @@
+"""One writer a folder: a lock that says who holds it, is right on NFS, and does not outlive its holder.
+
+    with locked(folder): ...
+    python -m utils.locks FOLDER NAME PID      the same for a shell script of process PID; nothing is printed
+
+FOLDER/.lock holds host, process and start of the holder. It is made whole under another name and linked, which either
+succeeds or not, on network file systems too; flock() is not needed. A lock whose process is gone, or whose Slurm job
+was put back into the queue and started again, is taken over. One of another host can only be named.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils import cli
+
+NAME = ".lock"
+
+
+def _system(read: Callable[[str], str], path: str) -> str:
+    try:
+        return read(path).strip()
+    except OSError:
+        return ""
+
+
+_BOOT = _system(lambda path: Path(path).read_text(), "/proc/sys/kernel/random/boot_id")  # another at each start
+_SPACE = _system(os.readlink, "/proc/self/ns/pid")  # whose processes have numbers of their own
+_HOST = hashlib.sha256((socket.gethostname() + _SPACE).encode()).hexdigest()[:6]  # short: it goes into names of files
+
+
+@contextmanager
+def locked(folder: Path | str, share: str = "") -> Iterator[None]:
+    """Hold folder, which is made if need be, until the block ends, also by an error, Ctrl-C or SIGTERM.
+
+    share: a lock of its own for each part of the folder that has one writer. ValueError says who holds it.
+    """
+    lock = Path(folder, NAME + share)
+    content = acquire(lock)
+    sweep(folder)
+    held = os.getpid()  # a forked worker that leaves through this block releases nothing
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if own:
+        signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        if own and signal.getsignal(signal.SIGTERM) is _leave:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() == held and _read(lock) == content:
+            lock.unlink()
+
+
+def mine() -> str:
+    """What this process's temporary files, .NAME.tmp-<this>, are told by."""
+    return f"{_HOST}-{os.getpid()}"
+
+
+def sweep(folder: Path | str) -> None:
+    """Remove the temporary files and folders in folder whose process, on this host, is gone: what kills left."""
+    for path in Path(folder).glob(".*.tmp-*"):
+        host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
+        if host in ("", _HOST) and pid.isdecimal() and _start(int(pid)) is None:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def acquire(lock: Path, pid: int | None = None) -> str:
+    """Make the lock for a process, this one by default; its content. ValueError says who holds it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    content = _describe(os.getpid() if pid is None else pid)
+    while not _create(lock, content):
+        found = _read(lock)
+        if found is None:
+            continue  # released this moment
+        if not _is_stale(found):
+            raise ValueError(_refusal(lock, found))
+        _take_over(lock, found)
+    return content
+
+
+def _take_over(lock: Path, found: str) -> None:
+    """Remove a stale lock. Of several processes that found it, the one that makes the mark named after it does so."""
+    mark = lock.with_name(f"{lock.name}-{hashlib.sha256(found.encode()).hexdigest()[:12]}")
+    if not _create(mark, "taking over"):
+        if time.time() - mark.stat().st_mtime > 10:
+            raise ValueError(f"{mark} was left by a process that was ended just then; remove it and {lock}")
+        time.sleep(0.1)
+        return
+    if _read(lock) == found:
+        lock.unlink()
+    mark.unlink()
+
+
+def _create(path: Path, content: str) -> bool:
+    """Whether path was made with this content; False where it is there already."""
+    temporary = path.with_name(f"{path.name}.tmp-{mine()}")
+    try:
+        temporary.write_text(content)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                # An NFS server whose answer was lost has made the link all the same.
+                return temporary.stat().st_nlink == 2
+            return _create_exclusively(path, content)  # a file system without hard links
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_exclusively(path: Path, content: str) -> bool:
+    try:
+        with open(path, "x") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _read(lock: Path) -> str | None:
+    try:
+        return lock.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _describe(pid: int) -> str:
+    return json.dumps({
+        "host": socket.gethostname(), "pid": pid, "start": _start(pid), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "boot": _BOOT, "space": _SPACE,
+        "job": os.environ.get("SLURM_JOB_ID"), "restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        "key": uuid.uuid4().hex,
+    })  # fmt: skip
+
+
+def _start(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None without such a process, "" where none can tell."""
+    try:
+        # The second field is the program's name in brackets, which may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return ""
+
+
+def _is_stale(found: str) -> bool:
+    """Whether the holder is known to be gone. What is no lock of ours is not known to be anything."""
+    try:
+        holder = json.loads(found)
+        if holder["host"] == socket.gethostname() and holder["boot"] != _BOOT:
+            return True
+        # Containers may share a host's name and not see each other's processes.
+        here = (holder["host"], holder["space"]) == (socket.gethostname(), _SPACE)
+        if here and _start(int(holder["pid"])) != holder["start"]:
+            return True
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return holder["job"] is not None and holder["job"] == os.environ.get("SLURM_JOB_ID") and (
+            holder["restarts"] < restarts
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _refusal(lock: Path, found: str) -> str:
+    try:
+        holder = json.loads(found)
+        job = f", Slurm job {holder['job']}" if holder["job"] else ""
+        who = f"process {holder['pid']} on {holder['host']}{job} since {holder['since']}"
+    except (ValueError, KeyError, TypeError):
+        who = "a process that left no name"
+    return f"{lock.parent} is in use by {who}; wait for it, or remove {lock} if it is gone"
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 3 or not argv[2].isdecimal():
+        raise ValueError("give FOLDER NAME PID")
+    acquire(Path(argv[0], f"{NAME}-{argv[1]}"), int(argv[2]))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))
