@@ -408,8 +408,16 @@ def describe_files(root: Path | str, relatives: list[str]) -> str:
     """How many files these are, and a hash of their names and sizes: what tells a list of images from another."""
     digest = hashlib.blake2b(digest_size=6)
     for relative in sorted(relatives):
-        digest.update(f"{relative}\0{os.stat(f'{root}/{relative}').st_size}\n".encode())
+        digest.update(f"{relative}\0{_size(f'{root}/{relative}')}\n".encode())
     return f"{len(relatives)} images {digest.hexdigest()}"
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; of a page those of the file that it is in."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return os.stat(readers.file_of(path)).st_size
 
 
 def source_files(root: Path | str, relatives: list[str]) -> dict[str, str]:

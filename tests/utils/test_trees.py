@@ -18,6 +18,10 @@ NAMES = ["a/x.jpg", "a/y.jpg"]
 
 
 def writer(root: Path, names=NAMES, **fields) -> TreeWriter:
+    for name in names:
+        path = root.parent / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
     return TreeWriter(root.parent / "source", root, names, FIELDS | fields, "png")
 
 
@@ -36,7 +40,7 @@ def test_a_tree_is_claimed_finished_and_reopened(tmp_path, capsys):
     assert second.missing == {"a/y.jpg"} and second.begin()
     second.write(InProcess(), "a/y.jpg", COLOUR)
     second.wait()
-    assert second.finish() == 0 and images.read_manifest(root) == FIELDS | {"count": 2}
+    assert second.finish() == 0 and images.read_manifest(root) == FIELDS | second.files | {"count": 2}
     assert sorted(path.name for path in root.rglob("*")) == ["a", "manifest.json", "x.png", "y.png"]
     assert not writer(root).begin() and "finished already: 2 images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="noise_seed 0, not 1"):
