@@ -134,7 +134,7 @@ def _validate(root: Path, relative: str) -> None:
 
 
 def _report(root: Path, relative: str) -> None:
-    report_views(root, relative, GAUSS, 0, 3, root / relative)
+    report_views(root, relative, GAUSS, 0, 3, FULL, root / relative)
 
 
 TOOLS: dict[str, Callable[[Path, str], str | None]] = {

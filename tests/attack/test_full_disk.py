@@ -76,8 +76,8 @@ def test_the_file_is_named_and_nothing_is_left(writer, small_disk):
 
 
 def test_an_export_and_a_report_name_what_they_could_not_write(small_disk, tmp_path, monkeypatch):
-    state = {"a": torch.zeros(100_000)}
-    monkeypatch.setitem(export.FORMATS, "timm", lambda *_: (state, {"config.json": {}}))
+    state, files = {"a": torch.zeros(100_000)}, {"config.json": {}}
+    monkeypatch.setitem(export.FORMATS, "timm", lambda _, __, folder: export.write_folder(folder, state, files))
     with pytest.raises(OSError, match="disk/out cannot be written"):
         export.export(None, None, "timm", small_disk / "out")
     assert list(small_disk.iterdir()) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dinov2.config import load_config
+from utils.results import append_result
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
@@ -272,7 +273,7 @@ def test_a_changed_override_reaches_the_program(shell, tmp_path):
         return run(shell, "-c", body, ROOT / "exps/test", "--output", tmp_path, *overrides).stdout
 
     for override in ("optim.base_lr=1", "optim.base_lr=2", "optim.base_lr=1"):
-        assert "finished before" not in call(override) and "finished before" in call(override)
+        assert "finished before: sh" not in call(override) and "finished before: sh" in call(override)
     assert (tmp_path / "log").read_text() == "optim.base_lr=1\noptim.base_lr=2\noptim.base_lr=1\n"
 
 
@@ -312,8 +313,10 @@ def test_subset_links_the_first_images(tmp_path):
 def write_run(folder, rows, method="x"):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"method: {method}\n")
-    lines = [json.dumps({"metric": metric, "epoch": epoch, "value": value}) for metric, epoch, value in rows]
-    (folder / "results.jsonl").write_text("\n".join(lines))
+    given = {"method": method, "noise": "gauss50", "dataset": "x", "seed": 0, "view": "noisy", "protocol": "exact"}
+    for metric, epoch, value in rows:
+        row = given | {"iteration": epoch, "epoch": epoch, "metric": metric, "value": value}
+        append_result(folder / "results.jsonl", row)
 
 
 def test_instance_recognition_script_takes_best_and_final(tmp_path):
@@ -380,7 +383,7 @@ def test_folders_are_taken_to_the_letter(shell):
         (command,) = commands(shell, "exps/5_pretrain.sh", *arguments)
         cfg = load_config(command[2:])
         expected = "./-x" if folder == "-x" else folder
-        assert (cfg.data.root, cfg.output_dir) == (expected, f"{expected}/o/gauss255/n2n")
+        assert (cfg.data.root, cfg.output_dir) == (expected, f"{expected}/o/gauss100/n2n")
         (command,) = commands(shell, "exps/3_denoise.sh", *arguments)
         assert value(command, "data") == expected
         assert value(command, "model") == f"{expected}/o/gauss255/denoiser/unet.pth"
