@@ -319,3 +319,10 @@ def test_page_on_a_phone(page, tmp_path):
     title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", browse(tmp_path / "phone.html", tmp_path, 600, "--dump-dom"))
     assert int(title[1]) == 390  # the page itself never scrolls sideways
     assert int(title[2]) == int(title[3]) == 6  # rows of images do, to their end
+
+
+def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
+    (tmp_path / "check.json").write_text(json.dumps({"verdict": ["The noise is independent <of> its neighbours"]}))
+    section = report_curves.denoiser_section([tmp_path])
+    assert "independent from pixel to pixel?" in section and "independent &lt;of&gt; its neighbours." in section
+    assert report_curves.denoiser_section([tmp_path / "other"]) == ""
