@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.report_check import section as check_section
 from utils.report_data import Run
 from utils.report_plots import Series, line_chart
 from utils.report_style import captioned, heading, key, legend, slot
@@ -217,7 +218,7 @@ def accuracy_curves(table: Table) -> str:
 
 
 def denoiser_section(folders: list[Path]) -> str:
-    """The trainings of the denoisers, one curve each."""
+    """The trainings of the denoisers, one curve each, and what Neighbor2Neighbor.check wrote into their folders."""
     names = [denoiser_name(folder) for folder in folders]
     logs = [read_json_lines(folder / "metrics.jsonl") for folder in folders]
     charts = []
@@ -229,7 +230,8 @@ def denoiser_section(folders: list[Path]) -> str:
         charts.append(captioned(line_chart(series, "epoch", plot.title), plot.note))
     keys = "".join(key(i, name) for i, name in enumerate(names))
     block = f'<ul class="legend">{keys}</ul><div class="charts">{"".join(charts)}</div>'
-    return heading("denoiser", "Denoiser") + block if any(charts) else ""
+    checks = "".join(check_section(folder) for folder in folders)
+    return heading("denoiser", "Denoiser") + (block if any(charts) else "") + checks if any(charts) or checks else ""
 
 
 def denoiser_name(folder: Path) -> str:

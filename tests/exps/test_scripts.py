@@ -1,6 +1,5 @@
 """The shell scripts: they parse in bash and dash, print what they would run, and run each command once."""
 
-import json
 import os
 import shlex
 import shutil

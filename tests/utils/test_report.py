@@ -365,3 +365,10 @@ def test_a_config_that_is_none_is_named(tmp_path, change):
     assert key in config
     with pytest.raises(ValueError, match="config.yaml can't be read"):
         report.main([str(run), "--output", str(tmp_path / "report.html")])
+
+
+def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
+    (tmp_path / "check.json").write_text(json.dumps({"verdict": ["The noise is independent <of> its neighbours"]}))
+    section = report_curves.denoiser_section([tmp_path])
+    assert "independent from pixel to pixel?" in section and "independent &lt;of&gt; its neighbours." in section
+    assert report_curves.denoiser_section([tmp_path / "other"]) == ""
