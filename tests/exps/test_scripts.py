@@ -385,4 +385,4 @@ def test_folders_are_taken_to_the_letter(shell):
         assert (cfg.data.root, cfg.output_dir) == (expected, f"{expected}/o/gauss100/n2n")
         (command,) = commands(shell, "exps/3_denoise.sh", *arguments)
         assert value(command, "data") == expected
-        assert value(command, "model") == f"{expected}/o/gauss255/denoiser/unet.pth"
+        assert value(command, "model") == f"{expected}/o/gauss100/denoiser/unet.pth"

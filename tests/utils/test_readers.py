@@ -1,6 +1,7 @@
 """Stacks, and files of the fields' own formats, written by their real libraries; EXIF's orientation."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,25 @@ def test_damaged_files_are_named(tmp_path, ending):
         with pytest.raises(ImageError, match=f"scan.{ending}") as caught:
             read_image(path, 1)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_page_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch, ending):
+    WRITERS[ending](tmp_path / f"scan.{ending}", STACK)
+    (name, *_) = list_images(tmp_path, "pages")
+    channels = stored_values(tmp_path / name, 1, max_pixels=120).shape[2]
+    monkeypatch.setattr(readers, "_open", _without_pages(readers._open))
+    with pytest.raises(ImageError, match=f"10 x 12 px of {channels} channels? are more than the limit of 119 px"):
+        stored_values(tmp_path / name, 1, max_pixels=119)
+
+
+def _without_pages(opened):
+    @contextmanager
+    def open_alone(path):
+        with opened(path) as stack:
+            yield stack._replace(page=None)
+
+    return open_alone
 
 
 @pytest.mark.parametrize("ending,library,extra", [("dcm", "pydicom", "dicom"), ("fits", "astropy", "fits"),
