@@ -35,7 +35,7 @@ TROUBLES = {
     "crash": raises(KeyError("x")),
     "unnamed": raises(ValueError("a file is bad")),
     "hang": lambda root, relative: time.sleep(60),
-    "dies": lambda root, relative: os.kill(os.getpid(), signal.SIGSEGV),
+    "dies": lambda root, relative: os.kill(os.getpid(), signal.SIGKILL),
 }
 
 

@@ -19,7 +19,7 @@ def test_each_start_is_an_entry(tmp_path):
     entries = json.loads((run / "environment.json").read_text())
     assert len(entries) == 2 and entries == environment.read_environment(run)
     assert set(entries[0]) == FIELDS and set(entries[0]["versions"]) == {"python", "torch", "numpy", "project"}
-    assert "pytest" in entries[0]["command"] and entries[0]["cores"] >= 1 and entries[0]["processor"]
+    assert "python" in entries[0]["command"] and entries[0]["cores"] >= 1 and entries[0]["processor"]
     assert [file.name for file in run.iterdir()] == ["environment.json"]
 
 
