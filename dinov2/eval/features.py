@@ -119,7 +119,7 @@ def ordered_batches(
         yield resident.batch(0, own[start : start + size])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: live kNN reads a sharded network, whose gathered weights the next step writes
 def extract(
     backbone: nn.Module,
     cfg: DictConfig,

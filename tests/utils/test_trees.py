@@ -1,7 +1,6 @@
 """Trees in work: claimed, taken up again, finished, and what is refused."""
 
 import errno
-import os
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +50,10 @@ def test_a_tree_is_claimed_finished_and_reopened(tmp_path, capsys):
     assert more.finish() == 1
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_kill_between_two_marks_loses_no_tree(tmp_path, monkeypatch):
     """Whatever begin() and finish() had done before the kill, the next run takes the tree up."""
     root = tmp_path / "tree"
@@ -60,7 +63,7 @@ def test_a_kill_between_two_marks_loses_no_tree(tmp_path, monkeypatch):
         done.write(InProcess(), name, COLOUR)
     for step in (done.finish, writer(root, [*NAMES, "b.jpg"]).begin):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "unlink", lambda path, missing_ok=False: os.kill(os.getpid(), 2))
+            patch.setattr(Path, "unlink", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 step()
         assert writer(root).missing == set()

@@ -176,7 +176,7 @@ def test_sigterm_at_the_end_of_a_kept_epoch_leaves_it_kept(tree, tmp_path):
 
 def test_two_ranks_go_on_where_one_stopped(tree, tmp_path):
     """1 → 2 → 1 ranks see the same images; without drop path and KoLeo, which are a rank's own, the weights agree."""
-    more = ("model.drop_path=0.0", "dino.koleo_weight=0.0", "train.checkpoint_every=1")
+    more = ("model.drop_path=0.0", "dino.koleo_weight=0.0", "train.checkpoint_every=1", "train.knn_every=1")
     reference = tmp_path / "reference"
     main(settings(tree, reference, *more))
     run = tmp_path / "moved"
