@@ -8,8 +8,6 @@ SOURCE/{train,test or val}/<class>/<image> → OUTPUT/{train,val}/<class>/<image
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
+from utils.files import atomic_path
 from utils.images import list_images
 
 
@@ -36,9 +35,8 @@ def main() -> None:
     if output.exists():
         print(f"{output} is there already; left as it is")
         return
-    unfinished = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     relatives = list_images(source)
-    try:
+    with atomic_path(output) as unfinished:
         for relative in relatives:
             split, *rest = Path(relative).parts
             target = unfinished.joinpath("val" if split == "test" else split, *rest).with_suffix(".png")
@@ -48,9 +46,6 @@ def main() -> None:
                     raise ValueError(f"{source / relative} has {pixels}, below --size {size}")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 centre_crop(image.convert("L"), size).save(target)
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{len(relatives)} chips of {size} x {size} pixels in {output}")
 
 

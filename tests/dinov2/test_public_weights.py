@@ -16,6 +16,7 @@ from dinov2.models.pretrained import load_pretrained
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
 from dinov2.models.weights import read_weights
 from tests.conftest import fill_parameters
+from tests.dinov2.test_export import randomise
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
 transformers = pytest.importorskip("transformers")
@@ -31,14 +32,6 @@ PEERS = {
         transformers.DINOv3ViTConfig(**SMALL, intermediate_size=768, num_register_tokens=4)
     ),
 }
-
-
-@torch.no_grad()
-def randomise(model, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
