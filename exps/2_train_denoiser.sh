@@ -8,6 +8,7 @@
 case $scale_name in
     quickstart) set -- --epochs 10 --batch-size 16 --crop 32 --depth 3 --init-scale 1 ;;
     imagenette) set -- --epochs 8 --batch-size 16 --crop 96 --depth 4 --init-scale 1 ;;
+    mstar) set -- --epochs 20 --batch-size 16 --crop 64 --depth 3 --init-scale 1 --subsample 2 --values log=[1,255] ;;
     imagenet1k) set -- --config Neighbor2Neighbor/imagenet1k.yaml ;;
     *) set -- --config Neighbor2Neighbor/published.yaml ;;
 esac

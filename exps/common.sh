@@ -3,7 +3,7 @@
 # Options of every stage (a stage ignores what it does not need):
 #   NOISE...  --noise NOISE   gauss50 gauss100 gauss255 shot10 shot3 shot1 speckle0.4 speckle0.7 speckle1.0 or any level;
 #                             none: the images are noisy by nature                         [gauss100]
-#   --scale NAME              quickstart, imagenette, imagenet100, imagenet1k, or a YAML    [quickstart]
+#   --scale NAME              quickstart, imagenette, mstar, imagenet100, imagenet1k, or a YAML    [quickstart]
 #   --data DIR                folder with {train,val}/<class>/<image>                       [the scale's]
 #   --channels N              of the images [3]; with it, copies are .npy, not rounded to 8 bits; N other than 3 needs
 #                             data.mean=[...] and data.std=[...], N numbers each
@@ -290,6 +290,7 @@ if [ -z "$data" ]; then
     case $scale_name in
         quickstart) data=$output/digits ;;
         imagenette) data=imagenette96 ;;
+        mstar) data=mstar64 ;;
         imagenet1k) data=imagenet ;;
         *) data=mini-imagenet ;;
     esac

@@ -9,7 +9,7 @@ from dinov2.config import load_config
 from dinov2.train.curriculum import plan
 
 CONFIGS = Path(__file__).resolve().parents[1] / "dinov2" / "configs"
-SCALES = ("quickstart", "imagenette", "imagenet100", "imagenet1k")
+SCALES = ("quickstart", "imagenette", "mstar", "imagenet100", "imagenet1k")
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
 
 
