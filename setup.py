@@ -17,7 +17,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["dinov2*", "Neighbor2Neighbor*", "toy_mnist*", "utils*"]),
-    package_data={"dinov2": ["configs/*.yaml"], "Neighbor2Neighbor": ["*.sh", "*.yaml"], "toy_mnist": ["*.sh"]},
+    package_data={
+        "dinov2": ["configs/*.yaml", "configs/objectives/*.yaml"],
+        "Neighbor2Neighbor": ["*.sh", "*.yaml"],
+        "toy_mnist": ["*.sh"],
+    },
     py_modules=["process_metadata"],
     install_requires=[line for line in LINES if line],
     extras_require={

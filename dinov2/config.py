@@ -74,6 +74,10 @@ def overlay_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "default")
 
 
+def objective_names() -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / "objectives").glob("*.yaml"))
+
+
 def overlay_help() -> str:
     """One line an overlay: its name and the first line of its header."""
     lines = []
@@ -103,18 +107,41 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
     that the user gives must agree with it.
     """
     cfg, given = load_defaults(), set()
-    for argument in arguments:
-        if "=" not in argument or (argument.endswith((".yaml", ".yml")) and os.path.isfile(argument)):
+    for argument in _with_objective(arguments):
+        if isinstance(argument, DictConfig):
+            overlay, source = argument, ""
+        elif "=" not in argument or (argument.endswith((".yaml", ".yml")) and os.path.isfile(argument)):
             overlay = _read_yaml(find_overlay(argument))
             source = f" in overlay {argument}"
         else:
             overlay, source = _from_argument(argument), ""
         _check_keys(overlay, _defaults(), source)
         cfg = OmegaConf.merge(cfg, overlay)
-        given |= set(overlay.get("model") or {}) if argument not in overlay_names() else set()
+        by_name = isinstance(argument, DictConfig) or argument in overlay_names()
+        given |= set() if by_name else set(overlay.get("model") or {})
     if cfg.model.pretrained is not None:
         cfg.model = OmegaConf.merge(cfg.model, _of_file(cfg.model, given))
     return finish(cfg, validated)
+
+
+def _with_objective(arguments: list[str]) -> list[str | DictConfig]:
+    """The arguments with the overlay of their objective behind the last named one: under all that the user gives.
+
+    Its section `scales` holds, by the name of a scale's overlay, what is other at that scale.
+    """
+    named = [number for number, argument in enumerate(arguments) if argument in overlay_names()]
+    chosen = [argument.removeprefix("objective=") for argument in arguments if argument.startswith("objective=")]
+    for argument in () if chosen else arguments:
+        if argument not in overlay_names() and os.path.isfile(argument):
+            chosen += [name] if (name := _read_yaml(Path(argument)).get("objective")) else []
+    if not chosen:
+        return arguments
+    one_of("objective", chosen[-1], objective_names())
+    overlay = _read_yaml(CONFIGS / "objectives" / f"{chosen[-1]}.yaml")
+    scales = overlay.pop("scales", {})
+    own = [scales[arguments[number]] for number in named if arguments[number] in scales]
+    place = named[-1] + 1 if named else 0
+    return [*arguments[:place], OmegaConf.merge(overlay, *own), *arguments[place:]]
 
 
 def _of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
@@ -288,6 +315,11 @@ def _all_keys(known: dict, prefix: str = "", *, section: bool) -> list[str]:
     return keys
 
 
+def one_of(key: str, value: object, allowed: tuple | list) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value} must be one of {', '.join(map(str, allowed))}")
+
+
 def validate(cfg: DictConfig) -> None:
     """Refuses impossible combinations; each sentence names the key."""
 
@@ -295,9 +327,7 @@ def validate(cfg: DictConfig) -> None:
         if not condition:
             raise ValueError(sentence)
 
-    def one_of(key: str, value: object, allowed: tuple | list) -> None:
-        require(value in allowed, f"{key}={value} must be one of {', '.join(map(str, allowed))}")
-
+    one_of("objective", cfg.objective, objective_names())
     one_of("method", cfg.method, METHODS)
     one_of("data.storage", cfg.data.storage, ("on_the_fly", "disk"))
     one_of("data.mixed", cfg.data.mixed, MIXED)

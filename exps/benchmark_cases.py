@@ -25,8 +25,9 @@ from dinov2.data.masking import sample_masks
 from dinov2.eval.features import LAST_BLOCKS, autocast, block_tokens
 from dinov2.eval.probes import Probes
 from dinov2.models.vision_transformer import build_backbone
-from dinov2.train.anchor import AnchoredSSLModel
-from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel
+from dinov2.objectives import DINOv2
+from dinov2.objectives.objective import GLOBAL_CROPS, Batch
+from dinov2.train.anchor import with_anchor
 from dinov2.train.trainer import PRECISIONS, Trainer
 from Neighbor2Neighbor import denoisers
 from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
@@ -100,9 +101,9 @@ def random_batch(cfg: DictConfig, images: int, device: str) -> Batch:
     )
 
 
-def build_model(cfg: DictConfig, anchored: bool) -> SSLModel:
+def build_model(cfg: DictConfig, anchored: bool) -> DINOv2:
     torch.manual_seed(0)
-    return AnchoredSSLModel(cfg, weight=1.0) if anchored else SSLModel(cfg)
+    return with_anchor(DINOv2)(cfg, weight=1.0) if anchored else DINOv2(cfg)
 
 
 def training_step(job: Job, precision: str, anchored: bool = False) -> Case:

@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "dinov2.loss": ("utils.distributed", "utils.fused"),
     "dinov2.models": ("dinov2.layers", "dinov2.config", "dinov2.checkpoint", "utils"),
     "dinov2.data": ("utils",),
-    "dinov2.train": ("dinov2.layers", "dinov2.models", "dinov2.loss", "dinov2.data", "utils", "dinov2.config",
-                     "dinov2.checkpoint"),
+    "dinov2.objectives": ("dinov2.layers", "dinov2.models", "dinov2.loss", "utils.distributed", "utils.memory"),
+    "dinov2.train": ("dinov2.layers", "dinov2.models", "dinov2.loss", "dinov2.objectives", "dinov2.data", "utils",
+                     "dinov2.config", "dinov2.checkpoint"),
     "dinov2.train.__main__": ("dinov2", "utils"),  # wires the live kNN figure: train and eval know no other
     "dinov2.eval": ("dinov2.layers", "dinov2.models", "dinov2.data", "utils", "dinov2.config",
                     "dinov2.checkpoint", "dinov2.load_backbone"),
@@ -92,6 +93,7 @@ def test_rooms_import_only_what_they_may():
         ("dinov2.eval.knn", "from dinov2.train.trainer import Trainer"),
         ("dinov2.train.trainer", "from dinov2 import eval"),
         ("dinov2.loss.koleo", "from dinov2.layers.block import Block"),
+        ("dinov2.objectives.dinov2", "from dinov2.train.anchor import Anchored"),
         ("toy_mnist.model", "from Neighbor2Neighbor.unet import UNet"),
         ("dinov2.layers.attention", "from xformers.ops import memory_efficient_attention"),
     ],
@@ -142,3 +144,12 @@ def test_top_level_is_fixed():
     unknown = {name for name in found - TOP_LEVEL if not name.startswith(BROUGHT) and not name.endswith(".egg-info")}
     assert unknown == set()
     assert TOP_LEVEL - found == set()
+
+
+def test_loop_and_objectives_know_no_curriculum():
+    """Any objective is trained by any curriculum: neither has the other's words."""
+    files = [ROOT / "dinov2/train/trainer.py", *(ROOT / "dinov2/objectives").glob("*.py")]
+    for file in files:
+        source = file.read_text().lower()
+        for word in ("anchor", "denoised", "curriculum"):
+            assert word not in source, f"{file.name} says {word}"

@@ -23,9 +23,9 @@ from dinov2.eval.features import extract
 from dinov2.eval.knn import accuracies
 from dinov2.models.pretrained import fit
 from dinov2.models.weights import read_weights
+from dinov2.objectives import Objective
 from dinov2.train import curriculum, identity
 from dinov2.train.curriculum import Stage
-from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
 from utils import cli, distributed
 from utils.environment import record_environment
@@ -35,11 +35,11 @@ LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k
 DEFAULT_LR = load_defaults().optim.base_lr
 
 
-def start_fresh(stage: Stage, model: SSLModel, optimizer: Optimizer) -> None:
+def start_fresh(stage: Stage, model: Objective, optimizer: Optimizer) -> None:
     curriculum.initialise(stage, model, optimizer)
     if stage.init == "scratch" and stage.cfg.model.pretrained:
         weights, epochs = read_weights(stage.cfg.model.pretrained), stage.cfg.optim.head_warmup_epochs
-        for network in (model.student, model.teacher):
+        for network in model.trained():
             fit(network["backbone"], weights)
         if distributed.is_main():
             shape = ", ".join(f"{key} {value}" for key, value in weights.model.items())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from dinov2 import checkpoint
 from dinov2.loss import Center
 from dinov2.models.pretrained import load_pretrained
-from dinov2.train.ssl_model import Batch, SSLModel, Targets, build_network
+from dinov2.objectives import OBJECTIVES
+from dinov2.objectives.distillation import SelfDistillation, Targets, build_network
+from dinov2.objectives.objective import Batch
 
 
-class AnchoredSSLModel(SSLModel):
-    """SSLModel with the anchor's three terms.
+class Anchored(SelfDistillation):
+    """What `with_anchor` adds to an objective: the anchor's terms, which are the objective's own against its targets.
 
     weight: λ; weight_end: λ at the end of the stage (cosine between), or None.
     own_head: the frozen tokens go through the frozen head (anchor.head: frozen) instead of the EMA teacher's (ema).
@@ -35,7 +38,7 @@ class AnchoredSSLModel(SSLModel):
         self.anchor_dino_center = Center(tuple(self.dino_center.center.shape))
         self.anchor_ibot_center = Center(tuple(self.ibot_center.center.shape))
 
-    def train(self, mode: bool = True) -> AnchoredSSLModel:
+    def train(self, mode: bool = True) -> Anchored:
         super().train(mode)
         self.anchor.eval()
         return self
@@ -75,3 +78,14 @@ class AnchoredSSLModel(SSLModel):
     def load_anchor_file(self, path: Path) -> None:
         """The frozen network's backbone becomes that of a file of weights; its tokens go through the teacher's head."""
         load_pretrained(self.anchor["backbone"], path)
+
+
+@cache
+def with_anchor(objective: type[SelfDistillation]) -> type[Anchored]:
+    """The objective with an anchor."""
+    return type(f"Anchored{objective.__name__}", (Anchored, objective), {})
+
+
+def can_be_anchored(name: str) -> bool:
+    """Whether the objective of this name learns from a teacher's targets, which an anchor can give too."""
+    return issubclass(OBJECTIVES[name], SelfDistillation)

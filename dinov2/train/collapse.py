@@ -8,14 +8,9 @@ It is at most ln K. Where it stays near nothing nothing is distilled, however we
 
 from __future__ import annotations
 
-import math
-
-import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from dinov2.loss.prototypes import row_chunks
-from dinov2.train.diagnostics import entropy
+from dinov2.objectives.diagnostics import Information
 from utils import distributed
 
 WINDOW = 256  # crops at least, over all ranks: fewer make I of few images look large
@@ -30,38 +25,6 @@ ADVICE = {  # kind of collapse: keys to change, and how
 
 class Collapsed(ValueError):
     """The run was told to stop when its targets carry nothing (train.on_collapse: stop)."""
-
-
-class Information:
-    """Entropies of the targets of a window of crops; stays on the device until it is read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}  # name: [K + 2]: sum of p, sum of entropies, rows
-
-    @torch.no_grad()
-    def add(self, name: str, targets: Tensor) -> None:
-        """targets: probabilities [..., K]; rows of all ranks and micro-batches may be added one after another."""
-        rows = targets.flatten(0, -2)  # [n, K]
-        count = torch.full((), float(len(rows)), device=rows.device)
-        entropies = sum((entropy(rows[part].float()).sum() for part in row_chunks(rows)), torch.zeros_like(count))
-        new = torch.cat([rows.sum(dim=0, dtype=torch.float32), torch.stack([entropies, count])])
-        self.sums[name] = self.sums[name] + new if name in self.sums else new
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """{name: information and entropies in nats, ln K}; all ranks call it. Starts the next window."""
-        found = {}
-        for name, sums in self.sums.items():
-            total = distributed.all_reduce_sum(sums)
-            rows = total[-1].clamp(min=1)
-            of_mean, mean = entropy(total[:-2] / rows), total[-2] / rows
-            found[name] = {
-                "information": float(of_mean - mean),
-                "target_entropy": float(mean),
-                "target_entropy_of_mean": float(of_mean),
-                "log_prototypes": math.log(len(total) - 2),
-            }
-        self.sums = {}
-        return found
 
 
 def kind_of(found: dict[str, float]) -> str:

@@ -18,15 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from dinov2 import checkpoint
 from dinov2.config import anchor_source, escaped, load_run_config, stage_end, stage_overrides
 from dinov2.data.dataset import ImageDataset, Mix, dataset_from_config
+from dinov2.objectives import OBJECTIVES, Objective
 from dinov2.train import identity
-from dinov2.train.anchor import AnchoredSSLModel
+from dinov2.train.anchor import can_be_anchored, with_anchor
 from dinov2.train.optim import load_optimizer_state, optimizer_state
-from dinov2.train.ssl_model import SSLModel
 from utils import distributed
 from utils.images import read_manifest
 from utils.noise import NoiseSpec
 
-SHARED = ("model", "dino", "ibot", "crops", "seed")  # sections in which a stage and the run it builds on must agree
+# Keys and sections in which a stage and the run that it builds on must agree.
+SHARED = ("objective", "model", "dino", "ibot", "crops", "seed")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Stage:
 
 def plan(cfg: DictConfig) -> list[Stage]:
     entries = cfg.curriculum.stages
+    objective = cfg.objective
+    if any(entry.get("anchor") for entry in entries) and not can_be_anchored(objective):
+        able = ", ".join(name for name in OBJECTIVES if can_be_anchored(name))
+        raise ValueError(
+            f"objective={objective} learns from no teacher's targets, which an anchor (nct) could give too: "
+            f"take nc, or an objective of {able}"
+        )
     anchors = {number: anchor_source(cfg, number) for number, entry in enumerate(entries) if entry.get("anchor")}
     stages: list[Stage] = []
     for number, entry in enumerate(entries):
@@ -97,17 +105,18 @@ def _stage_config(cfg: DictConfig, entry: DictConfig, alone: bool) -> DictConfig
     return stage
 
 
-def build_model(stage: Stage) -> SSLModel:
-    """The stage's model with fresh weights (of the seed); anchored when the stage is."""
+def build_model(stage: Stage) -> Objective:
+    """The stage's objective with fresh weights (of the seed); anchored when the stage is."""
     torch.manual_seed(stage.cfg.seed)
+    objective = OBJECTIVES[stage.cfg.objective]
     if not stage.anchor:
-        return SSLModel(stage.cfg)
+        return objective(stage.cfg)
     cfg = stage.cfg.anchor
     weight = cfg.weights[str(NoiseSpec.parse(stage.cfg.noise))]
-    return AnchoredSSLModel(stage.cfg, weight, cfg.weight_end, own_head=cfg.head == "frozen")
+    return with_anchor(objective)(stage.cfg, weight, cfg.weight_end, own_head=cfg.head == "frozen")
 
 
-def initialise(stage: Stage, model: SSLModel, optimizer: torch.optim.Optimizer) -> None:
+def initialise(stage: Stage, model: Objective, optimizer: torch.optim.Optimizer) -> None:
     """A fresh start of the stage (not a resume): weights of the stage before.
 
     A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh. `continue`
@@ -129,7 +138,7 @@ def initialise(stage: Stage, model: SSLModel, optimizer: torch.optim.Optimizer) 
         print(f"starts from {source.path} (epoch {source.epoch}): {what}", flush=True)
 
 
-def load_anchor(stage: Stage, model: SSLModel) -> None:
+def load_anchor(stage: Stage, model: Objective) -> None:
     """Reads the frozen teacher from the run it comes from: at a fresh start and at every resume."""
     if not stage.anchor:
         return

@@ -28,10 +28,10 @@ from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.data.packed import Packed
+from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective, read_masks
 from dinov2.train.collapse import CollapseWatch
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
-from dinov2.train.ssl_model import GLOBAL_CROPS, Batch, SSLModel, read_masks
 from utils import distributed
 from utils.metrics_log import MetricsLog
 from utils.progress import Progress
@@ -82,7 +82,7 @@ def compile_parts(network: nn.ModuleDict) -> None:
     """torch.compile of blocks and heads. Of what is inside them: FSDP's gathering and diagnostics stay around it."""
     torch._dynamo.config.recompile_limit = 64  # all blocks of all networks are one function: of several shapes
     for module in network.values():
-        for part in module.blocks if hasattr(module, "blocks") else (module.mlp, module.last_layer):
+        for part in getattr(module, "blocks", None) or module.children():
             part.forward = torch.compile(part.forward)
 
 
@@ -224,12 +224,12 @@ class Trainer:
     def __init__(
         self,
         cfg: DictConfig,
-        model: SSLModel,
+        model: Objective,
         dataset: ImageDataset,
         stop_epoch: int,
         keep: tuple[int, ...] = (),
-        prepare: Callable[[SSLModel], None] = lambda model: None,
-        start_fresh: Callable[[SSLModel, torch.optim.Optimizer], None] = lambda model, optimizer: None,
+        prepare: Callable[[Objective], None] = lambda model: None,
+        start_fresh: Callable[[Objective, torch.optim.Optimizer], None] = lambda model, optimizer: None,
         live_knn: Callable[[nn.Module], float | None] | None = None,
         identity: str = "",
     ):
@@ -278,7 +278,7 @@ class Trainer:
         return found.iteration
 
     def save(self, evaluate: bool) -> None:
-        teacher = whole_state(self.model.teacher) if evaluate else None
+        teacher = whole_state(self.model.published()) if evaluate else None
         epoch = self.iteration // self.length
         keep_last = self.cfg.train.keep_last
         checkpoint.save(self.run, self.state(), self.iteration, epoch, teacher, keep_last, self.identity)
@@ -403,6 +403,7 @@ class Trainer:
         """A row with the live kNN figure; the one at iteration 0 is the untrained backbone's."""
         if not (self.live_knn and self.cfg.train.knn_every):
             return
-        accuracy = self.live_knn(self.model.teacher["backbone"])
+        accuracy = self.live_knn(self.model.eval().published()["backbone"])
+        self.model.train()
         if log and accuracy is not None:
             log.write({"iteration": self.iteration, "epoch": self.iteration / self.length, "live_knn_top1": accuracy})

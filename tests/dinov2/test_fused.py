@@ -10,7 +10,7 @@ from dinov2.data import augment, resample
 from dinov2.data.augment import Augment, AugmentParameters, Normalize
 from dinov2.data.packed import Packed
 from dinov2.loss import prototypes
-from dinov2.train.ssl_model import build_network
+from dinov2.objectives.distillation import build_network
 from dinov2.train.trainer import compile_parts
 from tests.dinov2.data.test_augment import MEAN, STD, batch, crops_config, generator
 from tests.dinov2.train.steps import steps_config

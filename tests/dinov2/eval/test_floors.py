@@ -12,7 +12,7 @@ from dinov2.config import load_config, load_run_config, save_run_config
 from dinov2.eval import common, floors
 from dinov2.eval.features import extract, labelled_dataset
 from dinov2.models.vision_transformer import build_backbone
-from dinov2.train.ssl_model import SSLModel
+from dinov2.objectives import DINOv2
 from tests.dinov2.eval.conftest import SETTINGS, make_run
 from utils.results import FIELDS, read_results
 
@@ -108,7 +108,7 @@ def test_untrained_is_where_training_starts(run):
     for name, seed in (("untrained-0", 0), ("untrained-1", 1)):
         built = floors.build(floors.floor_config(cfg, name, None)).state_dict()
         torch.manual_seed(seed)
-        started = SSLModel(cfg).teacher["backbone"].state_dict()
+        started = DINOv2(cfg).teacher["backbone"].state_dict()
         assert built.keys() == started.keys() and all(torch.equal(built[key], started[key]) for key in built)
 
 

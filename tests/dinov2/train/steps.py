@@ -7,10 +7,11 @@ import torch
 from omegaconf import OmegaConf
 
 from dinov2.config import load_defaults
-from dinov2.train.anchor import AnchoredSSLModel
+from dinov2.objectives import DINOv2
+from dinov2.objectives.objective import Batch
+from dinov2.train.anchor import with_anchor
 from dinov2.train.optim import apply_schedule, build_optimizer
 from dinov2.train.schedules import StepValues
-from dinov2.train.ssl_model import Batch, SSLModel
 from dinov2.train.trainer import clip_gradients
 from tests.conftest import fill_parameters, golden, seeded_input
 
@@ -46,10 +47,10 @@ def steps_config(name: str, **overrides):
     return OmegaConf.merge(load_defaults(), SMALL, SETTINGS[name], overrides)
 
 
-def steps_model(name: str, cfg) -> SSLModel:
+def steps_model(name: str, cfg) -> DINOv2:
     """The model of the recording: filled student, its copy as the teacher, filled anchor with its centres."""
     anchored = "anchored" in name
-    model = AnchoredSSLModel(cfg, 1.6, own_head=cfg.anchor.head == "frozen") if anchored else SSLModel(cfg)
+    model = with_anchor(DINOv2)(cfg, 1.6, own_head=cfg.anchor.head == "frozen") if anchored else DINOv2(cfg)
     fill_parameters(model.student, "student.")
     model.teacher.load_state_dict(model.student.state_dict())
     if anchored:
@@ -74,9 +75,7 @@ def recorded_batch(recorded: dict, step: int, part: int = 0, parts: int = 1) -> 
     return Batch(crops[0], crops[1], masks, crops[2])
 
 
-def run_steps(
-    name: str, model: SSLModel, cfg, part: int = 0, parts: int = 1, micro: int = 1
-) -> tuple[list[dict], dict]:
+def run_steps(name: str, model: DINOv2, cfg, part: int = 0, parts: int = 1, micro: int = 1) -> tuple[list[dict], dict]:
     """Three steps in the published order: terms and gradient norms of each, and the centres that the last step used.
 
     micro: micro-batches a step.
@@ -113,7 +112,7 @@ def check_history(name: str, history: list[dict[str, float]], skip: tuple[str, .
                 np.testing.assert_allclose(value, expected, rtol=1e-4 if step == 0 else 1e-2, err_msg=f"{step} {key}")
 
 
-def final_parameters(model: SSLModel) -> dict[str, torch.Tensor]:
+def final_parameters(model: DINOv2) -> dict[str, torch.Tensor]:
     """Parameters of student and teacher under the recording's names, whole also when they are sharded."""
     return {
         f"{owner}_{module}_{name}": (value.full_tensor() if hasattr(value, "full_tensor") else value).detach()

@@ -7,8 +7,8 @@ import torch
 
 from dinov2.config import load_config
 from dinov2.data.dataset import dataset_from_config
-from dinov2.train.anchor import AnchoredSSLModel
-from dinov2.train.ssl_model import SSLModel
+from dinov2.objectives import DINOv2
+from dinov2.train.anchor import with_anchor
 from dinov2.train.trainer import Trainer
 from tests.dinov2.train.tiny import make_tree, settings
 from tests.fake_cuda import FakeCuda, without_backward
@@ -29,7 +29,7 @@ def trainer_of(tree, output, anchored: bool, *more: str) -> Trainer:
         settings(tree, output, "train.precision=bf16", "train.log_every=100", f"data.denoised_root={tree}", *more)
     )
     torch.manual_seed(0)
-    model = AnchoredSSLModel(cfg, weight=1.0) if anchored else SSLModel(cfg)
+    model = with_anchor(DINOv2)(cfg, weight=1.0) if anchored else DINOv2(cfg)
     views = ("noisy", "denoised") if anchored else ("noisy",)
     return Trainer(cfg, model, dataset_from_config(cfg, "train", views), stop_epoch=1)
 

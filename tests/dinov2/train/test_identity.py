@@ -56,7 +56,7 @@ def copied(world: Path, tmp_path: Path) -> Path:
 
 # Values of keys whose type does not suggest one; {folder} is the world's.
 VALUES = {
-    "method": "nc", "noise": "gauss100", "data.root": "{folder}/moved/tiny", "data.name": "other",
+    "objective": "dino", "method": "nc", "noise": "gauss100", "data.root": "{folder}/moved/tiny", "data.name": "other",
     "data.storage": "disk", "data.noisy_root": "elsewhere", "data.in_chans": "1 data.mean=[0.5] data.std=[0.5]",
     "data.denoised_root": "{folder}/moved/noisy_tiny-gauss50-denoised", "data.mean": "[0.5,0.5,0.5]",
     "data.std": "[0.5,0.5,0.5]", "data.max_side": "20", "data.values": "range=[0,2]",

@@ -3,9 +3,9 @@
 import pytest
 
 from dinov2.config import load_config
+from dinov2.objectives.distillation import build_network
 from dinov2.train.optim import apply_schedule, build_optimizer, lr_multiplier, parameter_groups, wd_multiplier
 from dinov2.train.schedules import StepValues
-from dinov2.train.ssl_model import build_network
 from tests.conftest import golden
 
 RECORDED = golden("param_groups_vit_small.json")

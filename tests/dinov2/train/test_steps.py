@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dinov2.train.anchor import AnchoredSSLModel
-from dinov2.train.ssl_model import SSLModel
+from dinov2.objectives import DINOv2
+from dinov2.train.anchor import with_anchor
 from tests.conftest import golden
 from tests.dinov2.train.steps import (
     SETTINGS,
@@ -42,8 +42,8 @@ def test_anchor_without_weight_is_the_baseline_step_to_the_bit():
     name = "train_steps_anchored_head_current"
     cfg = steps_config(name)
     torch.manual_seed(0)
-    base = SSLModel(cfg)
-    anchored = AnchoredSSLModel(cfg, weight=0.0)
+    base = DINOv2(cfg)
+    anchored = with_anchor(DINOv2)(cfg, weight=0.0)
     anchored.student.load_state_dict(base.student.state_dict())
     anchored.teacher.load_state_dict(base.teacher.state_dict())
     forwards = []
@@ -74,7 +74,7 @@ def test_anchor_is_frozen_and_not_in_checkpoints():
 
 def test_anchor_weight_follows_its_schedule():
     cfg = steps_config("train_steps_anchored_head_current")
-    model = AnchoredSSLModel(cfg, weight=2.0, weight_end=0.5)
+    model = with_anchor(DINOv2)(cfg, weight=2.0, weight_end=0.5)
     assert [round(model.weight_at(p), 6) for p in (0.0, 0.5, 1.0)] == [2.0, 1.25, 0.5]
 
 

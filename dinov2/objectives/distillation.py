@@ -1,7 +1,7 @@
-"""DINOv2's student and EMA teacher: outputs, targets, losses. Reads top-down like the algorithm.
+"""Self-distillation over prototypes, what DINO, iBOT and DINOv2 share: an EMA teacher whose targets the student meets.
 
 One step: teacher targets from the unmasked global crops → student outputs from the masked global and the local crops →
-DINO (local, global), iBOT and KoLeo losses. Subclasses add teachers through `extra_targets`.
+`losses`, which each objective writes in its own file. Further teachers join through `extra_targets`.
 """
 
 from __future__ import annotations
@@ -13,37 +13,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from dinov2.layers.dino_head import DINOHead
-from dinov2.loss import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from dinov2.loss import Center, dino_loss, sinkhorn_knopp
 from dinov2.models.vision_transformer import build_backbone
-from dinov2.train.collapse import Information
-from dinov2.train.diagnostics import diagnose
-from utils.memory import keep_freed_memory
-
-GLOBAL_CROPS = 2
-
-
-def read_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of masks [2 * B, N]: the positions of the masked patches in [2 * B * N], and each one's weight in the loss, the
-    inverse of its crop's number.  # both [M]; how many is asked of the masks, so a device had to be waited for"""
-    masked = masks.flatten().nonzero().squeeze(1)
-    per_crop = masks.sum(dim=1, keepdim=True).clamp(min=1).float()  # [2 * B, 1]
-    return masked, (1 / per_crop).expand_as(masks)[masks]
-
-
-@dataclass
-class Batch:
-    """One micro-batch of B images; crops are crop-major (all first crops, then all second ones)."""
-
-    global_crops: Tensor  # [2 * B, C, S, S]
-    local_crops: Tensor  # [L * B, C, s, s]
-    masks: Tensor  # [2 * B, N] bool
-    other_global_crops: Tensor | None = None  # [2 * B, C, S, S]: the same crops of a second view of each image
-    masked: Tensor | None = None  # [M], with the next of `read_masks`; None: read from the masks
-    mask_weights: Tensor | None = None  # [M]
-
-    def __post_init__(self) -> None:
-        if self.masked is None:
-            self.masked, self.mask_weights = read_masks(self.masks)
+from dinov2.objectives.diagnostics import diagnose
+from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective, follow
 
 
 @dataclass
@@ -88,48 +61,55 @@ def tokens_through_heads(network: nn.ModuleDict, *cls: Tensor, patches: Tensor) 
     return list(network["dino_head"](torch.cat(tokens)).split([len(part) for part in tokens]))
 
 
-class SSLModel(nn.Module):
-    """Student, EMA teacher, centres. `forward` gives the loss to back-propagate and the terms to display."""
+def cls_losses(student: StudentOutputs, targets: list[Targets], terms_in_all: int) -> dict[str, Tensor]:
+    """DINO on local and global crops over the number of terms, against the targets of all teachers.
+
+    term → [teachers]
+    """
+    cls, losses = [target.cls for target in targets], {}
+    if len(student.local_cls):
+        losses["dino_local_crops_loss"] = dino_loss(student.local_cls, cls) / terms_in_all
+    # Each global crop meets the other crop's target only; the factor is the number of such pairs.
+    pairs = dino_loss(student.global_cls.flatten(0, 1)[None], [target.flatten(0, 1)[None] for target in cls])
+    losses["dino_global_crops_loss"] = pairs * GLOBAL_CROPS / terms_in_all
+    return losses
+
+
+def total_and_terms(losses: Tensor, displayed: dict[str, Tensor], targets: list[Targets]):
+    """Weighted sum of the teachers' losses [teachers], and their terms by name."""
+    terms = {t.prefix + name: values[i] for i, t in enumerate(targets) for name, values in displayed.items()}
+    return sum(target.weight * loss for target, loss in zip(targets, losses, strict=True)), terms
+
+
+class SelfDistillation(Objective):
+    """Student, EMA teacher, centres. `losses` is the objective's own."""
 
     def __init__(self, cfg: DictConfig):
-        super().__init__()
-        keep_freed_memory()
-        self.cfg = cfg
+        super().__init__(cfg)
         self.student = build_network(cfg, drop_path=True)
         self.teacher = build_network(cfg)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.dino_center = Center((1, cfg.dino.prototypes))
         self.ibot_center = Center((1, 1, (cfg.ibot if cfg.ibot.separate_head else cfg.dino).prototypes))
-        self.observing = False  # when set, forward also fills `diagnostics`
-        self.diagnostics: dict[str, float] = {}
-        self.information: Information | None = None  # when set, forward adds the teacher's targets to it
-
-    def networks(self) -> list[nn.ModuleDict]:
-        """All networks, to be placed and sharded alike."""
-        return [self.student, self.teacher]
-
-    def train(self, mode: bool = True) -> SSLModel:
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] and the terms as the public code displays them; progress: share of the schedule done, in [0, 1]."""
         targets = self.teacher_targets(batch, teacher_temp)
         more_targets = self.extra_targets(batch, teacher_temp, progress)
         self.student["dino_head"].observing = self.observing
         student = self.student_outputs(batch)
         self.observe(targets, student)
-        loss, terms = self.distillation_losses(student, [targets, *more_targets], batch)
-        koleo = self.cfg.dino.koleo_weight * sum(koleo_loss(tokens) for tokens in student.cls_tokens)
-        terms["koleo_loss"] = koleo / GLOBAL_CROPS
-        return loss + koleo, terms
+        return self.losses(student, [targets, *more_targets], batch)
+
+    def losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [] and terms, against the targets of all teachers, the EMA teacher's first."""
+        raise NotImplementedError
 
     def observe(self, targets: Targets, student: StudentOutputs) -> None:
         if self.information is not None:
             self.information.add("cls", targets.cls)
-            self.information.add("patches", targets.patches)
+            if self.cfg.ibot.mask_probability:  # the same on all ranks
+                self.information.add("patches", targets.patches)
         if self.observing:
             bottleneck = self.student["dino_head"].bottleneck.narrow(
                 0, student.local_cls[..., 0].numel(), student.global_cls[..., 0].numel()
@@ -181,44 +161,10 @@ class SSLModel(nn.Module):
             cls_tokens=cls.unflatten(0, (GLOBAL_CROPS, images)),
         )
 
-    def distillation_losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch):
-        """Weighted sum and terms of DINO on local and global crops and iBOT, against the targets of all teachers."""
-        cls = [target.cls for target in targets]
-        local_crops = len(student.local_cls)
-        # At least 1 for the local terms, as published: without local crops the global term is divided by 3, not 2.
-        terms_in_all = max(local_crops * GLOBAL_CROPS, 1) + GLOBAL_CROPS * (GLOBAL_CROPS - 1)
-        dino = {}  # term → [teachers]
-        if local_crops:
-            dino["dino_local_crops_loss"] = dino_loss(student.local_cls, cls) / terms_in_all
-        # Each global crop meets the other crop's target only; the factor is the number of such pairs.
-        pairs = dino_loss(student.global_cls.flatten(0, 1)[None], [target.flatten(0, 1)[None] for target in cls])
-        dino["dino_global_crops_loss"] = pairs * GLOBAL_CROPS / terms_in_all
-        ibot = ibot_loss(student.patches, [t.patches for t in targets], batch.mask_weights, crops=len(batch.masks))
-        losses = self.cfg.dino.weight * sum(dino.values()) + self.cfg.ibot.weight * ibot  # [teachers]
-        # The iBOT term is displayed halved, as the public code does.
-        displayed = dino | {"ibot_loss": ibot / 2}
-        terms = {t.prefix + name: values[i] for i, t in enumerate(targets) for name, values in displayed.items()}
-        return sum(target.weight * loss for target, loss in zip(targets, losses, strict=True)), terms
-
     @torch.no_grad()
     def finish_step(self, momentum: float) -> None:
-        """After the optimiser's step: centres take in this step's logits, the teacher follows the student."""
+        """Centres take in this step's logits, the teacher follows the student."""
         for module in self.modules():
             if isinstance(module, Center):
                 module.update()
-        student = [local_tensor(p) for p in self.student.parameters()]
-        teacher = [local_tensor(p) for p in self.teacher.parameters()]
-        torch._foreach_mul_(teacher, momentum)
-        torch._foreach_add_(teacher, student, alpha=1 - momentum)
-
-    def checkpoint_state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of this model."""
-        return self.state_dict()
-
-    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
-        self.load_state_dict(state)
-
-
-def local_tensor(parameter: Tensor) -> Tensor:
-    """This rank's shard; the tensor itself when it is not sharded."""
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        follow(self.teacher, self.student, momentum)
