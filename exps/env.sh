@@ -1,6 +1,8 @@
 # Finds a Python that satisfies the requirements, or makes one. Sourced by scripts that stand in the project's root.
 #   use_python FILE...     sets PYTHON to the active environment's python, else .venv's; fails where none satisfies FILE...
 #   make_python FILE...    the same, but installs into .venv what is missing
+#   pipeline SCRIPT ARGUMENT...    runs the script of that name; $root is set, and paths are seen from where one stands
+set -eu
 
 # Whether the python $1 is new enough and holds what the requirement files $2... name.
 satisfies() {
@@ -50,4 +52,16 @@ make_python() {
     done
     echo "error: Python 3.11 or newer is needed; install it (Debian: apt-get install python3 python3-venv)" >&2
     exit 2
+}
+
+pipeline() {
+    script=$1 caller=$(pwd)
+    shift
+    cd "$root"
+    case "$script $* " in
+        *' --dry-run '* | *' --help '* | *' -h '*) use_python requirements.txt ;;
+        quickstart\ *) make_python requirements.txt ;;
+        *) use_python requirements.txt ;;
+    esac
+    exec "$PYTHON" exps/pipeline.py "$script" "$caller" "$@"
 }

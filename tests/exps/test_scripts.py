@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dinov2.config import load_config
+from dinov2.run import stages
+from dinov2.run.options import Options, finish
 from utils.results import append_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +115,9 @@ def test_own_data_other_scale_and_a_noise_without_lambda(tmp_path):
     data = tmp_path / "my data"
     (data / "train").mkdir(parents=True)
     options = ["--data", "my data", "--noise", "shot3", "--scale", "imagenet100"]
+    refused = run("sh", ROOT / "exps/quickstart.sh", *options, "--dry-run", cwd=tmp_path)
+    assert refused.returncode == 2 and "give anchor.weights.shot3=NUMBER, or leave nct out: --method" in refused.stderr
+    options += [word for method in ("dinov2", "n2n", "nc", "clean") for word in ("--method", method)]
     listed = commands("sh", ROOT / "exps/quickstart.sh", *options, cwd=tmp_path)
     trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
     assert [command[2:4] for command in trained] == [["imagenet100", m] for m in ("dinov2", "n2n", "nc", "clean")]
@@ -123,6 +128,13 @@ def test_own_data_other_scale_and_a_noise_without_lambda(tmp_path):
     assert not [command for command in listed if "generate_noise" in command[0]]
     listed = commands("sh", "exps/5_pretrain.sh", "shot3", "--scale", "imagenet100", "anchor.weights.shot3=3")
     assert "nct" in [command[3] for command in listed]
+
+
+@pytest.mark.parametrize("scale", ["quickstart", "imagenette", "imagenet100", "imagenet1k"])
+def test_images_that_are_noisy_by_nature_have_a_lambda_at_every_scale(scale):
+    listed = commands("sh", "exps/5_pretrain.sh", "none", "--scale", scale, "--method", "nct")
+    cfg = load_config(listed[-1][2:])
+    assert cfg.anchor.weights["none"] == 2.0
 
 
 def test_natural_noise_adds_none_and_has_no_ceiling():
@@ -164,18 +176,15 @@ def test_published_commands_cover_the_paper(shell):
     assert trained == [("nct", noise) for noise in ("gauss255", "gauss100", "shot1", "speckle1.0")]
 
 
-def test_denoised_trees_are_found_where_the_published_steps_move_them(tmp_path):
+def test_denoised_trees_are_found_where_the_published_steps_move_them(tmp_path, monkeypatch):
     """A tree left in Neighbor2Neighbor/ (the second mv left out) is used from there."""
-    for name in ("exps", "dinov2/configs", "Neighbor2Neighbor/noisy_mini-imagenet-shot1-denoised"):
-        (tmp_path / name).mkdir(parents=True)
-    for name in ("common.sh", "env.sh", "5_pretrain.sh"):
-        shutil.copy(ROOT / "exps" / name, tmp_path / "exps")
-    shutil.copy(ROOT / "dinov2/configs/imagenet100.yaml", tmp_path / "dinov2/configs")
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
-    script = tmp_path / "exps/5_pretrain.sh"
-    listed = commands("sh", script, "--scale", "imagenet100", "--method", "n2n", "shot1", "shot3", cwd=tmp_path)
-    assert value(listed[0], "data.denoised_root") == "Neighbor2Neighbor/noisy_mini-imagenet-shot1-denoised"
-    assert value(listed[1], "data.denoised_root") == "noisy_mini-imagenet-shot3-denoised"
+    (tmp_path / "Neighbor2Neighbor/noisy_mini-imagenet-shot1-denoised").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    options = Options(scale="imagenet100", methods=["n2n"], noises=["shot1", "shot3"])
+    finish(options)
+    first, second = (step.command for step in stages.pretrain(options))
+    assert value(first, "data.denoised_root") == "Neighbor2Neighbor/noisy_mini-imagenet-shot1-denoised"
+    assert value(second, "data.denoised_root") == "noisy_mini-imagenet-shot3-denoised"
 
 
 def test_trial_cuts_every_schedule():
@@ -186,9 +195,6 @@ def test_trial_cuts_every_schedule():
     for command in trained:
         assert value(command, "trial") == "true"
         assert int(value(command, "train.epochs")) * int(value(command, "train.epoch_length")) == 22
-    sys.path.insert(0, str(ROOT))
-    from dinov2.config import load_config
-
     cfg = load_config(trained[3][2:])
     assert [stage.epochs for stage in cfg.curriculum.stages] == [2, 1] and cfg.anchor.epoch == 1
 
@@ -221,7 +227,11 @@ def test_imagenet1k_jobs_for_other_channels():
     "arguments, message",
     [
         (["--scale", "imagenet1000"], "no scale imagenet1000"),
-        (["--nosie", "gauss50"], "unknown option --nosie"),
+        (["--nosie", "gauss50"], "unknown option --nosie: did you mean --noise?"),
+        (["--method", "nctt"], "--method nctt is none of dinov2, n2n, nc, nct, clean: did you mean nct?"),
+        (["--eval", "kNN"], "--eval kNN is none of"),
+        (["gaus50"], "gaus50"),
+        (["--sides", "64"], "--sides: takes two whole numbers such as 64,256, not 64"),
         (["--data"], "--data needs a value"),
         (["--steps", "many"], "not many"),
         (["--gpus", "0"], "not 0"),
@@ -237,43 +247,13 @@ def test_wrong_options_are_refused(arguments, message):
     assert done.stderr.startswith("error:") and message in done.stderr
 
 
-def test_help_shows_the_options():
+def test_help_shows_the_options_and_the_defaults_of_the_script():
     done = run("sh", "exps/6_evaluate.sh", "--help")
     assert done.returncode == 0
-    assert "Stage 6" in done.stdout and "--checkpoints" in done.stdout and "esac" not in done.stdout
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_once_runs_again_only_for_a_change_or_a_failure(shell, tmp_path):
-    """A failed command leaves no marker and ends the script with its exit code; other input runs it again."""
-    counter, read = tmp_path / "count", tmp_path / "read"
-    read.write_text("1")
-    body = '. exps/common.sh; once "$output/x" "$(sums "$output/read")" sh -c "echo run >>$output/count; exit $code"'
-
-    def call(code):
-        return run(shell, "-c", f"code={code}; {body}; echo went on", ROOT / "exps/test", "--output", tmp_path)
-
-    failed = call(3)
-    assert failed.returncode == 3 and "exit code 3" in failed.stderr and "went on" not in failed.stdout
-    assert call(0).returncode == 0 and counter.read_text() == "run\n" * 2
-    assert "finished before: sh" in call(0).stdout and counter.read_text() == "run\n" * 2
-    read.write_text("2")
-    assert "finished before: sh" not in call(0).stdout and counter.read_text() == "run\n" * 3
-    read.unlink()  # no state at all
-    assert "finished before: sh" not in call(0).stdout and "finished before" in call(0).stdout
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_a_changed_override_reaches_the_program(shell, tmp_path):
-    """Whatever ended well before: the program is the one to say whether it is the same run."""
-    body = '. exps/common.sh; eval "set -- $overrides"; once "$output/x" "" sh -c "echo \\$0 >>$output/log" "$@"'
-
-    def call(*overrides):
-        return run(shell, "-c", body, ROOT / "exps/test", "--output", tmp_path, *overrides).stdout
-
-    for override in ("optim.base_lr=1", "optim.base_lr=2", "optim.base_lr=1"):
-        assert "finished before: sh" not in call(override) and "finished before: sh" in call(override)
-    assert (tmp_path / "log").read_text() == "optim.base_lr=1\noptim.base_lr=2\noptim.base_lr=1\n"
+    assert "Stage 6" in done.stdout and "--checkpoints" in done.stdout and "[last]" in done.stdout
+    text = run("sh", "exps/linear_probe_nct.sh", "--help").stdout
+    assert "[gauss255 gauss100 shot1 speckle1.0]" in text and "[nct]" in text and "[imagenet100]" in text
+    assert "[all]" in text and "root=" not in text
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -347,23 +327,6 @@ def test_environment_must_satisfy_the_requirements(tmp_path):
     assert satisfied("torch>=2.1  # reason\n\nnumpy\n")
     assert not satisfied("torch>=99\n")
     assert not satisfied("numpy\nno-such-package\n")
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("folder", ["train", ".", "train/ant"])
-def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, shell, folder):
-    (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
-    (tmp_path / "data" / folder / "a.png").touch()
-    function = f'PYTHON={sys.executable}; eval "$(sed -n "/^tree_state()/,/^}}/p" exps/common.sh)"; tree_state "$0"'
-
-    def state():
-        return run(shell, "-c", function, tmp_path / "data").stdout
-
-    before = state()
-    (tmp_path / "data/.index-train.json").touch()  # written by a run
-    assert before and state() == before
-    (tmp_path / "data" / folder / "b.png").touch()
-    assert state() != before
 
 
 def test_the_limit_of_pixels_reaches_every_stage():

@@ -1,0 +1,96 @@
+"""The runner of a pipeline: each command once, printed, until the first that fails."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dinov2.run.options import Options, finish, from_root
+from dinov2.run.pipeline import CommandFailed, Runner, Step, tree_state
+from dinov2.run.stages import evaluate, runs_of
+from tests.conftest import ROOT
+
+APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
+
+
+def step(log: Path, word: str = "x", code: int = 0, **more) -> Step:
+    return Step(["-c", APPEND, str(log), word, str(code)], **more)
+
+
+def test_a_command_is_run_again_only_for_a_change_or_a_failure(tmp_path, capfd):
+    log, runner = tmp_path / "log", Runner(str(tmp_path))
+    with pytest.raises(CommandFailed) as failed:
+        runner.run([step(log, code=3, name="a"), step(log, "never")])
+    assert failed.value.code == 3 and "exit code 3" in str(failed.value) and log.read_text() == "x"
+    runner.run([step(log, name="a", state="1")])
+    runner.run([step(log, name="a", state="1")])
+    assert log.read_text() == "xx" and "finished before: " in capfd.readouterr().out
+    for state in ("2", "", "2"):  # what it read, another each time
+        runner.run([step(log, name="a", state=state)])
+    runner.run([step(log, "y", name="a", state="2")])  # another command
+    assert log.read_text() == "xxxxxy"
+    (tmp_path / ".done/a").write_text("python -m something\n\n1234 5 file")  # of another form, or damaged
+    runner.run([step(log, "z", name="a", state="2"), step(log), step(log)])  # those without a name are run each time
+    assert log.read_text() == "xxxxxyzxx"
+
+
+def test_a_dry_run_prints_and_leaves_no_trace(tmp_path, capsys):
+    hostile = f'it\'s $(touch {tmp_path}/run) `x`; "y" *'
+    Runner(str(tmp_path / "o"), dry=True).run([step(tmp_path / "log", hostile, name="a"), Step([], note="a note")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert shlex.split(first)[2:] == step(tmp_path / "log", hostile).command and second == "a note"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_ends_the_command_too(tmp_path):
+    body = "import time, pathlib; pathlib.Path('started').touch(); time.sleep(60)"
+    script = (
+        "import signal, sys; from dinov2.run.pipeline import execute\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"execute(['-c', {body!r}])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+
+
+@pytest.mark.parametrize("folder", ["train", ".", "train/ant"])
+def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, folder):
+    (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data" / folder / "a.png").touch()
+    before = tree_state(str(tmp_path / "data"))
+    (tmp_path / "data/.index-train.json").touch()  # written by a run
+    assert tree_state(str(tmp_path / "data")) == before
+    (tmp_path / "data" / folder / "b.png").touch()
+    assert tree_state(str(tmp_path / "data")) != before
+
+
+def test_paths_are_the_callers():
+    assert from_root("a b/", "/root/x", "/root") == "x/a b"
+    assert from_root("/else/a", "/root", "/root") == "/else/a"
+    assert from_root("-x", "/root", "/root") == "./-x"
+    assert from_root(".", str(ROOT / "docs"), str(ROOT)) == "docs"
+
+
+def test_data_without_labels_is_evaluated_by_what_needs_none(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        (tmp_path / f"data/{name}.png").touch()
+    (tmp_path / "o/none/nct").mkdir(parents=True)
+    (tmp_path / "o/none/nct/config.yaml").touch()
+    options = Options(data=str(tmp_path / "data"), output=str(tmp_path / "o"), noises=["none"], methods=["nct"])
+    finish(options)
+    steps = list(evaluate(options))
+    assert [step.command[1] for step in steps if step.command] == ["dinov2.eval.pca"]
+    assert steps[0].note.startswith("linear, knn: left out, ") and "has no labels" in steps[0].note
+
+
+def test_the_ceiling_comes_last_and_not_without_a_noise():
+    assert list(runs_of(Options(methods=["clean", "nct"])))[-1] == ("none", "clean")
+    assert list(runs_of(Options(methods=["clean", "nct"], noises=["none"]))) == [("none", "nct")]
