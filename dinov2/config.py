@@ -14,60 +14,23 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dinov2.models.vision_transformer import ARCHS
+from dinov2.keys import FREE_FORM, PAGE, STAGE, Key, defaults, keys, one_of
 from utils.files import atomic_path
-from utils.images import MIXED
 from utils.noise import NoiseSpec
-from utils.readers import STACKS
 from utils.values import check as check_values
 
-CONFIGS = Path(__file__).parent / "configs"
-FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # their keys are the user's
-STAGE_KEYS = {  # key of a stage: a value of its type
-    "view": "", "noise": "", "epochs": 0, "stop": 0, "dir": "", "init": "", "from_epoch": 0, "anchor": False,
-    "mix": [0.0], "set": {}, "method": "",
-}  # fmt: skip
-METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
-VIEWS = ("noisy", "denoised", "clean", "mix")
-OPTIONAL = {  # keys that may be null, whose type their default does not show
-    "model.depth": 0, "model.pos_embed_size": 0, "curriculum.restart_epoch": 0, "curriculum.noisy_epochs": 0,
-    "anchor.epoch": 0, "anchor.weight_end": 0.0, "anchor.run": "", "model.pretrained": "", "data.name": "",
-    "data.noisy_root": "", "data.denoised_root": "", "data.index_cache": "", "data.max_side": 0, "eval.view": "",
-    "data.val": 0.0, "data.group": "", "data.labels": "", "train.compile": False,
-    "eval.retrieval.denoised_root": "", "eval.retrieval.distractors": "",
-}  # fmt: skip
-AT_LEAST = {  # smallest value: keys
-    1: ("data.in_chans", "data.max_side", "data.max_pixels", "crops.global_size", "crops.local_size", "model.depth",
-        "model.patch_size", "model.pos_embed_size", "dino.prototypes", "dino.bottleneck", "dino.layers", "dino.hidden",
-        "ibot.prototypes", "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs",
-        "train.epoch_length", "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every",
-        "curriculum.restart_epoch", "curriculum.noisy_epochs", "anchor.epoch"),
-    0: ("data.workers", "data.split_seed", "crops.local_number", "model.layerscale", "dino.weight",
-        "dino.koleo_weight", "ibot.weight", "teacher.warmup_temp_epochs", "optim.frozen_blocks", "optim.base_lr",
-        "optim.min_lr", "optim.warmup_epochs", "optim.weight_decay", "optim.weight_decay_end", "optim.clip_grad",
-        "optim.freeze_last_layer_epochs", "optim.head_warmup_epochs",
-        "train.keep_last", "train.knn_every", "anchor.weight_end"),
-}  # fmt: skip
-# In [0, 1].
-SHARES = ("crops.flip", "crops.grey", "ibot.mask_probability", "teacher.momentum", "teacher.final_momentum")
-RANGES = ("crops.global_scale", "crops.local_scale", "ibot.mask_ratio")  # [low, high] in [0, 1]
-
-
-@lru_cache(maxsize=1)
-def _defaults() -> dict:
-    """default.yaml, unresolved: read once, because parsing takes longer than all the rest."""
-    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "default.yaml"))
+CONFIGS = PAGE.parent
+WEIGHT = Key.of(0.0)  # of an anchor
 
 
 def load_defaults() -> DictConfig:
-    return OmegaConf.create(_defaults())
+    return OmegaConf.create(defaults())
 
 
 def overlay_names() -> list[str]:
@@ -115,7 +78,7 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
             source = f" in overlay {argument}"
         else:
             overlay, source = _from_argument(argument), ""
-        _check_keys(overlay, _defaults(), source)
+        _check_keys(overlay, defaults(), source)
         cfg = OmegaConf.merge(cfg, overlay)
         by_name = isinstance(argument, DictConfig) or argument in overlay_names()
         given |= set() if by_name else set(overlay.get("model") or {})
@@ -251,10 +214,8 @@ def _from_argument(argument: str) -> DictConfig:
 
 def parse_value(key: str, text: str) -> object:
     """What key=text stands for: text itself, escaped, where the key holds text; else, and for null, the YAML in it."""
-    default = _defaults()
-    for part in key.split("."):
-        default = default.get(part) if isinstance(default, dict) else None
-    if text not in ("", "null") and isinstance(OPTIONAL.get(key, default), str):
+    holds = keys().get(key)
+    if text not in ("", "null") and holds and holds.kind is str and not holds.many:
         return escaped(text)
     return OmegaConf.create(f"value: {text or 'null'}")["value"]
 
@@ -264,44 +225,17 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
         name = f"{prefix}{key}"
         if key not in known:
             section = isinstance(OmegaConf.to_container(overlay)[key], dict)
-            close = difflib.get_close_matches(name, _all_keys(_defaults(), section=section), n=1, cutoff=0.5)
+            close = difflib.get_close_matches(name, _all_keys(defaults(), section=section), n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"unknown key {name}{source}{hint}")
         if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
             continue
-        value = overlay[key]
-        default = OPTIONAL.get(name, known[key])
-        if isinstance(default, dict):
-            if not OmegaConf.is_dict(value):
-                raise ValueError(f"{name}{source} is a section: give {name}.KEY=VALUE")
-            if name not in FREE_FORM:
-                _check_keys(value, known[key], source, f"{name}.")
-        elif default is not None and not _same_type(value, default) and not (value is None and name in OPTIONAL):
-            text = "null" if value is None else value
-            raise ValueError(f"{name}={text}{source} must be {_type_name(default)}")
-        elif isinstance(default, str) and isinstance(value, int | float):
-            raise ValueError(f"{name}={value}{source} is a number to YAML, maybe another than was written: quote it")
-
-
-def _same_type(value: object, default: object) -> bool:
-    if isinstance(default, str) and default.startswith("${"):
-        return True  # of the type of another key
-    if isinstance(default, list):
-        return OmegaConf.is_list(value) and all(_same_type(entry, default[0]) for entry in value if default)
-    if isinstance(default, dict):
-        return OmegaConf.is_dict(value)
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, int | float):
-        return isinstance(value, int if isinstance(default, int) else int | float)
-    return isinstance(value, str | int | float)
-
-
-def _type_name(default: object) -> str:
-    if isinstance(default, list):
-        return f"a list, each entry {_type_name(default[0])}" if default else "a list"
-    names = {bool: "true or false", int: "a whole number", float: "a number", dict: "{key: value}"}
-    return names.get(type(default), "a text")
+        if name in keys():
+            keys()[name].check_kind(name, overlay[key], source)
+        elif not OmegaConf.is_dict(overlay[key]):
+            raise ValueError(f"{name}{source} is a section: give {name}.KEY=VALUE")
+        elif name not in FREE_FORM:
+            _check_keys(overlay[key], known[key], source, f"{name}.")
 
 
 def _all_keys(known: dict, prefix: str = "", *, section: bool) -> list[str]:
@@ -315,11 +249,6 @@ def _all_keys(known: dict, prefix: str = "", *, section: bool) -> list[str]:
     return keys
 
 
-def one_of(key: str, value: object, allowed: tuple | list) -> None:
-    if value not in allowed:
-        raise ValueError(f"{key}={value} must be one of {', '.join(map(str, allowed))}")
-
-
 def validate(cfg: DictConfig) -> None:
     """Refuses impossible combinations; each sentence names the key."""
 
@@ -327,31 +256,11 @@ def validate(cfg: DictConfig) -> None:
         if not condition:
             raise ValueError(sentence)
 
+    for name, key in keys().items():
+        key.check_bounds(name, OmegaConf.select(cfg, name))
     one_of("objective", cfg.objective, objective_names())
-    one_of("method", cfg.method, METHODS)
-    one_of("data.storage", cfg.data.storage, ("on_the_fly", "disk"))
-    one_of("data.mixed", cfg.data.mixed, MIXED)
-    one_of("data.stack", cfg.data.stack, STACKS)
-    one_of("model.arch", cfg.model.arch, tuple(ARCHS))
-    one_of("model.ffn", cfg.model.ffn, ("mlp", "swiglu"))
-    one_of("model.pos_embed", cfg.model.pos_embed, ("learned", "rope"))
-    one_of("teacher.centering", cfg.teacher.centering, ("centering", "sinkhorn_knopp"))
-    one_of("train.precision", cfg.train.precision, ("fp32", "bf16", "fp16"))
-    one_of("train.on_collapse", cfg.train.on_collapse, ("warn", "stop"))
-    one_of("anchor.head", cfg.anchor.head, ("ema", "frozen"))
     NoiseSpec.parse(cfg.noise)
-    require(cfg.data.val is None or 0 < cfg.data.val < 1, f"data.val={cfg.data.val} must lie between 0 and 1")
     check_values(cfg.data["values"], "data.values")
-    for least, keys in AT_LEAST.items():
-        for key in keys:
-            value = OmegaConf.select(cfg, key)
-            require(value is None or value >= least, f"{key}={value} must be at least {least}")
-    for key in SHARES:
-        require(0 <= OmegaConf.select(cfg, key) <= 1, f"{key}={OmegaConf.select(cfg, key)} must lie within 0 and 1")
-    for key in RANGES:
-        pair = list(OmegaConf.select(cfg, key))
-        rising = len(pair) == 2 and 0 <= pair[0] <= pair[1] <= 1
-        require(rising, f"{key}={pair} must be two numbers that rise within 0 and 1")
     channels = cfg.data.in_chans
     for key in ("mean", "std"):
         count = len(cfg.data[key])
@@ -361,37 +270,32 @@ def validate(cfg: DictConfig) -> None:
         size = OmegaConf.select(cfg, key) or 0
         near = f"{key}={max(patch, round(size / patch) * patch)}"
         require(size % patch == 0, f"{key}={size} is no multiple of model.patch_size={patch}: take {near}")
-    require(0 <= cfg.model.registers <= 4, f"model.registers={cfg.model.registers} must be 0 to 4")
-    require(0 <= cfg.model.drop_path < 1, f"model.drop_path={cfg.model.drop_path} must be at least 0 and below 1")
-    depth, frozen = cfg.model.depth or ARCHS[cfg.model.arch][1], cfg.optim.frozen_blocks
-    require(frozen <= depth, f"optim.frozen_blocks={frozen} is more than the {depth} blocks of model.depth")
     batch, micro = cfg.train.batch_size, cfg.train.accumulate
     require(batch % micro == 0, f"train.batch_size={batch} is no multiple of train.accumulate={micro}")
     for key in cfg.resume.allow:
-        known = any(key in _all_keys(_defaults(), section=section) for section in (True, False))
+        known = any(key in _all_keys(defaults(), section=section) for section in (True, False))
         known = known or str(key).startswith("anchor.weights.")
         require(known, f"resume.allow={list(cfg.resume.allow)}: {key} is no key")
     for noise, weight in cfg.anchor.weights.items():
-        require(_same_type(weight, 0.0), f"anchor.weights.{noise}={weight} must be a number")
-    _validate_stages(cfg, require, one_of)
+        WEIGHT.check_kind(f"anchor.weights.{noise}", weight)
+    _validate_stages(cfg, require)
 
 
-def _validate_stages(cfg: DictConfig, require, one_of) -> None:
+def _validate_stages(cfg: DictConfig, require) -> None:
     stages = cfg.curriculum.stages
     require(len(stages) > 0, "curriculum.stages is empty: give at least one stage")
     for number, stage in enumerate(stages):
         name, before = f"curriculum.stages[{number}]", stages[number - 1] if number else None
         for key in stage:
-            one_of(f"key of {name}", key, tuple(STAGE_KEYS))
-            value, kind = stage[key], STAGE_KEYS[key]
-            require(value is None or _same_type(value, kind), f"{name}.{key}={value} must be {_type_name(kind)}")
+            one_of(f"key of {name}", key, tuple(STAGE))
+            if stage[key] is not None:
+                STAGE[key].check_kind(f"{name}.{key}", stage[key])
+                STAGE[key].check_bounds(f"{name}.{key}", stage[key])
         for key in ("view", "epochs", "dir"):
             given = stage.get(key) is not None
             require(given, f"{name}.{key} is not set (a scale's overlay sets the curriculum's epochs)")
-        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), _defaults(), f" in {name}.set")
-        one_of(f"{name}.view", stage.view, VIEWS)
+        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), defaults(), f" in {name}.set")
         init = stage.get("init") or "scratch"
-        one_of(f"{name}.init", init, ("scratch", "restart", "continue"))
         require(before is not None or init == "scratch", f"{name}.init={init} needs a stage before it")
         stop = stage_end(stage)
         require(0 < stop <= stage.epochs, f"{name}.stop={stop} lies beyond its schedule of {stage.epochs} epochs")
@@ -407,10 +311,7 @@ def _validate_stages(cfg: DictConfig, require, one_of) -> None:
         require(
             (stage.view == "mix") == (mix is not None), f"{name}.mix: [start, end] belongs to view mix, and to it alone"
         )
-        require(
-            mix is None or len(mix) == 2 and 0 <= min(mix) <= max(mix) <= 1,
-            f"{name}.mix={mix} must be [start, end], two shares within 0 and 1",
-        )
+        require(mix is None or len(mix) == 2, f"{name}.mix={mix} must be [start, end], two shares")
         NoiseSpec.parse(stage.get("noise") or cfg.noise)
         if stage.get("anchor"):
             _validate_anchor(cfg, number, require)

@@ -41,7 +41,8 @@ def test_imagenet100_has_the_published_numbers():
     assert first.epochs == 200 and plan(cfg)[0].stop_epoch == 140
     assert (second.epochs, second.init, second.from_epoch) == (60, "restart", 140)
     assert cfg.anchor.epoch == 140
-    assert dict(cfg.anchor.weights) == {"gauss100": 4.0, "gauss255": 1.1, "shot1": 5.0, "speckle1.0": 2.0}
+    published = {"gauss100": 4.0, "gauss255": 1.1, "shot1": 5.0, "speckle1.0": 2.0}
+    assert dict(cfg.anchor.weights) == published | {"none": 2.0}  # the last is ours
     assert (cfg.eval.batch_size, cfg.eval.linear.epochs, cfg.eval.linear.epoch_length) == (128, 10, 1250)
     assert dict(second.set) == {}
 
@@ -56,7 +57,7 @@ def test_imagenet1k_has_the_published_numbers():
     assert (second.epochs, second.init, second.from_epoch) == (70, "restart", 30)
     assert cfg.anchor.epoch == 100
     assert dict(second.set) == {"teacher.warmup_temp_epochs": 15, "optim.warmup_epochs": 5}
-    assert dict(cfg.anchor.weights) == {"gauss100": 2.0, "gauss255": 1.6}
+    assert dict(cfg.anchor.weights) == {"gauss100": 2.0, "gauss255": 1.6} | {"none": 2.0}  # the last is ours
     assert (cfg.eval.batch_size, cfg.eval.linear.epochs, cfg.eval.linear.epoch_length) == (1024, 20, 1250)
     assert plan(config("imagenet1k", "nc"))[0].stop_epoch == 30
 

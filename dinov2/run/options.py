@@ -24,7 +24,8 @@ METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
 EVALUATORS = ("linear", "knn", "log_regression", "pca", "robustness")
 # What runs the commands: by its short name, where that is the same program.
 PYTHON = "python" if shutil.which("python") == sys.executable else sys.executable
-DATA = {"imagenette": "imagenette96", "mstar": "mstar64", "imagenet1k": "imagenet"}  # of a scale, where --data names none
+# Of a scale, where --data names none.
+DATA = {"imagenette": "imagenette96", "mstar": "mstar64", "imagenet1k": "imagenet"}
 DENOISERS = {  # of a scale: the published schedules, and what fits images too small for them
     # So short a training starts from full-sized weights: the published ones, a tenth of that, take some hundred steps
     # to come to life.

@@ -52,6 +52,9 @@ def parameter_groups(module: nn.Module, cfg: DictConfig) -> list[dict]:
 
 
 def build_optimizer(student: nn.ModuleDict, cfg: DictConfig) -> torch.optim.AdamW:
+    depth, frozen = len(student["backbone"].blocks), cfg.optim.frozen_blocks
+    if frozen > depth:
+        raise ValueError(f"optim.frozen_blocks={frozen} is more than the {depth} blocks of model.depth")
     groups = [group for module in student.values() for group in parameter_groups(module, cfg)]
     # lr is set before every step; fused runs the whole update as one kernel per group.
     return torch.optim.AdamW(groups, lr=0.0, betas=(cfg.optim.beta1, cfg.optim.beta2), fused=True)

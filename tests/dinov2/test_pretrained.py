@@ -266,7 +266,6 @@ def test_nct_from_public_weights_anchored_to_them(tmp_path, capsys):
             ["model.pretrained={public}", "anchor.head=frozen"],
             "anchor.head=frozen: the file of model.pretrained has no",
         ),
-        (["model.pretrained={public}", "optim.frozen_blocks=2"], "optim.frozen_blocks=2 is more than the 1 blocks"),
         (["model.pretrained={public}.gone"], "public.safetensors.gone can't be read"),
     ],
 )

@@ -1,6 +1,7 @@
 """Parameter groups against recorded multipliers, and what a schedule's values make of them."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from dinov2.config import load_config
 from dinov2.objectives.distillation import build_network
@@ -67,3 +68,9 @@ def test_frozen_blocks_and_what_lies_before_them_have_no_rate():
     for name in ("blocks.2.attn.qkv.weight", "norm.weight"):
         assert lr_multiplier(name, 12, *DECAYS, frozen=2) == lr_multiplier(name, 12, *DECAYS) > 0
     assert lr_multiplier("mlp.0.weight", 0, *DECAYS, frozen=2) == 1
+
+
+def test_more_frozen_blocks_than_there_are_are_refused(student, settings):
+    changed = OmegaConf.merge(settings, {"optim": {"frozen_blocks": 13}})
+    with pytest.raises(ValueError, match="optim.frozen_blocks=13 is more than the 12 blocks of model.depth"):
+        build_optimizer(student, changed)
