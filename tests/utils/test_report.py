@@ -17,13 +17,15 @@ from PIL import Image
 from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_runs
 from utils.environment import record_environment
 from utils.report import __main__ as report
-from utils.report.curves import ANCHORED, INFORMATION, charts_of, curve, denoisers
+from utils.report.curves import ANCHORED, INFORMATION, charts_of, curve, denoisers, training
 from utils.report.data import Run, find_denoisers, find_runs
 from utils.report.page import page as make_page
 from utils.report.page import part
-from utils.report.pictures import psnr
-from utils.report.plots import Series, line_chart, thin
+from utils.report.pictures import feature_map, psnr
+from utils.report.plots import Series, line_chart, scatter, thin
+from utils.report.sections import label_free
 from utils.report.table import knn_metric, make_tables, markdown
+from utils.report.verdict import verdict
 from utils.results import append_result, read_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -378,3 +380,70 @@ def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
     section = part(denoisers, [tmp_path])
     assert "independent from pixel to pixel?" in section and "independent &lt;of&gt; its neighbours." in section
     assert part(denoisers, [tmp_path / "other"]) == ""
+
+
+# --- objectives, figures without labels, maps
+
+
+def test_runs_of_several_objectives_stand_apart(tmp_path):
+    data = make_images(tmp_path / "set", count=2)
+    for objective, final in (("dinov2", 50.0), ("simclr", 45.0), ("mine", 40.0)):
+        for method in ("dinov2", "nc"):
+            run = make_run(tmp_path / "runs" / objective / method, method, data, final + 9 * (method == "nc"))
+            config = OmegaConf.load(run / "config.yaml")
+            config.objective = objective
+            OmegaConf.save(config, run / "config.yaml")
+    found = find_runs([tmp_path / "runs"])
+    (table,) = make_tables(found)
+    names = ["DINOv2", "DINOv2 w/ NC", "SimCLR", "SimCLR w/ NC", "mine", "mine w/ NC"]
+    assert [line.name for line in table.lines] == names and list(table.by_objective()) == ["DINOv2", "SimCLR", "mine"]
+    sentences = "\n".join(verdict(table))
+    assert "the paper's ordering, SimCLR < NC, shows" in sentences and "SimCLR w/ NCT, N2N + SimCLR" in sentences
+    text = make_page(found, "x")
+    assert "Training curves: SimCLR</h2>" in text and "mine: Accuracy over epochs</h3>" in text
+    losses = part(training, table.by_objective()["SimCLR"])
+    assert "SimCLR w/ NC" in losses and "DINOv2" not in losses
+
+
+def label_free_row(run, metric, value, epoch):
+    row = read_results(run)[0] | {"metric": metric, "value": value, "epoch": epoch, "protocol": "label_free"}
+    append_result(run / "results.jsonl", row)
+
+
+def test_figures_without_labels_are_shown_and_unknown_ones_with_them(tmp_path):
+    run = make_run(tmp_path / "run", "dinov2", make_images(tmp_path / "set", count=2))
+    assert label_free(find_runs([run])) is None
+    for epoch in (2, 4):
+        label_free_row(run, "rankme", 10.0 + epoch, epoch)
+    label_free_row(run, "effective_rank", 7.5, 4)
+    label_free_row(run, "another_<i>_figure", 0.25, 4)
+    text = part(label_free, find_runs([run]))
+    assert text.count("<svg role") == 1 and ">14</td>" in text and ">12</td>" not in text  # the last of each
+    assert "RankMe after the mean" in text and "another &lt;i&gt; figure" in text and ">0.25</td>" in text
+
+
+def test_maps_of_the_features(tmp_path):
+    run = make_run(tmp_path / "run", "dinov2", make_images(tmp_path / "set", count=2))
+    assert feature_map(find_runs([run])) is None
+    points = [[i, i % 3, f"val/{i}.png", "<b>" if i % 2 else "other"] for i in range(9)]
+    content = {"method": "pca", "points": points, "thumbnails": "map_thumbs.png", "tile": 16, "explained": [0.5, 0.25]}
+    (run / "map.json").write_text(json.dumps(content))
+    text = part(feature_map, find_runs([run]))
+    assert "9 images, principal components, explaining 50 % and 25 % of the variance." in text
+    assert "<img" not in text and "&lt;b&gt;</text>" in text and "a colour a label" in text
+    foreign = {"uri": "http://elsewhere", "name": "another", "chart": {"svg": "<script>"}}
+    Image.new("RGB", (30, 20), "red").save(run / "map.png")
+    (run / "map.json").write_text(
+        json.dumps({"method": "umap", "points": [[*one[:3], None] for one in points]} | foreign)
+    )
+    text = part(feature_map, find_runs([run]))
+    assert (
+        "9 images, UMAP." in text and text.count("<img") == 1 and not re.search("elsewhere|another|script|<svg", text)
+    )
+    (run / "map.json").write_text('{"method": "pca", "points": [[1]]}')
+    assert "feature map is left out" in part(feature_map, find_runs([run]))
+
+
+def test_a_map_of_many_points_stays_small():
+    chart = scatter([(i, i, str(i)) for i in range(50_000)], "note")
+    assert len(chart.svg) < 400_000 and chart.svg.count("<use") == 2000

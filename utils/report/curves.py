@@ -1,4 +1,4 @@
-"""Curves of the report: what training and evaluation logged, each plot with a line on what it shows (plots.yaml)."""
+"""Curves of the report: what training and evaluation logged, each plot with a line on what it shows (words.yaml)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from utils.report.check import check_of
-from utils.report.data import Run, slot
+from utils.report.data import WORDS, Run, slot
 from utils.report.plots import Chart, Series, line_chart
 from utils.report.table import Table, title_of
 from utils.results import read_json_lines
 
 INFORMATION, FOLDED = "Do the targets tell images apart?", "Schedules, gradients and pace"
-ANCHORED, DENOISER = "Anchored losses", "Denoiser"
+ANCHORED, DENOISER, LABEL_FREE = "Anchored losses", "Denoiser", "Figures without labels"
 NOTE = "Every evaluated checkpoint, on the validation images. Good: rises, and ends above the floors of the table."
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One entry of plots.yaml, which says what the fields are."""
+    """One entry of words.yaml, which says what the fields are."""
 
     column: str
     note: str
@@ -34,16 +32,16 @@ class Plot:
     maximum: bool = False
     zero: bool = False
 
+    def heading(self, match: re.Match) -> str:
+        return (match.expand(self.title) or match[0]).replace("_", " ").replace("cls", "CLS")
 
-PLOTS = {
-    section: [Plot(**entry) for entry in entries]
-    for section, entries in OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("plots.yaml"))).items()
-}
+
+PLOTS = {section: [Plot(**entry) for entry in entries] for section, entries in WORDS["plots"].items()}
 
 
 def training(runs: list[Run]) -> dict | None:
     """Columns of metrics.jsonl in small charts with all runs in them; schedules and pace folded away."""
-    shown = {name: list(charts_of(name, runs)) for name in PLOTS if name not in (INFORMATION, DENOISER)}
+    shown = {name: list(charts_of(name, runs)) for name in PLOTS if name not in (INFORMATION, DENOISER, LABEL_FREE)}
     shown = {name: charts for name, charts in shown.items() if charts}
     return {"runs": runs, "shown": shown, "folded": FOLDED} if shown else None
 
@@ -76,10 +74,9 @@ def chart_of(plot: Plot, match: re.Match, runs: list[Run]) -> list[Chart]:
     series += [curve(run, dashed, dashed=True) for run in runs] if dashed else []
     levels = [(value, f"ln K = {value:.2f}") for value in sorted(maxima(runs))] if plot.maximum else []
     levels += [(0.0, "")] if plot.zero else []
-    title = (match.expand(plot.title) or match[0]).replace("_", " ").replace("cls", "CLS")
     ends = {found[1] for run in runs if (found := run.collapse())} if plot.zero else set()
     marks = [(epoch, "collapsed") for epoch in sorted(ends)]
-    return line_chart(series, "epoch", title, plot.note, marks, levels=levels)
+    return line_chart(series, "epoch", plot.heading(match), plot.note, marks, levels=levels)
 
 
 def points(name: str, number: int, rows: list[dict], column: str, start: float = 0, dashed: bool = False) -> Series:

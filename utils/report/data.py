@@ -10,26 +10,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from utils.environment import read_environment
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
 
-METHODS = {  # label of the rows: (name, pretrained on), in the paper's order from worst to best
-    "dinov2": ("DINOv2", "noisy"),
-    "nc": ("DINOv2 w/ NC", "denoised, then noisy"),
-    "nct": ("DINOv2 w/ NCT", "denoised, then noisy, anchored"),
-    "n2n": ("N2N + DINOv2", "denoised"),
-    "clean": ("DINOv2 (clean)", "clean"),
-}
-FLOORS = {  # what needs no training here, through the same protocols: (name, pretrained on)
-    "untrained": ("Untrained backbone", "nothing"),
-    "pixels": ("Raw pixels", "nothing"),
-    "public": ("Public backbone", "other images"),
-}
-OBJECTIVES = {  # of a row or config: what stands in a method's name instead of DINOv2
-    "dinov2": "DINOv2", "dino": "DINO", "ibot": "iBOT", "simclr": "SimCLR", "mocov3": "MoCo v3", "simsiam": "SimSiam"
-}  # fmt: skip
-SLOTS = {method: i for i, method in enumerate(METHODS)}
+WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
+METHODS, FLOORS, OBJECTIVES = WORDS["methods"], WORDS["floors"], WORDS["objectives"]
+SYSTEMS = METHODS | FLOORS  # in the order of tables and legends
 DEPTH = 3  # levels below a named folder on which runs are looked for, and above a run for its floors
 
 
@@ -56,30 +42,13 @@ class Run:
         self.view = "noisy" if view == "mix" else view
         # The noise of the images that it trained on: none for the clean ceiling.
         self.trained_noise = "none" if self.view == "clean" else self.noise
-
-    @property
-    def objective(self) -> str:
-        """What the method trains; DINOv2 in runs from before there were others."""
-        found = [row.get("objective") for row in self.rows[-1:]] + [self.config.get("objective")]
-        return next((name for name in found if isinstance(name, str) and name), "dinov2")
-
-    @property
-    def rank(self) -> tuple:
-        """Place in tables and legends."""
-        return place(OBJECTIVES, self.objective), place(METHODS | FLOORS, self.method), self.seed
-
-    @property
-    def objective_name(self) -> str:
-        return OBJECTIVES.get(self.objective, self.objective)
-
-    @property
-    def name(self) -> str:
-        return (METHODS | FLOORS).get(self.method, (self.method, ""))[0].replace("DINOv2", self.objective_name)
-
-    @property
-    def environment(self) -> list[dict]:
-        """One entry for each start of the training."""
-        return read_environment(self.path)
+        # What the method trains: DINOv2 in runs from before there were others.
+        objective = str(self.config.get("objective") or "dinov2")
+        words = SYSTEMS.get(self.method, {"name": self.method, "pretrained": ""})
+        self.objective, self.pretrained = OBJECTIVES.get(objective, objective), words["pretrained"]
+        self.name = words["name"].replace("DINOv2", self.objective)
+        # Place in tables and legends; what is not known here comes last, by the alphabet.
+        self.rank = place(OBJECTIVES, objective), place(SYSTEMS, self.method), self.seed
 
     def detail(self, key: str) -> object:
         """A detail of the last row that has it: images, classes, crop, architecture; None in older rows."""
@@ -141,7 +110,7 @@ def place(names: dict, name: str) -> tuple[int, str]:
 
 def slot(run: Run) -> int:
     """Number of the method's colour and marker in every plot."""
-    return SLOTS.get(run.method, len(SLOTS))
+    return place(METHODS, run.method)[0]
 
 
 def label(run: Run, runs: list[Run]) -> str:

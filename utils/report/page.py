@@ -12,11 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from utils.report.curves import INFORMATION, denoisers, results, training
-from utils.report.data import Run, label, slot
+from utils.report.data import WORDS, Run, label, slot
 from utils.report.pictures import feature_map, noise_grid, pca
 from utils.report.sections import configs, cost, duration, environment, label_free, retrieval, robustness
 from utils.report.table import KINDS, Table, is_ahead, learned, make_tables, title_of
-from utils.report.verdict import TRIAL, collapses, verdict
+from utils.report.verdict import collapses, verdict
 from utils.results import VERSION
 
 TEMPLATES = Environment(
@@ -93,7 +93,7 @@ def page(runs: list[Run], title: str, folders: Sequence[Path] = ()) -> str:
         runs=runs,
         seeds=sorted({run.seed for run in runs}),
         date=time.strftime("%d %B %Y"),
-        banner=[TRIAL] * any(run.trial for run in runs) + collapses(runs),
+        banner=[WORDS["trial"]] * any(run.trial for run in runs) + collapses(runs),
         sections=sections_of(tables, runs, folders),
         version=VERSION,
     )

@@ -20,7 +20,7 @@ from utils.values import Values, reading
 GRID_IMAGES = 4
 THUMBNAIL = 112  # pixels, as shown
 MAP = 1600  # pixels of a map at most
-POINTS_NOTE = "A point is an image, a colour a label, which the map knows nothing of. Good: colours lie together."
+LABELLED = "A point is an image, a colour a label, which the map knows nothing of. Good: colours lie together."
 
 
 class Picture(NamedTuple):
@@ -138,11 +138,10 @@ def feature_map(runs: list[Run]) -> dict | None:
     maps = []
     for run in runs:
         if (run.path / "map.json").is_file():
-            content = json.loads((run.path / "map.json").read_text())
+            content, drawn = json.loads((run.path / "map.json").read_text()), run.path / "map.png"
             points = [(x, y, str(name or "")) for x, y, _, name in content["points"]]
-            drawn = run.path / "map.png"
             uri = data_uri(read_image(drawn), MAP) if drawn.is_file() else ""
-            chart = scatter(points, label(run, runs), POINTS_NOTE) if not uri or any(one[2] for one in points) else None
-            explained = [f"{100 * share:.0f} %" for share in content.get("explained") or []]
-            maps.append((label(run, runs), content["method"], len(points), explained, uri, chart))
+            labelled = any(name for _, _, name in points)
+            chart = scatter(points, LABELLED if labelled else "A point is an image.") if labelled or not uri else None
+            maps.append(content | {"name": label(run, runs), "count": len(points), "uri": uri, "chart": chart})
     return {"maps": maps} if maps else None

@@ -108,14 +108,14 @@ def line_chart(
         return [Chart(to_svg(figure), note)]
 
 
-def scatter(points: list[tuple[float, float, str]], title: str, note: str) -> Chart:
+def scatter(points: list[tuple[float, float, str]], note: str) -> Chart:
     """The chart of points (x, y, label) in the colours of their labels, where there are no more labels than colours."""
-    points = points[:: len(points) // SPOTS + 1]
+    points = points[:: -(-len(points) // SPOTS)]
     labels = sorted({label for _, _, label in points})
     labels = labels if len(labels) <= len(SERIES) else [""]
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": title, "axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": note, "axes.grid": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(400 / 72, 400 / 72))
-        axes = figure.add_subplot(title=title, xticks=[], yticks=[])
+        axes = figure.add_subplot(xticks=[], yticks=[])
         for i, label in enumerate(labels):
             x, y = zip(*[(x, y) for x, y, own in points if own == label or len(labels) == 1], strict=True)
             axes.plot(x, y, MARKERS[i], color=SERIES[i], markersize=3, label=label)

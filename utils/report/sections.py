@@ -7,23 +7,15 @@ import re
 import numpy as np
 from omegaconf import OmegaConf
 
-from utils.report.curves import evaluated
-from utils.report.data import Run, label, slot
+from utils.environment import read_environment
+from utils.report.curves import LABEL_FREE, PLOTS, evaluated
+from utils.report.data import Run, label, place, slot
 from utils.report.pictures import rankings
 from utils.report.plots import Series, line_chart
 from utils.report.table import title_of
 
 LEVELS = ("easy", "medium", "hard")  # of landmarks
 SHOWN = r"(linear|knn\d+)_top1|robustness_.*|map_(easy|medium|hard)"  # metrics that other sections show
-LABEL_FREE = {  # metric: what it says
-    "rankme": "RankMe: directions that the features of the images spread over, softly counted. Near 1, all images look "
-    "alike to the model; noise that the features follow raises it too.",
-    "effective_rank": "The same after their mean is taken away, which all images share.",
-    "neighbour_agreement": "Share of an image's nearest neighbours, in %, that stay the same under another draw of the "
-    "noise or in another crop. Good: far above that of chance.",
-    "cosine_to_denoised": "Cosine between the features of an image and of its denoised version. Good: near 1, and "
-    "of a high rank: collapsed features reach 1 as well.",
-}
 
 
 def robustness(runs: list[Run]) -> dict | None:
@@ -60,13 +52,13 @@ def label_free(runs: list[Run]) -> dict | None:
         for row in sorted(run.rows, key=lambda row: row["epoch"])
         if not re.fullmatch(SHOWN, row["metric"])
     }
-    known = list(LABEL_FREE)
-    columns = sorted({key[1:] for key in last}, key=lambda c: (known.index(c[0]) if c[0] in known else 99, c))
+    known = {plot.column: plot for plot in PLOTS[LABEL_FREE]}
+    keys = sorted({key[1:] for key in last}, key=lambda key: (place(known, key[0]), key[1]))
+    columns = [(metric, view, known[metric].title if metric in known else metric) for metric, view in keys]
     present = [run for run in runs if any(key[0] == run.path for key in last)]
-    charts = []
-    for metric in dict.fromkeys(metric for metric, _ in columns if metric in known):
-        charts += evaluated(present, metric, metric.replace("_", " "), LABEL_FREE[metric])
-    notes = {metric: LABEL_FREE[metric] for metric, _ in columns if metric in known}
+    plots = [plot for plot in known.values() if plot.column in dict(keys)]
+    charts = [chart for plot in plots for chart in evaluated(present, plot.column, plot.title, plot.note)]
+    notes = [plot for plot in plots if plot.note not in {chart.note for chart in charts}]
     return {"runs": present, "columns": columns, "last": last, "charts": charts, "notes": notes} if present else None
 
 
@@ -109,7 +101,7 @@ def duration(seconds: float) -> str:
 
 def environment(runs: list[Run]) -> dict | None:
     """Machine, code and command of each run's latest start."""
-    known = [(label(run, runs), entries) for run in runs if (entries := run.environment)]
+    known = [(label(run, runs), entries) for run in runs if (entries := read_environment(run.path))]
     return {"known": known} if known else None
 
 

@@ -55,7 +55,7 @@ class Line:
 
     @property
     def objective(self) -> str:
-        return self.runs[0].objective_name
+        return self.runs[0].objective
 
     def final(self, metric: str) -> Cell | None:
         return self.cells.get((metric, "final"))
@@ -83,8 +83,8 @@ class Table:
 
     def by_objective(self) -> dict[str, list[Run]]:
         """The runs of each objective, whose losses and curves have nothing in common with those of another."""
-        names = dict.fromkeys(run.objective_name for run in self.runs)
-        return {name: [run for run in self.runs if run.objective_name == name] for name in names}
+        names = dict.fromkeys(run.objective for run in self.runs)
+        return {name: [run for run in self.runs if run.objective == name] for name in names}
 
     @property
     def val_images(self) -> int | None:
@@ -194,10 +194,9 @@ def _line(runs: list[Run], metrics: list[str]) -> Line:
     views = sorted({row["view"] for row in shown})
     if any(row["protocol"] == "cached" for row in shown if row["metric"] == LINEAR):
         views = [f"{view} (cached probe)" for view in views]
-    name, (_, pretrained) = runs[0].name, (METHODS | FLOORS).get(runs[0].method, ("", ""))
     marks = ["TRIAL"] * any(run.trial for run in runs) + ["collapsed"] * any(run.collapse() for run in runs)
-    name += f" ({', '.join(marks)})" if marks else ""
-    return Line(runs[0].method, name, pretrained, ", ".join(views) or "not yet", runs, cells)
+    name = runs[0].name + (f" ({', '.join(marks)})" if marks else "")
+    return Line(runs[0].method, name, runs[0].pretrained, ", ".join(views) or "not yet", runs, cells)
 
 
 def learned(line: Line, metrics: list[str]) -> str:
