@@ -21,6 +21,7 @@ setup(
         "dinov2": ["configs/*.yaml", "configs/objectives/*.yaml"],
         "Neighbor2Neighbor": ["*.sh", "*.yaml"],
         "toy_mnist": ["*.sh"],
+        "utils.report": ["*.html", "*.css", "*.yaml"],
     },
     py_modules=["process_metadata"],
     install_requires=[line for line in LINES if line],

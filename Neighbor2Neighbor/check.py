@@ -22,11 +22,12 @@ import numpy as np
 
 from Neighbor2Neighbor.data import read_noisy, training_images
 from Neighbor2Neighbor.denoisers import by_phases, denoise_images, make_denoiser, training_options
-from utils import cli, distributed, report_check
+from utils import cli, distributed
 from utils.files import atomic_path
 from utils.images import ImageError
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import progress
+from utils.report.check import draw, figures
 from utils.values import Values, add_options, check, reading, resolve
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
@@ -70,12 +71,12 @@ def main(argv: list[str] | None = None) -> int:
     result = {"data": str(args.data), "noise": str(spec), "values": str(values), "subsample": args.subsample,
               "images": len(names)} | measure(images, denoiser)  # fmt: skip
     result["verdict"] = verdict(result, jpeg=all(name.lower().endswith((".jpg", ".jpeg")) for name in names))
-    print("\n".join([*report_check.figures(result), *result["verdict"]]), flush=True)
+    print("\n".join([*figures(result), *result["verdict"]]), flush=True)
     if folder := args.output or (args.model and args.model.parent):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "check.json") as path:
             path.write_text(json.dumps(result, indent=1) + "\n")
-        report_check.draw(result, folder / "check.png")
+        draw(result, folder / "check.png")
     return 0
 
 

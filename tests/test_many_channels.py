@@ -20,8 +20,9 @@ from Neighbor2Neighbor import train as denoiser
 from Neighbor2Neighbor.data import Crops, read_noisy
 from Neighbor2Neighbor.data import make_loader as crop_loader
 from tests.dinov2.train.tiny import settings
-from utils import generate_noise, images, report
+from utils import generate_noise, images
 from utils.noise import NoiseSpec
+from utils.report import __main__ as report
 from utils.results import read_json_lines, read_results
 from utils.sampler import IterationSampler
 

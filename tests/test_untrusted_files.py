@@ -28,8 +28,8 @@ from Neighbor2Neighbor.unet import load_unet
 from tests.dinov2.train.tiny import make_tree, settings
 from toy_mnist.model import load_encoder
 from utils.images import read_image, read_manifest
-from utils.report_data import read_run
-from utils.report_pictures import pca_section
+from utils.report.data import read_run
+from utils.report.pictures import pca
 from utils.results import read_json_lines
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -166,7 +166,7 @@ READERS = {
     "options.yaml": lambda path: denoiser.parse_arguments(["--config", str(path)]),
     "tree/manifest.json": lambda path: read_manifest(path.parent),
     "tree/.index-train.json": lambda path: build_index(path.parent, "train"),
-    "run/pca.npz": lambda path: pca_section(SimpleNamespace(runs=[read_run(path.parent)])),
+    "run/pca.npz": lambda path: pca(SimpleNamespace(runs=[read_run(path.parent)])),
     "run/checkpoints/iter_0000000003/COMPLETE": lambda path: checkpoint.latest(path.parents[2]),
 }
 

@@ -13,7 +13,8 @@ from dinov2 import export
 from dinov2.config import load_config, save_run_config
 from dinov2.eval import common, linear, pca
 from dinov2.eval.probes import Probes
-from utils import images, locks, report
+from utils import images, locks
+from utils.report import __main__ as report
 from utils.results import append_result
 
 ROW = {"method": "dinov2", "noise": "none", "dataset": "x", "seed": 0, "epoch": 1, "iteration": 1, "metric": "m",

@@ -25,7 +25,8 @@ from Neighbor2Neighbor.unet import UNet
 from tests import killing
 from tests.dinov2.eval.conftest import make_run, write_digits
 from tests.dinov2.train.tiny import make_tree, settings
-from utils import generate_noise, report
+from utils import generate_noise
+from utils.report import __main__ as report
 from utils.results import read_results
 
 KILLS = int(os.environ.get("KILLS", "1"))

@@ -12,7 +12,7 @@ from Neighbor2Neighbor.denoise import _share
 from Neighbor2Neighbor.train import _config_options
 from tests.dinov2.data.trees import make_tree
 from utils.noise import NoiseSpec
-from utils.report_data import read_run
+from utils.report.data import read_run
 from utils.results import append_json, read_json_lines, read_results
 
 quick = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)

@@ -15,9 +15,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_runs
-from utils import report, report_curves, report_data, report_table
 from utils.environment import record_environment
-from utils.report_plots import Series, line_chart, psnr, thin
+from utils.report import __main__ as report
+from utils.report.curves import ANCHORED, INFORMATION, charts_of, curve, denoisers, training
+from utils.report.data import Run, find_denoisers, find_runs
+from utils.report.page import page as make_page
+from utils.report.page import part
+from utils.report.pictures import feature_map, psnr
+from utils.report.plots import Series, line_chart, scatter, thin
+from utils.report.sections import label_free
+from utils.report.table import knn_metric, make_tables, markdown
+from utils.report.verdict import verdict
 from utils.results import append_result, read_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -47,7 +55,7 @@ def page(runs) -> Path:
 
 
 def table_of(paths):
-    (table,) = report_table.make_tables(report_data.find_runs(paths))
+    (table,) = make_tables(find_runs(paths))
     return table
 
 
@@ -68,7 +76,7 @@ def test_table_has_best_and_final_of_each_method(runs):
 
 
 def test_markdown_is_a_table_of_equal_widths(runs, capsys):
-    text = report_table.markdown(table_of([runs]))
+    text = markdown(table_of([runs]))
     rows = text.splitlines()[2:]
     assert len(rows) == 2 + len(FINAL) + 3 * len(FLOORS) + 1 and len({len(row) for row in rows}) == 1
     assert rows[2].startswith("| DINOv2 ") and re.search(r"\| 5\d\.\d +\|", rows[2])
@@ -89,18 +97,18 @@ def test_only_rows_of_the_run_itself_count(tmp_path):
     for change in ({"noise": "shot1"}, {"view": "clean"}, {"dataset": "another"}, {"protocol": "cached"}):
         append_result(run / "results.jsonl", rows[-1] | change | {"value": 99.9})
     append_result(run / "results.jsonl", rows[-1] | {"value": 12.5})  # evaluated anew: the last one counts
-    (found,) = report_data.find_runs([run])
+    (found,) = find_runs([run])
     assert [r["value"] for r in found.select("linear_top1")] == [r["value"] for r in rows[:-1]] + [12.5]
     assert found.restart == 12 and found.view == "noisy"
 
 
 def test_knn_column_is_one_that_all_runs_have():
     def run(*ks):
-        return report_data.Run(Path("x"), {}, [{"metric": f"knn{k}_top1"} for k in ks], [])
+        return Run(Path("x"), {}, [{"metric": f"knn{k}_top1"} for k in ks], [])
 
-    assert report_table.knn_metric([run(10, 20), run(20, 100)]) == "knn20_top1"
-    assert report_table.knn_metric([run(10, 200), run(10, 20, 200), run()]) == "knn10_top1"
-    assert report_table.knn_metric([run(10), run(20)]) is None and report_table.knn_metric([run()]) is None
+    assert knn_metric([run(10, 20), run(20, 100)]) == "knn20_top1"
+    assert knn_metric([run(10, 200), run(10, 20, 200), run()]) == "knn10_top1"
+    assert knn_metric([run(10), run(20)]) is None and knn_metric([run()]) is None
 
 
 # --- markup
@@ -153,7 +161,7 @@ def test_page_is_whole_and_asks_nothing_of_a_network(page):
 def test_text_of_runs_is_escaped(tmp_path):
     data = make_images(tmp_path / "set", count=2)
     run = make_run(tmp_path / "<b>run", "<script>alert(1)</script>", data, final=50.0)
-    text = report.page(report_data.find_runs([run]), "<i>title")
+    text = make_page(find_runs([run]), "<i>title")
     assert "<script" not in text and "<i>" not in text and "<b>" not in text
     assert "&lt;script&gt;alert(1)" in text
 
@@ -161,7 +169,7 @@ def test_text_of_runs_is_escaped(tmp_path):
 def test_clean_column_and_psnr_are_left_out_for_images_noisy_by_nature(tmp_path):
     data = make_images(tmp_path / "radar", count=2)
     run = make_run(tmp_path / "run", "dinov2", data, noise="none")
-    text = report.page(report_data.find_runs([run]), "x")
+    text = make_page(find_runs([run]), "x")
     assert "noisy by nature" in text and " dB</span>" not in text
 
 
@@ -169,7 +177,7 @@ def test_several_noises_have_sections_of_their_own(tmp_path):
     data = make_images(tmp_path / "set", count=2)
     paths = [make_run(tmp_path / noise, "nc", data, noise=noise) for noise in ("gauss50", "shot1")]
     audit = Audit()
-    audit.feed(report.page(report_data.find_runs(paths), "x"))
+    audit.feed(make_page(find_runs(paths), "x"))
     assert audit.open == [] and {"results0", "results1", "robustness0", "training1"} <= set(audit.ids)
 
 
@@ -177,7 +185,7 @@ def test_a_run_that_has_just_begun(tmp_path):
     run = make_run(tmp_path / "run", "dinov2", tmp_path / "gone")
     for name in ("results.jsonl", "metrics.jsonl"):
         (run / name).unlink()
-    text = report.page(report_data.find_runs([run]), "x")
+    text = make_page(find_runs([run]), "x")
     assert "not yet" in text and "No pictures of the data" in text
 
 
@@ -198,21 +206,21 @@ def test_long_logs_are_thinned_to_means():
     assert len(x) == 300 and np.all(np.abs(y - 0.5) < 0.01) and np.all(np.diff(x) > 0)
     x, y = thin([0, 1, 2], [1.0, float("nan"), 3.0])
     assert x.tolist() == [0, 2] and y.tolist() == [1, 3]
-    chart = line_chart([Series("a", 0, range(25_000), range(25_000))], "epoch", "loss")
+    chart = line_chart([Series("a", 0, range(25_000), range(25_000))], "epoch", "loss")[0].svg
     assert len(chart) < 30_000 and "var(--s0)" in chart and "#0203" not in chart and "font-family" not in chart
 
 
 def test_psnr():
     image = np.full((4, 4, 3), 100, dtype=np.uint8)
-    assert psnr(image, image) == float("inf")
+    assert psnr(image, image) is None and psnr(None, image) is None
     assert psnr(image + 10, image) == pytest.approx(10 * np.log10(255**2 / 100))
 
 
 def test_curves_of_one_point_are_dropped():
     one, two = Series("a", 0, [1], [5.0]), Series("b", 1, [1, 2, 3], [5.0, float("nan"), 6.0])
-    chart = line_chart([one, two], "epoch", "loss")
+    chart = line_chart([one, two], "epoch", "loss")[0].svg
     assert "var(--s1)" in chart and "var(--s0)" not in chart
-    assert line_chart([one, Series("c", 2, [1, 2], [5.0, float("nan")])], "epoch", "loss") == ""
+    assert line_chart([one, Series("c", 2, [1, 2], [5.0, float("nan")])], "epoch", "loss") == []
 
 
 # --- curves
@@ -232,8 +240,8 @@ def test_first_curve_is_the_information_and_entropies_have_their_maximum(page):
 
 
 def test_anchored_sum_has_an_axis_of_its_own(runs):
-    found = report_data.find_runs([runs / "nct", runs / "dinov2"])
-    plain, own = (list(report_curves.charts_of(name, found)) for name in ("Losses", report_curves.ANCHORED))
+    found = find_runs([runs / "nct", runs / "dinov2"])
+    plain, own = ([chart.svg for chart in charts_of(name, found)] for name in ("Losses", ANCHORED))
     assert "total loss" in plain[0] and "var(--s0)" in plain[0] and "var(--s2)" not in plain[0]
     assert "total loss" in own[0] and "var(--s2)" in own[0] and "var(--s0)" not in own[0]
     assert "anchor ibot loss" in own[1]
@@ -241,17 +249,17 @@ def test_anchored_sum_has_an_axis_of_its_own(runs):
 
 def test_older_logs_are_drawn_with_their_batch_entropy(tmp_path):
     rows = [{"epoch": e, "teacher_entropy": 6.0, "teacher_entropy_of_mean": 6.5} for e in range(3)]
-    run = report_data.Run(tmp_path, {"dino": {"prototypes": 4096}}, [], rows)
-    (chart,) = report_curves.charts_of(report_curves.INFORMATION, [run])
+    run = Run(tmp_path, {"dino": {"prototypes": 4096}}, [], rows)
+    ((chart, _),) = charts_of(INFORMATION, [run])
     assert "teacher entropy" in chart and "ln K = 8.32" in chart
     newer = [row | {"target_entropy_cls": 6.0} for row in rows]
-    charts = list(report_curves.charts_of(report_curves.INFORMATION, [report_data.Run(tmp_path, {}, [], newer)]))
+    charts = [chart.svg for chart in charts_of(INFORMATION, [Run(tmp_path, {}, [], newer)])]
     assert len(charts) == 1 and "entropy of the targets, CLS" in charts[0] and "ln K =" not in charts[0]
 
 
 def test_plots_and_tables_count_the_same_epochs(runs):
-    (run,) = report_data.find_runs([runs / "nct"])[:1]
-    assert report_curves.curve(run, "live_knn_top1").x == [12.0, 14, 16, 18, 20]  # from iteration 0 of the stage on
+    (run,) = find_runs([runs / "nct"])[:1]
+    assert curve(run, "live_knn_top1").x == [12.0, 14, 16, 18, 20]  # from iteration 0 of the stage on
     (line,) = table_of([runs / "nct"]).lines
     assert line.cells["linear_top1", "final"].epoch == 20
 
@@ -262,13 +270,13 @@ def test_several_denoisers_on_one_page(tmp_path):
         make_run(tmp_path / "out" / noise / "dinov2", "dinov2", data, noise=noise)
         make_denoiser(tmp_path / "out" / noise / "denoiser", noise)
     make_denoiser(tmp_path / "elsewhere", "speckle1.0", epochs=1)
-    found = report_data.find_denoisers(report_data.find_runs([tmp_path / "out"]))
-    text = report_curves.denoiser_section([*found, tmp_path / "elsewhere"])
+    found = find_denoisers(find_runs([tmp_path / "out"]))
+    text = part(denoisers, [*found, tmp_path / "elsewhere"])
     assert all(f"</svg>{name}</li>" in text for name in ("gauss255", "shot1", "speckle1.0"))
     assert "var(--s1); stroke-width" in text and "var(--s2); stroke-width" not in text  # one epoch is no curve
     (tmp_path / "elsewhere/config.json").write_text("[")
-    assert f"{tmp_path.name}/elsewhere" in report_curves.denoiser_section([*found, tmp_path / "elsewhere"])
-    assert report_curves.denoiser_section([tmp_path / "elsewhere"]) == ""
+    assert f"{tmp_path.name}/elsewhere" in part(denoisers, [*found, tmp_path / "elsewhere"])
+    assert part(denoisers, [tmp_path / "elsewhere"]) == ""
 
 
 def test_environment_of_the_runs(page):
@@ -341,8 +349,8 @@ def test_damaged_files_of_a_run_cost_their_own_section_alone(tmp_path, capsys):
     said = capsys.readouterr()
     page = (tmp_path / "report.html").read_text()
     assert "Training curves" in page and "Configurations" in page and "64.1" in said.out
-    assert "nc/pca.npz cannot be read" in said.err and "retrieval section is left out" in said.err
-    assert "$\\frac$ loss" in page and "Patch features" in page and "pca section is left out" not in said.err
+    assert "nc/pca.npz cannot be read" in said.err and "retrieval is left out" in said.err
+    assert "$\\frac$ loss" in page and "Patch features" in page and "pca is left out" not in said.err
 
 
 def test_a_foreign_config_is_shown_as_it_is_and_asks_nothing_of_the_environment(tmp_path, monkeypatch):
@@ -369,6 +377,73 @@ def test_a_config_that_is_none_is_named(tmp_path, change):
 
 def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
     (tmp_path / "check.json").write_text(json.dumps({"verdict": ["The noise is independent <of> its neighbours"]}))
-    section = report_curves.denoiser_section([tmp_path])
+    section = part(denoisers, [tmp_path])
     assert "independent from pixel to pixel?" in section and "independent &lt;of&gt; its neighbours." in section
-    assert report_curves.denoiser_section([tmp_path / "other"]) == ""
+    assert part(denoisers, [tmp_path / "other"]) == ""
+
+
+# --- objectives, figures without labels, maps
+
+
+def test_runs_of_several_objectives_stand_apart(tmp_path):
+    data = make_images(tmp_path / "set", count=2)
+    for objective, final in (("dinov2", 50.0), ("simclr", 45.0), ("mine", 40.0)):
+        for method in ("dinov2", "nc"):
+            run = make_run(tmp_path / "runs" / objective / method, method, data, final + 9 * (method == "nc"))
+            config = OmegaConf.load(run / "config.yaml")
+            config.objective = objective
+            OmegaConf.save(config, run / "config.yaml")
+    found = find_runs([tmp_path / "runs"])
+    (table,) = make_tables(found)
+    names = ["DINOv2", "DINOv2 w/ NC", "SimCLR", "SimCLR w/ NC", "mine", "mine w/ NC"]
+    assert [line.name for line in table.lines] == names and list(table.by_objective()) == ["DINOv2", "SimCLR", "mine"]
+    sentences = "\n".join(verdict(table))
+    assert "the paper's ordering, SimCLR < NC, shows" in sentences and "SimCLR w/ NCT, N2N + SimCLR" in sentences
+    text = make_page(found, "x")
+    assert "Training curves: SimCLR</h2>" in text and "mine: Accuracy over epochs</h3>" in text
+    losses = part(training, table.by_objective()["SimCLR"])
+    assert "SimCLR w/ NC" in losses and "DINOv2" not in losses
+
+
+def label_free_row(run, metric, value, epoch):
+    row = read_results(run)[0] | {"metric": metric, "value": value, "epoch": epoch, "protocol": "label_free"}
+    append_result(run / "results.jsonl", row)
+
+
+def test_figures_without_labels_are_shown_and_unknown_ones_with_them(tmp_path):
+    run = make_run(tmp_path / "run", "dinov2", make_images(tmp_path / "set", count=2))
+    assert label_free(find_runs([run])) is None
+    for epoch in (2, 4):
+        label_free_row(run, "rankme", 10.0 + epoch, epoch)
+    label_free_row(run, "effective_rank", 7.5, 4)
+    label_free_row(run, "another_<i>_figure", 0.25, 4)
+    text = part(label_free, find_runs([run]))
+    assert text.count("<svg role") == 1 and ">14</td>" in text and ">12</td>" not in text  # the last of each
+    assert "RankMe after the mean" in text and "another &lt;i&gt; figure" in text and ">0.25</td>" in text
+
+
+def test_maps_of_the_features(tmp_path):
+    run = make_run(tmp_path / "run", "dinov2", make_images(tmp_path / "set", count=2))
+    assert feature_map(find_runs([run])) is None
+    points = [[i, i % 3, f"val/{i}.png", "<b>" if i % 2 else "other"] for i in range(9)]
+    content = {"method": "pca", "points": points, "thumbnails": "map_thumbs.png", "tile": 16, "explained": [0.5, 0.25]}
+    (run / "map.json").write_text(json.dumps(content))
+    text = part(feature_map, find_runs([run]))
+    assert "9 images, principal components, explaining 50 % and 25 % of the variance." in text
+    assert "<img" not in text and "&lt;b&gt;</text>" in text and "a colour a label" in text
+    foreign = {"uri": "http://elsewhere", "name": "another", "chart": {"svg": "<script>"}}
+    Image.new("RGB", (30, 20), "red").save(run / "map.png")
+    (run / "map.json").write_text(
+        json.dumps({"method": "umap", "points": [[*one[:3], None] for one in points]} | foreign)
+    )
+    text = part(feature_map, find_runs([run]))
+    assert (
+        "9 images, UMAP." in text and text.count("<img") == 1 and not re.search("elsewhere|another|script|<svg", text)
+    )
+    (run / "map.json").write_text('{"method": "pca", "points": [[1]]}')
+    assert "feature map is left out" in part(feature_map, find_runs([run]))
+
+
+def test_a_map_of_many_points_stays_small():
+    chart = scatter([(i, i, str(i)) for i in range(50_000)], "note")
+    assert len(chart.svg) < 400_000 and chart.svg.count("<use") == 2000

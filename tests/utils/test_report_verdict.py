@@ -4,8 +4,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.utils.report_runs import FLOORS, IMAGES, details_of, make_floor, make_images, make_run, make_runs
-from utils import report, report_data, report_table, report_verdict
-from utils.report_table import Cell, learned
+from utils.report import __main__ as report
+from utils.report.curves import results
+from utils.report.data import Run, find_runs
+from utils.report.page import page, part
+from utils.report.table import Cell, is_ahead, learned, make_tables, markdown
+from utils.report.verdict import ordering, verdict
 from utils.results import append_result, read_results
 
 
@@ -22,12 +26,12 @@ def runs(tmp_path_factory):
 
 
 def table_of(*paths):
-    (table,) = report_table.make_tables(report_data.find_runs(list(paths)))
+    (table,) = make_tables(find_runs(list(paths)))
     return table
 
 
 def said(table):
-    return "\n".join(report_verdict.verdict(table))
+    return "\n".join(verdict(table))
 
 
 def cell(value, seed=0, bits=False, **details):
@@ -56,7 +60,7 @@ def test_floors_of_each_view_stand_under_the_methods(runs):
         assert {floor.evaluated for floor in line.floors} == {line.evaluated} and len(line.floors) == 3
     assert table.runs and not any(run.is_floor for run in table.runs)
     assert table.all_lines[-1].cells["linear_top1", "final"].mean == 10.0
-    text = report_table.markdown(table)
+    text = markdown(table)
     assert "| Raw pixels " in text and "| Chance, 10 classes " in text
 
 
@@ -67,12 +71,12 @@ def test_floors_are_found_wherever_the_runs_are_named(data, tmp_path):
     (tmp_path / "out/images/train").mkdir(parents=True)
     (tmp_path / "out/images/train/config.yaml").write_text("no: run")
     for paths in ([tmp_path / "out"], [run, clean], [run.parent, clean]):
-        found = report_data.find_runs(paths)
+        found = find_runs(paths)
         assert sorted(one.method for one in found) == ["clean", "dinov2", "pixels"]
-    given = report_data.find_runs([run, tmp_path / "out/floors/gauss255-noisy/pixels"])
+    given = find_runs([run, tmp_path / "out/floors/gauss255-noisy/pixels"])
     assert [one.method for one in given] == ["dinov2", "pixels"]
     with pytest.raises(ValueError, match="floors only: name the runs"):
-        report_table.make_tables(report_data.find_runs([tmp_path / "out/floors"]))
+        make_tables(find_runs([tmp_path / "out/floors"]))
 
 
 def test_seeds_of_the_untrained_backbone_are_averaged(data, tmp_path):
@@ -155,7 +159,7 @@ def with_floors(folder, data, final, untrained=30.0, pixels=45.0, **changes):
 def test_learned_in_one_word(data, tmp_path, final, floors, word):
     table = with_floors(tmp_path, data, final, **floors)
     assert learned(table.lines[0], table.metrics) == word
-    assert report_table.markdown(table).splitlines()[4].rstrip(" |").endswith(word)
+    assert markdown(table).splitlines()[4].rstrip(" |").endswith(word)
     assert all(learned(line, table.metrics) == "–" for line in table.floors)
     assert ("Both floors are needed" in said(table)) == (None in floors.values())
 
@@ -180,7 +184,7 @@ def test_summary_in_plain_words(data, tmp_path):
 
 def test_a_trial_of_a_few_steps_shows_no_ordering():
     finals = {method: cell(value, images=360) for method, value in (("dinov2", 8.7), ("nc", 9.0), ("nct", 9.6))}
-    sentence = report_verdict.ordering(finals)
+    sentence = ordering(finals)
     assert "shows" not in sentence and "does not show" not in sentence
     assert "DINOv2 and NC cannot be told apart (+0.3, standard error 2.1)" in sentence
     assert "NC and NCT cannot be told apart (+0.6, standard error 2.2)" in sentence
@@ -189,13 +193,13 @@ def test_a_trial_of_a_few_steps_shows_no_ordering():
 def test_ordering_shows_only_beyond_two_standard_errors():
     values = {"dinov2": 50.0, "nc": 60.0, "nct": 70.0, "n2n": 80.0, "clean": 90.0}
     chain = "the paper's ordering, DINOv2 < NC < NCT ≤ N2N + DINOv2 ≤ clean, "
-    assert report_verdict.ordering({m: cell(v) for m, v in values.items()}).startswith(chain + "shows: NC is above")
+    assert ordering({m: cell(v) for m, v in values.items()}).startswith(chain + "shows: NC is above")
     closer = {m: cell(v) for m, v in (values | {"nct": 66.0}).items()}
-    assert report_verdict.ordering(closer).startswith(chain + "is not settled: NC and NCT cannot be told apart (+6.0")
+    assert ordering(closer).startswith(chain + "is not settled: NC and NCT cannot be told apart (+6.0")
     told = {m: cell(v, bits=True) for m, v in (values | {"nct": 66.0}).items()}  # the same, paired over the images
-    assert report_verdict.ordering(told).startswith(chain + "shows: ")
+    assert ordering(told).startswith(chain + "shows: ")
     wrong = {m: cell(v) for m, v in (values | {"nct": 50.0}).items()}
-    assert report_verdict.ordering(wrong).startswith(chain + "does not show: NCT is below NC (-10.0, standard error")
+    assert ordering(wrong).startswith(chain + "does not show: NCT is below NC (-10.0, standard error")
 
 
 def test_ordering_over_seeds():
@@ -203,9 +207,7 @@ def test_ordering_over_seeds():
         return Cell([row for seed, value in enumerate(values) for row in cell(value, seed).rows])
 
     finals = {"dinov2": seeds(50, 54, 58), "nc": seeds(51, 55.1, 59)}
-    assert report_verdict.ordering(finals).startswith(
-        "the paper's ordering, DINOv2 < NC, shows: NC is above DINOv2 (+1.0"
-    )
+    assert ordering(finals).startswith("the paper's ordering, DINOv2 < NC, shows: NC is above DINOv2 (+1.0")
 
 
 def test_verdict_names_what_is_missing_and_how_little_one_seed_says(data, tmp_path):
@@ -222,21 +224,21 @@ def test_older_rows_are_read(data, tmp_path):
         older(run)
     table = table_of(*paths)
     assert "DINOv2 < NCT, shows" in said(table) and "two unpaired counts" in said(table)
-    assert "Chance" not in report_table.markdown(table)
+    assert "Chance" not in markdown(table)
     make_floor(tmp_path, "pixels", data)
     assert [line.method for line in table_of(*paths).floors] == ["pixels"]
 
 
 def test_bold_is_what_is_ahead_of_all_others(runs, data, tmp_path):
     table = table_of(runs)
-    bold = [line.method for line in table.lines if report.is_ahead(line, "linear_top1", table)]
+    bold = [line.method for line in table.lines if is_ahead(line, "linear_top1", table)]
     assert bold == ["nct"]  # not n2n or clean, which are higher
-    assert report.results_section(table).count('class="n top"') == len(table.metrics)
+    assert part(results, table).count('class="n top"') == len(table.metrics)
     paths = [make_run(tmp_path / method, method, data, final=60.0) for method in ("dinov2", "nc")]
     for run in paths:
         older(run)
-    assert 'class="n top"' not in report.results_section(table_of(*paths))
-    assert 'class="n top"' not in report.results_section(table_of(paths[0]))  # nothing to be ahead of
+    assert 'class="n top"' not in part(results, table_of(*paths))
+    assert 'class="n top"' not in part(results, table_of(paths[0]))  # nothing to be ahead of
 
 
 # --- collapse, trials
@@ -244,19 +246,19 @@ def test_bold_is_what_is_ahead_of_all_others(runs, data, tmp_path):
 
 def test_collapse_is_said_in_table_and_page(data, tmp_path):
     run = make_run(tmp_path / "nc", "nc", data, collapsed="uniform")
-    (found,) = report_data.find_runs([run])
+    (found,) = find_runs([run])
     assert found.collapse() == ("uniform", 16)  # half of the noisy stage of 8 epochs, after the restart at 12
     sentence = "Collapsed: DINOv2 w/ NC, seed 0, uniform: every image gets the same target, all prototypes alike; since"
     assert sentence + " epoch 16." in said(table_of(run))
-    assert "| DINOv2 w/ NC (collapsed) " in report_table.markdown(table_of(run))
-    text = report.page([found], "x")
+    assert "| DINOv2 w/ NC (collapsed) " in markdown(table_of(run))
+    text = page([found], "x")
     assert sentence in text.partition("<nav>")[0] and ">collapsed</text>" in text
 
 
 def test_a_run_that_recovered_is_not_collapsed(tmp_path):
     def run(*states):
         rows = [{"epoch": e, "collapsed": state} for e, state in enumerate(states)]
-        return report_data.Run(tmp_path, {}, [], [*rows, {"epoch": 9, "live_knn_top1": 1.0}])
+        return Run(tmp_path, {}, [], [*rows, {"epoch": 9, "live_knn_top1": 1.0}])
 
     assert run("uniform", "").collapse() is None and run().collapse() is None
     assert run("uniform", "", "one prototype", "uniform").collapse() == ("uniform", 2)
@@ -265,14 +267,14 @@ def test_a_run_that_recovered_is_not_collapsed(tmp_path):
 def test_trial_stands_in_table_and_page(data, tmp_path):
     run = make_run(tmp_path / "dinov2", "dinov2", data, trial=True)
     table = table_of(run)
-    text = report_table.markdown(table)
+    text = markdown(table)
     assert text.splitlines()[0].endswith("(TRIAL: nothing is meant by these figures)")
     assert "| DINOv2 (TRIAL) " in text and said(table).startswith("TRIAL: ")
-    assert "TRIAL" in report.page(report_data.find_runs([run]), "x").partition("<nav>")[0]
+    assert "TRIAL" in page(find_runs([run]), "x").partition("<nav>")[0]
     config = OmegaConf.load(run / "config.yaml")
     config.trial = False
     OmegaConf.save(config, run / "config.yaml")
-    assert "TRIAL" not in report_table.markdown(table_of(run))
+    assert "TRIAL" not in markdown(table_of(run))
 
 
 def test_main_prints_the_summary(runs, tmp_path, capsys):

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from utils.report_data import METHODS, Run
-from utils.report_table import NEEDED, Cell, Line, Table, title_of
+from utils.report.data import FLOORS, METHODS, WORDS, Run
+from utils.report.table import NEEDED, Cell, Line, Table, title_of
 from utils.significance import difference
 
-SHORT = {"dinov2": "DINOv2", "nc": "NC", "nct": "NCT", "n2n": "N2N + DINOv2", "clean": "clean"}
 EQUAL_ALLOWED = {"n2n", "clean"}  # NCT <= N2N + DINOv2 <= clean; up to NCT each is strictly above the one before
-TRIAL = "TRIAL: schedules or images were cut to see whether everything runs; nothing is meant by the figures."
-FLOOR_NAMES = {
-    "untrained": "an untrained backbone",
-    "pixels": "the raw pixels",
-    "public": "the public backbone",
-}
-COLLAPSES = {  # the state as the training logs it: what that means
-    "uniform": "uniform: every image gets the same target, all prototypes alike",
-    "one prototype": "one prototype: every image gets the same one",
-    "same for all": "same for all: every image gets the same target",
-}
-ERRORS_OVER = {
-    "seeds, paired": "over the seeds, paired",
-    "seeds": "over the seeds",
-    "images": "over the validation images, paired",
-    "counts": "of two unpaired counts (older rows don't say which images were right)",
-}
 
 
 def verdict(table: Table) -> list[str]:
     """All sentences on one table, the gravest first."""
-    compared = summary(table) + orderings(table)
-    sentences = ([TRIAL] if table.trial else []) + collapses(table.runs) + compared + kept_out(table)
+    compared = orderings(table) + summary(table)
+    sentences = ([WORDS["trial"]] if table.trial else []) + collapses(table.runs) + compared + kept_out(table)
     return sentences + caveats(table) if compared else sentences
 
 
@@ -41,7 +23,7 @@ def collapses(runs: list[Run]) -> list[str]:
     said = []
     for run in runs:
         if found := run.collapse():
-            what = COLLAPSES.get(found[0], found[0])
+            what = WORDS["collapses"].get(found[0], found[0])
             said.append(f"Collapsed: {run.name}, seed {run.seed}, {what}; since epoch {found[1]:g}.")
     return said
 
@@ -63,35 +45,37 @@ def against_floors(line: Line, metric: str) -> str:
         if under := floor.final(metric):
             gap = difference(final.rows, under.rows)
             where = "above" if gap.points >= 0 else "below"
-            name = FLOOR_NAMES[floor.method]
+            name = FLOORS[floor.method]["short"]
             untold = "" if gap.sign else f" (cannot be told apart: {gap.known})"
             parts.append(f"{abs(gap.points):.1f} {where} {name}{untold}")
     return f"{line.name}: {final.mean:.1f}, {', '.join(parts)}"
 
 
 def orderings(table: Table) -> list[str]:
-    """A sentence for each metric on the paper's ordering, DINOv2 < NC < NCT <= N2N + DINOv2 <= clean."""
-    by_method = {line.method: line for line in table.lines}
+    """A sentence for each metric and objective on the paper's ordering, DINOv2 < NC < NCT <= N2N + DINOv2 <= clean."""
     sentences = []
     for metric in table.metrics:
-        finals = {m: final for m in METHODS if m in by_method and (final := by_method[m].final(metric))}
-        if len(finals) > 1:
-            sentences.append(f"{title_of(metric)}: {ordering(finals)}")
+        for objective in table.by_objective():
+            lines = [line for line in table.lines if line.objective == objective and line.method in METHODS]
+            finals = {line.method: final for line in lines if (final := line.final(metric))}
+            if len(finals) > 1:
+                sentences.append(f"{title_of(metric)}: {ordering(finals, objective)}")
     return sentences
 
 
-def ordering(finals: dict[str, Cell]) -> str:
+def ordering(finals: dict[str, Cell], objective: str = "DINOv2") -> str:
     """One sentence on the final figures of methods in the paper's order: whether each is above the one before it."""
-    expected, shown, wrong, unclear = SHORT[next(iter(finals))], [], [], []
+    names = {method: METHODS[method]["short"].replace("DINOv2", objective) for method in finals}
+    expected, shown, wrong, unclear = names[next(iter(finals))], [], [], []
     for low, high in pairwise(finals):
-        expected += f" {'≤' if high in EQUAL_ALLOWED and low != 'dinov2' else '<'} {SHORT[high]}"
+        expected += f" {'≤' if high in EQUAL_ALLOWED and low != 'dinov2' else '<'} {names[high]}"
         gap = difference(finals[high].rows, finals[low].rows)
         if gap.sign > 0:
-            shown.append(f"{SHORT[high]} is above {SHORT[low]} ({gap})")
+            shown.append(f"{names[high]} is above {names[low]} ({gap})")
         elif gap.sign < 0:
-            wrong.append(f"{SHORT[high]} is below {SHORT[low]} ({gap})")
+            wrong.append(f"{names[high]} is below {names[low]} ({gap})")
         else:
-            unclear.append(f"{SHORT[low]} and {SHORT[high]} cannot be told apart ({gap})")
+            unclear.append(f"{names[low]} and {names[high]} cannot be told apart ({gap})")
     state = "does not show" if wrong else "is not settled" if unclear else "shows"
     return f"the paper's ordering, {expected}, {state}: {'; '.join(wrong + unclear + shown)}."
 
@@ -107,12 +91,14 @@ def kept_out(table: Table) -> list[str]:
 
 def caveats(table: Table) -> list[str]:
     """On which figures the sentences rest, and how well they are known."""
-    present = {line.method for line in table.lines}
-    missing = [METHODS[m][0] for m in METHODS if m not in present and not (m == "clean" and table.noise == "none")]
+    present = {line.runs[0].name for line in table.lines}
+    wanted = [words["name"] for method, words in METHODS.items() if (method, table.noise) != ("clean", "none")]
+    missing = [name.replace("DINOv2", objective) for objective in table.by_objective() for name in wanted]
+    missing = [name for name in missing if name not in present]
     sentences = [f"Not among these runs: {', '.join(missing)}."] if missing else []
     finals = [[c for line in table.lines + table.floors if (c := line.final(m))] for m in table.metrics]
     kinds = {difference(a.rows, b.rows).over for cells in finals for a, b in pairwise(cells)}
-    errors = " or ".join(text for kind, text in ERRORS_OVER.items() if kind in kinds)
+    errors = " or ".join(text for kind, text in WORDS["errors"].items() if kind in kinds)
     sentences.append(
         "All of this rests on the final checkpoints (the best ones were chosen on the validation images themselves), "
         f"and takes more than two standard errors for a difference{f'; errors {errors}' if errors else ''}."

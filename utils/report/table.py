@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from utils.report_data import FLOORS, METHODS, RANK, Run
+from utils.report.data import FLOORS, METHODS, Run
 from utils.significance import difference
 
 LINEAR = "linear_top1"
 KNN_PREFERRED = 20  # neighbours: the k that public DINOv2 reports
 KINDS = ("best", "final")
 NEEDED = ("untrained", "pixels")  # floors that a method must exceed to have learned
+CONTENDERS = ("dinov2", "nc", "nct")  # need no denoiser at inference and saw no clean image
 
 
 @dataclass
@@ -52,6 +53,10 @@ class Line:
     def seeds(self) -> int:
         return len({run.seed for run in self.runs})
 
+    @property
+    def objective(self) -> str:
+        return self.runs[0].objective
+
     def final(self, metric: str) -> Cell | None:
         return self.cells.get((metric, "final"))
 
@@ -69,8 +74,17 @@ class Table:
     kept_out: list[str]  # sentences on floors that don't belong under these methods
 
     @property
+    def title(self) -> str:
+        return f"{self.dataset}, {'noisy by nature' if self.noise == 'none' else self.noise}"
+
+    @property
     def trial(self) -> bool:
         return any(run.trial for run in self.runs)
+
+    def by_objective(self) -> dict[str, list[Run]]:
+        """The runs of each objective, whose losses and curves have nothing in common with those of another."""
+        names = dict.fromkeys(run.objective for run in self.runs)
+        return {name: [run for run in self.runs if run.objective == name] for name in names}
 
     @property
     def val_images(self) -> int | None:
@@ -109,9 +123,9 @@ def make_tables(runs: list[Run]) -> list[Table]:
 def _table(dataset: str, noise: str, runs: list[Run], floors: list[Run]) -> Table:
     knn = knn_metric(runs)
     metrics = [m for m in (LINEAR, knn) if m and any(run.select(m) for run in runs)]
-    runs = sorted(runs, key=lambda run: (RANK.get(run.method, len(RANK)), run.method, run.seed))
-    methods = dict.fromkeys(run.method for run in runs)
-    lines = [_line([run for run in runs if run.method == method], metrics) for method in methods]
+    runs = sorted(runs, key=lambda run: run.rank)
+    names = dict.fromkeys(run.name for run in runs)
+    lines = [_line([run for run in runs if run.name == name], metrics) for name in names]
     own = [f for f in floors if f.dataset == dataset and (f.noise == noise or f.view == "clean")]
     own.sort(key=lambda floor: floor.noise != noise)  # clean ones may have been made under several noises
     table = Table(dataset, noise, runs, metrics, lines, [], [])
@@ -180,10 +194,9 @@ def _line(runs: list[Run], metrics: list[str]) -> Line:
     views = sorted({row["view"] for row in shown})
     if any(row["protocol"] == "cached" for row in shown if row["metric"] == LINEAR):
         views = [f"{view} (cached probe)" for view in views]
-    name, pretrained = (METHODS | FLOORS).get(runs[0].method, (runs[0].method, ""))
     marks = ["TRIAL"] * any(run.trial for run in runs) + ["collapsed"] * any(run.collapse() for run in runs)
-    name += f" ({', '.join(marks)})" if marks else ""
-    return Line(runs[0].method, name, pretrained, ", ".join(views) or "not yet", runs, cells)
+    name = runs[0].name + (f" ({', '.join(marks)})" if marks else "")
+    return Line(runs[0].method, name, runs[0].pretrained, ", ".join(views) or "not yet", runs, cells)
 
 
 def learned(line: Line, metrics: list[str]) -> str:
@@ -203,6 +216,13 @@ def learned(line: Line, metrics: list[str]) -> str:
         signs = [difference(final.rows, c.rows).sign for c in floors] if final else []
         words.add("no" if -1 in signs else "yes" if len(signs) == len(NEEDED) and set(signs) == {1} else "unclear")
     return "yes" if words == {"yes"} else "no" if "no" in words and "yes" not in words else "unclear"
+
+
+def is_ahead(line: Line, metric: str, table: Table) -> bool:
+    """Whether a contender's final figure is above that of all others, by more than two standard errors."""
+    others = [c for one in table.lines if one.method in CONTENDERS and one is not line and (c := one.final(metric))]
+    own = line.final(metric) if line.method in CONTENDERS else None
+    return bool(own and others) and all(difference(own.rows, other.rows).sign > 0 for other in others)
 
 
 def title_of(metric: str) -> str:

@@ -10,23 +10,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from utils.environment import read_environment
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
 
-METHODS = {  # label of the rows: (name, pretrained on), in the paper's order from worst to best
-    "dinov2": ("DINOv2", "noisy"),
-    "nc": ("DINOv2 w/ NC", "denoised, then noisy"),
-    "nct": ("DINOv2 w/ NCT", "denoised, then noisy, anchored"),
-    "n2n": ("N2N + DINOv2", "denoised"),
-    "clean": ("DINOv2 (clean)", "clean"),
-}
-FLOORS = {  # what needs no training here, through the same protocols: (name, pretrained on)
-    "untrained": ("Untrained backbone", "nothing"),
-    "pixels": ("Raw pixels", "nothing"),
-    "public": ("Public backbone", "other images"),
-}
-RANK = {method: i for i, method in enumerate(METHODS | FLOORS)}
+WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
+METHODS, FLOORS, OBJECTIVES = WORDS["methods"], WORDS["floors"], WORDS["objectives"]
+SYSTEMS = METHODS | FLOORS  # in the order of tables and legends
 DEPTH = 3  # levels below a named folder on which runs are looked for, and above a run for its floors
 
 
@@ -39,39 +28,27 @@ class Run:
     rows: list[dict] = field(repr=False)
     metrics: list[dict] = field(repr=False)
 
-    @property
-    def method(self) -> str:
-        return str(self.config.get("method", self.path.name))
-
-    @property
-    def noise(self) -> str:
-        return str(self.config.get("noise", "none"))
-
-    @property
-    def dataset(self) -> str:
+    def __post_init__(self):
+        self.method = str(self.config.get("method", self.path.name))
+        self.noise = str(self.config.get("noise", "none"))
+        self.seed = int(self.config.get("seed", 0))
+        self.trial = bool(self.config.get("trial"))
+        self.is_floor = self.method in FLOORS
         data = self.config.get("data") or {}
-        return str(data.get("name") or Path(str(data.get("root") or "?")).resolve().name)
-
-    @property
-    def seed(self) -> int:
-        return int(self.config.get("seed", 0))
-
-    @property
-    def name(self) -> str:
-        return (METHODS | FLOORS).get(self.method, (self.method, ""))[0]
-
-    @property
-    def is_floor(self) -> bool:
-        return self.method in FLOORS
-
-    @property
-    def trial(self) -> bool:
-        return bool(self.config.get("trial"))
-
-    @property
-    def environment(self) -> list[dict]:
-        """One entry for each start of the training."""
-        return read_environment(self.path)
+        self.dataset = str(data.get("name") or Path(str(data.get("root") or "?")).resolve().name)
+        self.stages = (self.config.get("curriculum") or {}).get("stages") or []
+        # The view that it is meant to be evaluated on.
+        view = (self.config.get("eval") or {}).get("view") or (self.stages[-1].get("view") if self.stages else None)
+        self.view = "noisy" if view == "mix" else view
+        # The noise of the images that it trained on: none for the clean ceiling.
+        self.trained_noise = "none" if self.view == "clean" else self.noise
+        # What the method trains: DINOv2 in runs from before there were others.
+        objective = str(self.config.get("objective") or "dinov2")
+        words = SYSTEMS.get(self.method, {"name": self.method, "pretrained": ""})
+        self.objective, self.pretrained = OBJECTIVES.get(objective, objective), words["pretrained"]
+        self.name = words["name"].replace("DINOv2", self.objective)
+        # Place in tables and legends; what is not known here comes last, by the alphabet.
+        self.rank = place(OBJECTIVES, objective), place(SYSTEMS, self.method), self.seed
 
     def detail(self, key: str) -> object:
         """A detail of the last row that has it: images, classes, crop, architecture; None in older rows."""
@@ -87,16 +64,9 @@ class Run:
         states = [(row["collapsed"], row.get("epoch", 0)) for row in self.metrics if "collapsed" in row]
         if not states or not states[-1][0]:
             return None
-        since = states[-1][1]
-        for state, epoch in reversed(states):
-            if not state:
-                break
-            since = epoch
+        sound = [i for i, (state, _) in enumerate(states) if not state]
+        since = states[sound[-1] + 1 if sound else 0][1]
         return states[-1][0], self.restart + since
-
-    @property
-    def stages(self) -> list[dict]:
-        return (self.config.get("curriculum") or {}).get("stages") or []
 
     @property
     def restart(self) -> float:
@@ -107,34 +77,20 @@ class Run:
             epochs = 0.0 if (stage.get("init") or "scratch") == "scratch" else epochs + start
         return epochs
 
-    @property
-    def view(self) -> str | None:
-        """The view that the run is meant to be evaluated on."""
-        view = (self.config.get("eval") or {}).get("view") or (self.stages[-1].get("view") if self.stages else None)
-        return "noisy" if view == "mix" else view
-
     def select(self, metric: str) -> list[dict]:
         """Rows of one metric under the run's own noise, view and data, in order of epochs; of equal epochs the last
         written.
 
         Protocols are never mixed: the one with the most epochs is taken, of equals the exact one.
         """
+        own = {"metric": metric, "noise": self.noise, "dataset": self.dataset}
+        own |= {"view": self.view} if self.view else {}
         protocols: dict[str, dict[float, dict]] = {}
         for row in self.rows:
-            own = (
-                row["noise"] == self.noise
-                and row["dataset"] == self.dataset
-                and row["view"] == (self.view or row["view"])
-            )
-            if row["metric"] == metric and own and isinstance(row["value"], int | float):
+            if all(row[key] == value for key, value in own.items()):
                 protocols.setdefault(row["protocol"], {})[row["epoch"]] = row
         chosen = max(protocols, key=lambda name: (len(protocols[name]), name == "exact"), default=None)
         return [protocols[chosen][epoch] for epoch in sorted(protocols[chosen])] if chosen else []
-
-    @property
-    def trained_noise(self) -> str:
-        """The noise of the images that the run trained on: none for the clean ceiling."""
-        return "none" if self.view == "clean" else self.noise
 
     def robustness(self) -> dict[str, dict[str, float]]:
         """{metric: {noise: percent}} of the rows robustness_*, of the last epoch that has them."""
@@ -147,6 +103,25 @@ class Run:
         return found
 
 
+def place(names: dict, name: str) -> tuple[int, str]:
+    """Sorts the names known here as they stand, the others behind them by the alphabet."""
+    return list(names).index(name) if name in names else len(names), name
+
+
+def slot(run: Run) -> int:
+    """Number of the method's colour and marker in every plot."""
+    return place(METHODS, run.method)[0]
+
+
+def label(run: Run, runs: list[Run]) -> str:
+    """The method's name, with noise, seed or folder where several of `runs` share it."""
+    same = [other for other in runs if other.name == run.name]
+    for text, key in ((f", {run.noise}", "noise"), (f", seed {run.seed}", "seed"), (f" ({run.path.name})", "path")):
+        if len(same) > 1 and len({getattr(other, key) for other in same}) == len(same):
+            return run.name + text
+    return run.name if len(same) == 1 else f"{run.name} ({run.path})"
+
+
 def read_run(path: Path) -> Run:
     """Raises ValueError, naming the file, when there is no readable config."""
     config_path = path / "config.yaml"
@@ -156,7 +131,7 @@ def read_run(path: Path) -> Run:
         # References are not resolved: a saved config has none, and one from elsewhere could ask for the environment.
         config = dict(_plain(OmegaConf.to_container(OmegaConf.load(config_path))))
         run = Run(path, config, read_results(path), [_figures(row) for row in read_json_lines(path / "metrics.jsonl")])
-        _ = run.dataset, run.seed, run.restart, run.view, NoiseSpec.parse(run.noise)
+        _ = run.restart, NoiseSpec.parse(run.noise)
     except Exception as error:  # YAML, OmegaConf and the disk each have errors of their own
         raise ValueError(f"{config_path} can't be read: {' '.join(str(error).split())}") from error
     return run
@@ -191,7 +166,7 @@ def find_runs(paths: list[Path]) -> list[Run]:
         for above in run.path.resolve().parents[:DEPTH]:
             for config in sorted(above.glob("floors/*/*/config.yaml")):
                 found.setdefault(config.parent, read_run(config.parent))
-    return sorted(found.values(), key=lambda r: (r.dataset, r.noise, RANK.get(r.method, len(RANK)), r.method, r.seed))
+    return sorted(found.values(), key=lambda run: (run.dataset, run.noise, run.rank))
 
 
 def folders_of_runs(path: Path, depth: int = DEPTH) -> Iterator[Path]:

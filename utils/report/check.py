@@ -1,20 +1,19 @@
-"""What Neighbor2Neighbor.check found out about the noise: as lines, as a picture, and as a section of the report."""
+"""What Neighbor2Neighbor.check found out about the noise: as lines, as a picture, and for the report."""
 
-import base64
 import json
 from pathlib import Path
 
 from utils.files import atomic_path
-from utils.report_style import esc
+from utils.images import read_image
+from utils.report.plots import data_uri
 
 
 def figures(check: dict) -> list[str]:
     """The correlations as lines of text."""
     lines = [f"{check['patches']} flat patches of {check['images']} images; correlation of pixels 1, 2, 3, 4 apart:"]
-    for name, values in check["correlation"].items():
-        lines.append(f"  {name:<10} " + "  ".join(f"{value:6.3f}" for value in values))
-    for name, values in (check["residual_correlation"] or {}).items():
-        lines.append(f"  {name:<10} " + "  ".join(f"{value:6.3f}" for value in values) + "  (residuals)")
+    for kind, remark in (("correlation", ""), ("residual_correlation", "  (residuals)")):
+        for name, values in (check[kind] or {}).items():
+            lines.append(f"  {name:<10} " + "  ".join(f"{value:6.3f}" for value in values) + remark)
     return lines
 
 
@@ -39,13 +38,10 @@ def draw(check: dict, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def section(folder: Path) -> str:
-    """The report's section: verdict and picture of the denoiser's folder; "" where there was no check."""
+def check_of(folder: Path) -> dict | None:
+    """Verdict and picture of the denoiser's folder; None where there was no check."""
     if not (folder / "check.json").is_file():
-        return ""
-    check = json.loads((folder / "check.json").read_text())
-    text = "".join(f"<p>{esc(sentence)}.</p>" for sentence in check["verdict"])
-    if (folder / "check.png").is_file():
-        content = base64.b64encode((folder / "check.png").read_bytes()).decode()
-        text += f'<img alt="Correlation of the noise, and its growth" src="data:image/png;base64,{content}">'
-    return f"<h3>Is the noise independent from pixel to pixel?</h3>{text}"
+        return None
+    verdict = json.loads((folder / "check.json").read_text())["verdict"]
+    drawn = (folder / "check.png").is_file()
+    return {"verdict": verdict, "picture": data_uri(read_image(folder / "check.png"), 1200) if drawn else None}

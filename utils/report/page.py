@@ -1,0 +1,99 @@
+"""The page: a section is a function that picks what is shown and a macro of its name in sections.html that draws it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from utils.report.curves import INFORMATION, denoisers, results, training
+from utils.report.data import WORDS, Run, label, slot
+from utils.report.pictures import feature_map, noise_grid, pca
+from utils.report.sections import configs, cost, duration, environment, label_free, retrieval, robustness
+from utils.report.table import KINDS, Table, is_ahead, learned, make_tables, title_of
+from utils.report.verdict import collapses, verdict
+from utils.results import VERSION
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+TEMPLATES.filters |= {"duration": duration, "title_of": title_of, "slot": slot}
+TEMPLATES.globals |= {
+    "kinds": KINDS, "information": INFORMATION, "is_ahead": is_ahead, "label": label, "learned": learned,
+    "verdict": verdict,
+}  # fmt: skip
+
+
+@dataclass
+class Section:
+    """One heading of the page and what stands under it; without any of that it is left out."""
+
+    id: str
+    title: str
+    parts: list[Markup]
+
+
+def part(make: Callable[..., dict | None], *arguments) -> Markup:
+    """One piece; where a run's files do not bear it, a note in its place, so that the others are still there."""
+    macros = TEMPLATES.get_template("sections.html").module
+    try:
+        shown = make(*arguments)
+        return getattr(macros, make.__name__)(**shown) if shown else Markup()
+    except Exception as error:  # what is read here may have been damaged in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"{make.__name__.replace('_', ' ')} is left out: {reason}"
+        print(f"warning: {reason}", file=sys.stderr)
+        return macros.remark(reason)
+
+
+def groups_of(tables: list[Table]) -> list[tuple[str, list[Run]]]:
+    """Runs that share their axes: those of one table and objective; before them what tells their headings apart."""
+    groups = []
+    for table in tables:
+        by_objective = table.by_objective()
+        for name, runs in by_objective.items():
+            words = [table.title] * (len(tables) > 1) + [name] * (len(by_objective) > 1)
+            groups.append((f": {', '.join(words)}" if words else "", runs))
+    return groups
+
+
+def sections_of(tables: list[Table], runs: list[Run], folders: Sequence[Path]) -> list[Section]:
+    """All that the page has, in its order. folders: those of denoisers."""
+
+    def numbered(make: Callable, title: str) -> list[Section]:
+        parts = [(title + more, [part(make, own)]) for more, own in groups_of(tables)]
+        return [Section(f"{make.__name__}{i}", *one) for i, one in enumerate(parts)]
+
+    found = [
+        Section(f"results{i}", table.title, [part(make, table) for make in (results, noise_grid, pca)])
+        for i, table in enumerate(tables)
+    ]
+    found += numbered(robustness, "Robustness to other noises")
+    found.append(Section("label_free", "Figures that need no labels", [part(label_free, runs)]))
+    found.append(Section("map", "Maps of the features", [part(feature_map, runs)]))
+    found.append(Section("retrieval", "Instance recognition", [part(retrieval, runs)]))
+    found += numbered(training, "Training curves")
+    found.append(Section("denoiser", "Denoiser", [part(denoisers, folders)]))
+    for make, title in ((cost, "Cost"), (environment, "Environment"), (configs, "Configurations")):
+        found.append(Section(make.__name__, title, [part(make, runs)]))
+    return [section for section in found if any(section.parts)]
+
+
+def page(runs: list[Run], title: str, folders: Sequence[Path] = ()) -> str:
+    """The whole page as one string of HTML. folders: those of denoisers."""
+    tables, runs = make_tables(runs), [run for run in runs if not run.is_floor]
+    return TEMPLATES.get_template("page.html").render(
+        title=title,
+        runs=runs,
+        seeds=sorted({run.seed for run in runs}),
+        date=time.strftime("%d %B %Y"),
+        banner=[WORDS["trial"]] * any(run.trial for run in runs) + collapses(runs),
+        sections=sections_of(tables, runs, folders),
+        version=VERSION,
+    )

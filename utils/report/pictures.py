@@ -1,0 +1,147 @@
+"""Pictures of the report: what the models see, the components of their patch tokens, rankings, and maps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.images import denoised_root, grey_levels, list_images, read_image, read_manifest, twin, visible
+from utils.noise import NoiseSpec, keyed_noise, noise_key
+from utils.report.data import Run, label
+from utils.report.plots import data_uri, scatter
+from utils.report.table import Table
+from utils.values import Values, reading
+
+GRID_IMAGES = 4
+THUMBNAIL = 112  # pixels, as shown
+MAP = 1600  # pixels of a map at most
+LABELLED = "A point is an image, a colour a label, which the map knows nothing of. Good: colours lie together."
+
+
+class Picture(NamedTuple):
+    """An image of a table, and the decibels under it."""
+
+    uri: str
+    decibel: float | None
+    small: bool  # smaller than it is shown: its pixels stay sharp
+
+
+def picture(image: np.ndarray | None, decibel: float | None = None, side: int = 2 * THUMBNAIL) -> Picture | None:
+    """Of an image [H, W, C], as visible() shows it; None leaves its place empty."""
+    if image is None:
+        return None
+    return Picture(data_uri(visible(image), side), decibel, max(image.shape[:2]) < THUMBNAIL)
+
+
+def noise_grid(table: Table) -> dict:
+    """Clean, noisy and denoised views of a few validation images; what is wrong when the images are not at hand."""
+    spec = NoiseSpec.parse(table.noise)
+    try:
+        columns = list(grid_views(table.runs[0], spec))
+    except (ValueError, OSError) as error:
+        return {"rows": [], "measured": False, "problem": str(error)}
+    names = ["noisy by nature", "", "denoised"] if spec.kind == "none" else ["clean", str(spec), "denoised"]
+    measured, rows = spec.kind != "none", []
+    for i, name in enumerate(names):
+        if any(column[i] is not None for column in columns):
+            known = [psnr(column[i], column[0]) if i and measured else None for column in columns]
+            pictures = [picture(column[i], figure) for column, figure in zip(columns, known, strict=True)]
+            rows.append((name, pictures))
+    return {"rows": rows, "measured": measured, "problem": ""}
+
+
+def grid_views(run: Run, spec: NoiseSpec) -> Iterator[list[np.ndarray | None]]:
+    """views() of a few images, evenly spread over the validation set."""
+    data = run.config.get("data") or {}
+    root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
+    values = reading(Values.parse(data.get("values", "full")), root)
+    denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
+    suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
+    within = "val/" if (root / "val").is_dir() else ""
+    relatives = list_images(root / within, data.get("stack", "refuse"))
+    for i in np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1]):
+        name = within + relatives[i]
+        yield views(root, name, spec, int(data.get("noise_seed", 0)), channels, values, twin(denoised, name, suffix))
+
+
+def views(
+    root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, values: Values, denoised: Path
+) -> list[np.ndarray | None]:
+    """[the file, with noise, denoised]: None for what there is not. denoised: the file of that."""
+    source = read_image(root / relative, channels, "native", values)
+    noisy = None if spec.kind == "none" else keyed_noise(source, spec, seed, noise_key(relative))
+    return [source, noisy, read_image(denoised, channels, "native") if denoised.is_file() else None]
+
+
+def psnr(image: np.ndarray | None, reference: np.ndarray) -> float | None:
+    """Peak signal-to-noise ratio in dB; None for no image and for an equal one."""
+    if image is None:
+        return None
+    error = np.mean((grey_levels(image).astype(np.float64) - grey_levels(reference).astype(np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error > 0 else None
+
+
+def pca(table: Table) -> dict | None:
+    """First three principal components of patch tokens as colours: a table of the runs that show the same images."""
+    groups: dict[tuple, list[tuple[Run, dict]]] = {}
+    damaged = []
+    for run in table.runs:
+        if (run.path / "pca.npz").is_file():
+            try:
+                with np.load(run.path / "pca.npz", allow_pickle=False) as file:
+                    content = {key: file[key] for key in ("names", "views", "images", "components")}
+            except Exception as error:  # a damaged archive fails in many ways
+                damaged.append(f"{run.path / 'pca.npz'} cannot be read: {' '.join(str(error).split())}")
+                print(f"warning: {damaged[-1]}", file=sys.stderr)
+                continue
+            groups.setdefault(tuple(content["names"].tolist()), []).append((run, content))
+    tables = [(len(names), pca_rows(members)) for names, members in groups.items()]
+    return {"tables": tables, "damaged": damaged} if tables or damaged else None
+
+
+def pca_rows(members: list[tuple[Run, dict]]) -> list[tuple[str, str, list[Picture | None]]]:
+    """Pictures on top, below them the components: a row for each run and each view besides the clean one."""
+    count, runs = len(members[0][1]["names"]), [run for run, _ in members]
+    inputs = [(run, content, view) for run, content in members for view in content["views"].tolist() if view != "clean"]
+    inputs += [(run, content, "clean only") for run, content in members if content["views"].tolist() == ["clean"]]
+
+    def row(title: str, content: dict, view: str, kind: str) -> tuple[str, str, list[Picture | None]]:
+        at = {name: v for v, name in enumerate(content["views"].tolist())}
+        shown = [content[kind][i, at[v]] if v in at else None for i in range(count) for v in ("clean", view)]
+        return title, view, [picture(one, side=THUMBNAIL) for one in shown]
+
+    pictures = {view: content for _, content, view in inputs}
+    rows = [row("image", content, view, "images") for view, content in pictures.items() if view != "clean only"]
+    return rows + [row(label(run, runs), content, view, "components") for run, content, view in inputs]
+
+
+def rankings(path: Path) -> tuple[str, list]:
+    """The data set of a retrieval/<set>.json, and its strips: the query, then what was found: (kind, name, image)."""
+    content = json.loads(path.read_text())
+    strips = [
+        [
+            (entry["kind"], entry["name"], data_uri(read_image(twin(path.parent, entry["picture"])), THUMBNAIL))
+            for entry in [ranking["query"], *ranking["found"]]
+        ]
+        for ranking in content["rankings"]
+    ]
+    return content["dataset"], strips
+
+
+def feature_map(runs: list[Run]) -> dict | None:
+    """Maps of the runs' features in two dimensions: map.png as it is, and the points where they say more than it."""
+    maps = []
+    for run in runs:
+        if (run.path / "map.json").is_file():
+            content, drawn = json.loads((run.path / "map.json").read_text()), run.path / "map.png"
+            points = [(x, y, str(name or "")) for x, y, _, name in content["points"]]
+            uri = data_uri(read_image(drawn), MAP) if drawn.is_file() else ""
+            labelled = any(name for _, _, name in points)
+            chart = scatter(points, LABELLED if labelled else "A point is an image.") if labelled or not uri else None
+            maps.append(content | {"name": label(run, runs), "count": len(points), "uri": uri, "chart": chart})
+    return {"maps": maps} if maps else None
