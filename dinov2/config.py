@@ -46,7 +46,8 @@ OPTIONAL = {  # keys that may be null, whose type their default does not show
 AT_LEAST = {  # smallest value: keys
     1: ("data.in_chans", "data.max_side", "data.max_pixels", "crops.global_size", "crops.local_size", "model.depth",
         "model.patch_size", "model.pos_embed_size", "dino.prototypes", "dino.bottleneck", "dino.layers", "dino.hidden",
-        "ibot.prototypes", "ibot.bottleneck", "ibot.layers", "ibot.hidden", "train.batch_size", "train.epochs",
+        "ibot.prototypes", "ibot.bottleneck", "ibot.layers", "ibot.hidden", "projector.layers", "projector.hidden",
+        "projector.dim", "projector.predictor", "train.batch_size", "train.epochs",
         "train.epoch_length", "train.accumulate", "train.eval_every", "train.checkpoint_every", "train.log_every",
         "curriculum.restart_epoch", "curriculum.noisy_epochs", "anchor.epoch"),
     0: ("data.workers", "data.split_seed", "crops.local_number", "model.layerscale", "dino.weight",
@@ -361,6 +362,7 @@ def validate(cfg: DictConfig) -> None:
         size = OmegaConf.select(cfg, key) or 0
         near = f"{key}={max(patch, round(size / patch) * patch)}"
         require(size % patch == 0, f"{key}={size} is no multiple of model.patch_size={patch}: take {near}")
+    require(cfg.projector.temp > 0, f"projector.temp={cfg.projector.temp} must be above 0")
     require(0 <= cfg.model.registers <= 4, f"model.registers={cfg.model.registers} must be 0 to 4")
     require(0 <= cfg.model.drop_path < 1, f"model.drop_path={cfg.model.drop_path} must be at least 0 and below 1")
     depth, frozen = cfg.model.depth or ARCHS[cfg.model.arch][1], cfg.optim.frozen_blocks
