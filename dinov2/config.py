@@ -258,7 +258,6 @@ def validate(cfg: DictConfig) -> None:
 
     for name, key in keys().items():
         key.check_bounds(name, OmegaConf.select(cfg, name))
-    one_of("objective", cfg.objective, objective_names())
     NoiseSpec.parse(cfg.noise)
     check_values(cfg.data["values"], "data.values")
     channels = cfg.data.in_chans

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "utils": (),
     "Neighbor2Neighbor": ("utils",),
     "toy_mnist": ("utils",),
-    "dinov2.layers": (),
+    "dinov2.layers": ("utils.distributed",),  # batch normalisation over all ranks
     "dinov2.loss": ("utils.distributed", "utils.fused"),
     "dinov2.models": ("dinov2.layers", "dinov2.config", "dinov2.checkpoint", "utils"),
     "dinov2.data": ("utils",),

@@ -115,6 +115,27 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     return all_reduce_sum(tensor).div_(world_size())
 
 
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, own: Tensor) -> Tensor:
+        ctx.rows = slice(rank() * len(own), (rank() + 1) * len(own))
+        parts = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return all_reduce_sum(gradient.contiguous().clone())[ctx.rows]
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """The rows of all ranks, in the order of ranks; each rank has as many.  # [n, ...] → [ranks * n, ...]
+
+    With gradient: a row's is the sum of those that all ranks give it.
+    """
+    return _GatherRows.apply(own) if dist.is_initialized() else own
+
+
 def gather_dicts(own: dict[str, str]) -> dict[str, str]:
     """The entries of all ranks' dicts together, on every rank."""
     gathered: list[dict] = [own] * world_size()

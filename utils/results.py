@@ -1,7 +1,7 @@
 """Rows of results: what evaluators write and the report reads. One JSON object a line, in <run>/results.jsonl.
 
-A row says by itself what it is (method, noise, data set, seed, epoch, metric, value, view, protocol, details, config
-hash, version, time): nothing is ever read out of a path's name.
+A row says by itself what it is (method, objective, curriculum, noise, data set, seed, epoch, metric, value, view,
+protocol, details, config hash, version, time): nothing is ever read out of a path's name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from utils.files import named
 
 FIELDS = ("method", "noise", "dataset", "seed", "epoch", "iteration", "metric", "value", "view", "protocol")
+# Method → curriculum of its rows: the images that it trains on, in their order.
+CURRICULA = {"dinov2": "none", "nc": "nc", "nct": "nct", "n2n": "denoised", "clean": "clean"}
 FLOORS = ("untrained", "pixels", "public")  # methods of rows that no training has gone into
 VERSION = "0.1.0"
 
@@ -62,9 +64,18 @@ def append_result(path: Path, row: dict) -> None:
 
 
 def read_results(path: Path) -> list[dict]:
-    """Rows of one results.jsonl, or of <path>/results.jsonl when `path` is a run's folder; others are left out."""
+    """Rows of one results.jsonl, or of <path>/results.jsonl when `path` is a run's folder; others are left out.
+
+    Rows of before there were other objectives are DINOv2's, and their curriculum follows from their method.
+    """
     path = Path(path)
-    return [row for row in read_json_lines(path / "results.jsonl" if path.is_dir() else path) if _is_result(row)]
+    rows = [row for row in read_json_lines(path / "results.jsonl" if path.is_dir() else path) if _is_result(row)]
+    return [what_is_learned(row["method"], "dinov2") | row for row in rows]
+
+
+def what_is_learned(method: str, objective: str) -> dict[str, str]:
+    """The fields objective and curriculum of a row; a floor has no objective."""
+    return {"objective": objective if method in CURRICULA else "", "curriculum": CURRICULA.get(method, "none")}
 
 
 def _is_result(row: dict) -> bool:

@@ -31,7 +31,7 @@ from utils.locks import sweep
 from utils.memory import keep_freed_memory
 from utils.noise import NoiseSpec
 from utils.progress import Progress
-from utils.results import append_result, read_results
+from utils.results import append_result, read_results, what_is_learned
 
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
 ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
@@ -269,6 +269,7 @@ def row_base(checkpoint: Checkpoint, cfg: DictConfig) -> dict:
     """What all rows of an evaluation share."""
     return {
         "method": cfg.method,
+        **what_is_learned(cfg.method, cfg.objective),
         "noise": cfg.noise,
         "dataset": dataset_name(cfg),
         "seed": cfg.seed,

@@ -5,8 +5,19 @@ dinov2/configs/objectives/<name>.yaml holds its settings. On which images it lea
 
 from dinov2.objectives.dino import DINO
 from dinov2.objectives.dinov2 import DINOv2
+from dinov2.objectives.ibot import IBOT
+from dinov2.objectives.mocov3 import MoCoV3
 from dinov2.objectives.objective import Batch, Objective
+from dinov2.objectives.simclr import SimCLR
+from dinov2.objectives.simsiam import SimSiam
 
-OBJECTIVES: dict[str, type[Objective]] = {"dinov2": DINOv2, "dino": DINO}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "dinov2": DINOv2,
+    "dino": DINO,
+    "ibot": IBOT,
+    "simclr": SimCLR,
+    "mocov3": MoCoV3,
+    "simsiam": SimSiam,
+}
 
-__all__ = ["DINO", "OBJECTIVES", "Batch", "DINOv2", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "DINOv2", "Objective"]

@@ -18,9 +18,8 @@ class DINO(SelfDistillation):
 
     def __init__(self, cfg: DictConfig):
         if cfg.ibot.mask_probability:
-            raise ValueError(
-                f"objective=dino masks no patches: ibot.mask_probability={cfg.ibot.mask_probability}, take 0"
-            )
+            given = f"ibot.mask_probability={cfg.ibot.mask_probability}"
+            raise ValueError(f"objective=dino masks no patches: {given} must be 0")
         super().__init__(cfg)
         self.student["dino_head"].last_layer.weight_g.requires_grad_(False)
 

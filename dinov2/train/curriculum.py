@@ -27,7 +27,7 @@ from utils.images import read_manifest
 from utils.noise import NoiseSpec
 
 # Keys and sections in which a stage and the run that it builds on must agree.
-SHARED = ("objective", "model", "dino", "ibot", "crops", "seed")
+SHARED = ("objective", "model", "dino", "ibot", "projector", "crops", "seed")
 
 
 @dataclass(frozen=True)

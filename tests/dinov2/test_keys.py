@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from dinov2.keys import Key, defaults, keys, one_of
 from dinov2.models.vision_transformer import ARCHS
+from dinov2.objectives import OBJECTIVES
 from utils.images import MIXED
 from utils.readers import STACKS
 
@@ -23,6 +24,7 @@ def test_every_default_obeys_its_own_rule():
 
 
 def test_choices_are_those_of_the_code():
+    assert choices_of("objective") == tuple(OBJECTIVES)
     assert choices_of("model.arch") == tuple(ARCHS)
     assert choices_of("data.mixed") == tuple(MIXED)
     assert choices_of("data.stack") == tuple(STACKS)

@@ -1,0 +1,45 @@
+"""MoCo v3 (Chen, Xie, He 2021): queries of one view meet the keys of the other, which a momentum encoder computes.
+
+Algorithm 1: q = predictor(projector(f_q(x))), k = momentum encoder(x); loss = ctr(q1, k2) + ctr(q2, k1), ctr being
+InfoNCE over the batch's keys (section 3, eq. 1). The patch projection stays random (section 4). What is used afterwards
+is f_q, as in the paper, and not the momentum encoder.
+"""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from dinov2.loss import info_nce
+from dinov2.objectives.objective import Batch, follow
+from dinov2.objectives.two_views import TwoViews, build_network, build_predictor
+
+
+class MoCoV3(TwoViews):
+    """Deviation: learned position embeddings, not the paper's fixed sines and cosines."""
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.student = build_network(cfg, last_norm=True, drop_path=True)
+        self.student["backbone"].patch_embed.requires_grad_(False)
+        self.teacher = build_network(cfg, last_norm=True)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.student["predictor"] = build_predictor(cfg, last_norm=True)
+
+    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        cls = self.cls_tokens(self.student, batch)
+        queries = tuple(self.student["predictor"](self.student["projector"](view)) for view in cls)
+        with torch.no_grad():
+            keys = [self.teacher["projector"](view) for view in self.cls_tokens(self.teacher, batch)]
+        self.observe(cls, queries)
+        temp = self.cfg.projector.temp
+        loss = info_nce(queries[0], keys[1], temp) + info_nce(queries[1], keys[0], temp)
+        return loss, {"contrastive_loss": loss}
+
+    def published(self) -> nn.ModuleDict:
+        return self.student
+
+    def finish_step(self, momentum: float) -> None:
+        follow(self.teacher, self.student, momentum)

@@ -1,0 +1,49 @@
+"""What SimCLR, MoCo v3 and SimSiam share: a backbone with a projector, over the two global crops of each image.
+
+Deviation: SimCLR and SimSiam were published with a ResNet-50 and LARS or SGD; here they have the ViT and the AdamW of
+the other objectives, as MoCo v3, so that all of them are compared on one backbone.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from dinov2.layers.projector import Projector
+from dinov2.models.vision_transformer import build_backbone
+from dinov2.objectives.diagnostics import diagnose_embeddings
+from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective
+
+
+def build_network(cfg: DictConfig, last_norm: bool, drop_path: bool = False) -> nn.ModuleDict:
+    """backbone and projector. last_norm: whether the projector's output is normalised over the batch."""
+    backbone, head = build_backbone(cfg, drop_path=drop_path), cfg.projector
+    backbone.mask_token.requires_grad_(False)  # nothing is masked: it would never have a gradient
+    projector = Projector(backbone.embed_dim, head.layers, head.hidden, head.dim, last_norm)
+    return nn.ModuleDict({"backbone": backbone, "projector": projector})
+
+
+def build_predictor(cfg: DictConfig, last_norm: bool) -> Projector:
+    """Two layers that map one view's embedding to the other's."""
+    return Projector(cfg.projector.dim, 2, cfg.projector.predictor, cfg.projector.dim, last_norm)
+
+
+class TwoViews(Objective):
+    """The views are the global crops; local ones, masks and a teacher's temperature have no part."""
+
+    def __init__(self, cfg: DictConfig):
+        unused = {"crops.local_number": cfg.crops.local_number, "ibot.mask_probability": cfg.ibot.mask_probability}
+        for key, value in unused.items():
+            if value:
+                raise ValueError(f"objective={cfg.objective} compares two whole views: {key}={value} must be 0")
+        super().__init__(cfg)
+
+    def cls_tokens(self, network: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of the first and of the second view.  # two of [B, D]"""
+        tokens = network["backbone"](batch.global_crops, read=batch.masked[:0])["x_norm_clstoken"]
+        return tokens.chunk(GLOBAL_CROPS)
+
+    def observe(self, cls: tuple[Tensor, Tensor], embeddings: tuple[Tensor, Tensor]) -> None:
+        """embeddings: those that are compared, of both views [B, d]."""
+        if self.observing:
+            self.diagnostics = diagnose_embeddings(*cls, *embeddings)
