@@ -15,6 +15,19 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "golden"))
 DATA_DIR = Path(os.environ.get("TEST_DATA_DIR", ROOT / ".data"))
 
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "gpu: runs on a GPU, and is skipped where there is none")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
