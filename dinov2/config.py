@@ -27,6 +27,7 @@ from utils.images import MIXED
 from utils.noise import NoiseSpec
 from utils.readers import STACKS
 from utils.values import check as check_values
+from utils.yaml_files import load_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # their keys are the user's
@@ -177,7 +178,7 @@ def escaped(content: object) -> object:
 
 def _read_yaml(path: Path) -> DictConfig:
     try:
-        content = OmegaConf.load(path)
+        content = load_yaml(path)
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(content):
