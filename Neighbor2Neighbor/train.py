@@ -41,6 +41,7 @@ from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.sampler import IterationSampler
 from utils.tensor_files import load_tensors
+from utils.yaml_files import load_yaml
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
 READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
@@ -108,7 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def _config_options(path: Path) -> list[str]:
     """The options that a YAML or JSON file names, as words of the command line."""
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path))
+        config = OmegaConf.to_container(load_yaml(path))
         words = []
         for name, value in config.items():
             values = value if isinstance(value, list) else [value]

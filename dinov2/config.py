@@ -24,6 +24,7 @@ from dinov2.keys import FREE_FORM, PAGE, STAGE, Key, defaults, keys, one_of
 from utils.files import atomic_path
 from utils.noise import NoiseSpec
 from utils.values import check as check_values
+from utils.yaml_files import load_yaml
 
 CONFIGS = PAGE.parent
 WEIGHT = Key.of(0.0)  # of an anchor
@@ -167,7 +168,7 @@ def escaped(content: object) -> object:
 
 def _read_yaml(path: Path) -> DictConfig:
     try:
-        content = OmegaConf.load(path)
+        content = load_yaml(path)
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not OmegaConf.is_dict(content):

@@ -14,12 +14,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
 from utils.files import atomic_path
 from utils.results import FLOORS, read_results
+from utils.yaml_files import load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +29,7 @@ def find_runs(folders: list[Path]) -> list[Path]:
     Raises ValueError when there are none.
     """
     configs = {config for folder in folders for config in folder.glob("**/config.yaml")}
-    runs = sorted(config.parent for config in configs if OmegaConf.load(config).get("method") not in FLOORS)
+    runs = sorted(config.parent for config in configs if load_yaml(config).get("method") not in FLOORS)
     if not runs:
         raise ValueError(f"no runs in {', '.join(map(str, folders))}: pretrain first (sh exps/linear_probe.sh)")
     return runs

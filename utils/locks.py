@@ -22,7 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils import cli
@@ -49,6 +49,7 @@ def locked(folder: Path | str, share: str = "") -> Iterator[None]:
     share: a lock of its own for each part of the folder that has one writer. ValueError says who holds it.
     """
     lock = Path(folder, NAME + share)
+    new = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     content = acquire(lock)
     sweep(folder)
     held = os.getpid()  # a forked worker that leaves through this block releases nothing
@@ -62,6 +63,9 @@ def locked(folder: Path | str, share: str = "") -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() == held and _read(lock) == content:
             lock.unlink()
+            with suppress(OSError):  # what was refused leaves no empty folders; others are in use
+                for path in new:
+                    path.rmdir()
 
 
 def mine() -> str:

@@ -191,9 +191,6 @@ def record(stage: Stage, images: ImageDataset) -> str:
     distributed.barrier()  # what is compared above is written below
     if distributed.is_main():
         checkpoint.sweep(stage.run)
-        for name in ("config.yaml", RECORD, "metrics.jsonl"):  # what killed runs and full disks left
-            for leftover in stage.run.glob(f".{name}.tmp-*"):
-                leftover.unlink()
         save_run_config(stage.cfg, stage.run)
         with atomic_path(stage.run / RECORD) as temporary:
             temporary.write_text(json.dumps({"facts": known, "history": history}, indent=1) + "\n")

@@ -1,7 +1,9 @@
 """What users write and files hold, made up at random: it is taken as it stands, or refused in one line."""
 
 import json
+import time
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -69,6 +71,26 @@ def test_a_config_file_is_read_or_refused_by_name(tmp_path_factory, content):
             read(folder)
         except ValueError as error:
             assert "config.yaml" in str(error)
+
+
+def test_a_file_of_aliases_is_refused_at_once(tmp_path):
+    """Ten lines that stand for a billion values, and a list that holds itself."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    begun = time.monotonic()
+    for text in ("\n".join(lines), "a: &a [*a]"):
+        (tmp_path / "config.yaml").write_text(text)
+        for read in (load_run_config, read_run, lambda run: _config_options(run / "config.yaml"),
+                     lambda run: load_config([str(run / "config.yaml"), "data.root=x", "output_dir=y"])):  # fmt: skip
+            with pytest.raises(ValueError, match="config.yaml.* aliases"):
+                read(tmp_path)
+    assert time.monotonic() - begun < 10
+
+
+def test_aliases_in_reason_are_read(tmp_path):
+    (tmp_path / "x.yaml").write_text("crops: {global_scale: &s [0.2, 1.0], local_scale: *s}")
+    cfg = load_config([str(tmp_path / "x.yaml"), "data.root=x", "output_dir=y"])
+    assert cfg.crops.local_scale == [0.2, 1.0]
 
 
 @quick

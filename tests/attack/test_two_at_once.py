@@ -68,6 +68,16 @@ def test_the_second_of_two_is_told_who_holds_the_folder(tool, tree, tmp_path):
         pass  # a finished one is left
 
 
+def test_a_refused_run_leaves_no_folder(tree, tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        train(settings(tmp_path / "nowhere", tmp_path / "new/run"))
+    with pytest.raises(ValueError), locked(tmp_path / "new/run"):
+        raise ValueError
+    with locked(tmp_path / "new/kept"):
+        (tmp_path / "new/kept/file").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "kept", "file"]
+
+
 def test_the_later_stages_of_a_curriculum_are_held_too(tree, tmp_path):
     overrides = ["curriculum.restart_epoch=1", "curriculum.noisy_epochs=1", f"curriculum.denoised_dir={tmp_path / 'd'}"]
     denoise_into(tree, tmp_path / "denoised")

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
+from utils.yaml_files import load_yaml
 
 WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
 METHODS, FLOORS, OBJECTIVES = WORDS["methods"], WORDS["floors"], WORDS["objectives"]
@@ -129,7 +130,7 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is no run: it has no config.yaml (name folders that dinov2.train wrote)")
     try:
         # References are not resolved: a saved config has none, and one from elsewhere could ask for the environment.
-        config = dict(_plain(OmegaConf.to_container(OmegaConf.load(config_path))))
+        config = dict(_plain(OmegaConf.to_container(load_yaml(config_path))))
         run = Run(path, config, read_results(path), [_figures(row) for row in read_json_lines(path / "metrics.jsonl")])
         _ = run.restart, NoiseSpec.parse(run.noise)
     except Exception as error:  # YAML, OmegaConf and the disk each have errors of their own

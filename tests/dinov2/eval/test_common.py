@@ -193,16 +193,19 @@ def test_texts_of_an_evaluation_are_taken_to_the_letter(run, text):
         assert variant.data.root == text
 
 
-def test_replaced_validation_images_are_said_and_evaluated_anew(tmp_path, digits, capsys):
-    data = shutil.copytree(digits, tmp_path / "digits")
+@pytest.mark.parametrize("splits", ["train and val", "a share of one folder"])
+def test_replaced_validation_images_are_said_and_evaluated_anew(splits, tmp_path, digits, capsys):
+    data, val, more = shutil.copytree(digits, tmp_path / "digits"), "val", []
+    if splits != "train and val":
+        data, val, more = data / "train", ".", ["data.val=0.2"]
     run = make_run(tmp_path / "run", data, epochs=(1,))
-    evaluate(run)
+    evaluate(run, *more)
     assert len(read_results(run)) == 2
-    one, other = (next((data / f"val/digit_{digit}").iterdir()) for digit in (0, 1))
+    one, other = (next((data / val / f"digit_{digit}").iterdir()) for digit in (0, 1))
     shutil.copy(other, one)
     common._digests.cache_clear()  # as in another process
-    evaluate(run)
+    evaluate(run, *more)
     assert "the rows there are of other images or settings; evaluated anew" in capsys.readouterr().out
     assert len(read_results(run)) == 4
-    evaluate(run)
+    evaluate(run, *more)
     assert "1 of 1 evaluations are there already" in capsys.readouterr().out

@@ -1,56 +1,34 @@
 """The recorded steps under two ranks (gloo, FSDP2), the batch split: the same losses, centres and parameters."""
 
-import os
-import subprocess
-import sys
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tests.dinov2.train.steps import final_parameters, run_steps, steps_config, steps_model
+from tests.ranks import run_ranks
 
 
-def run_ranks(count: int, port: int, *command: str) -> list[int]:
-    """Exit codes of the ranks. A run in which a signal ended one is reported and done once more.
-
-    Once in some sixty runs a rank has died in the midst of gloo's collectives ("malloc(): unaligned tcache chunk"); in
-    twelve more, and under glibc's own heap checks, nothing was found. The fault handler says where the next one is.
-    """
-    codes = start_ranks(count, port, *command)
-    if min(codes) < 0:
-        print(f"{' '.join(command)}: exit codes {codes}, started once more", file=sys.stderr)
-        codes = start_ranks(count, port + 500, *command)
-    return codes
-
-
-def start_ranks(count: int, port: int, *command: str) -> list[int]:
-    processes = []
-    for rank in range(count):
-        env = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONFAULTHANDLER": "1",
-        }
-        processes.append(subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT))
-    return [process.wait(timeout=240) for process in processes]
+def test_a_rank_that_a_signal_ends_is_not_started_again_and_leaves_its_stacks(tmp_path, capfd):
+    one_aborts = "import os; print('begun', flush=True); os.environ['RANK'] == '1' and os.abort()"
+    assert run_ranks(2, tmp_path, "-c", one_aborts) == [0, -6]
+    said = capfd.readouterr()
+    assert said.out.count("begun") == 2 and "Fatal Python error: Aborted" in said.err
+    found = (tmp_path / "backtraces.txt").read_text()
+    assert "['0', 'SIGABRT']" in found and found in said.err
+    pattern = Path("/proc/sys/kernel/core_pattern")
+    if shutil.which("gdb") and pattern.exists() and pattern.read_text().strip() == "core":
+        assert "abort ()" in found and not list(tmp_path.rglob("core*"))
 
 
 @pytest.mark.parametrize(
-    "number,name",
-    [
-        (0, "train_steps_centering_shared_head"),
-        (1, "train_steps_sinkhorn_separate_head"),
-        (2, "train_steps_anchored_head_frozen"),
-    ],
+    "name",
+    ["train_steps_centering_shared_head", "train_steps_sinkhorn_separate_head", "train_steps_anchored_head_frozen"],
 )
-def test_two_ranks_equal_one(number, name, tmp_path):
+def test_two_ranks_equal_one(name, tmp_path):
     output = tmp_path / "ranks.pth"
-    assert run_ranks(2, 29600 + number, "-m", "tests.dinov2.train.rank_steps", name, str(output)) == [0, 0]
+    assert run_ranks(2, tmp_path, "-m", "tests.dinov2.train.rank_steps", name, str(output)) == [0, 0]
     two = torch.load(output, weights_only=True)
     cfg = steps_config(name, dino={"koleo_weight": 0.0})
     model = steps_model(name, cfg)
