@@ -37,7 +37,7 @@ def rankme(values: Tensor) -> float:
     Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by
     Their Rank", ICML 2023.
     """
-    singular = torch.linalg.svdvals(values.double())
+    singular = torch.linalg.svdvals(values.cpu().double())
     share = singular / singular.sum().clamp_min(EPSILON) + EPSILON
     return float(torch.exp(-(share * share.log()).sum()))
 
@@ -119,7 +119,7 @@ def information(job: common.Job) -> float | None:
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
     """Yields rankme and effective_rank of the CLS tokens, neighbour_agreement (percent) of two versions of the images,
-    of noisy ones with denoised copies also denoised_agreement (percent) and denoised_similarity (cosine), and
+    of noisy ones with denoised copies also denoised_agreement (percent) and cosine_to_denoised (cosine), and
     information (percent), where the run's log has it.
     """
     view, k = eval_view(cfg), cfg.eval.label_free.k
@@ -136,7 +136,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     denoised = denoised_version(backbone, cfg) if view == "noisy" else None
     if denoised is not None:
         yield "denoised_agreement", neighbour_agreement(values, denoised, k), details
-        yield "denoised_similarity", centred_cosine(values, denoised), {"images": len(dataset)}
+        yield "cosine_to_denoised", centred_cosine(values, denoised), {"images": len(dataset)}
     if (share := information(job)) is not None:
         yield "information", share, {}
 

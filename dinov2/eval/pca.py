@@ -31,7 +31,7 @@ def components(tokens: Tensor) -> np.ndarray:
     Each component is stretched between its 1st and 99th percentile. Signs are fixed: each axis points to its largest
     weight.
     """
-    rows = tokens.double().flatten(0, 2)
+    rows = tokens.cpu().double().flatten(0, 2)
     rows = rows - rows.mean(dim=0)
     axes = torch.linalg.svd(rows, full_matrices=False).Vh[:3]  # [3, D]
     axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()

@@ -88,7 +88,7 @@ def test_denoised_copies_are_compared_where_there_are_some(run, digits, tmp_path
     (copies / "manifest.json").write_text(json.dumps({"kind": "denoised", "noise": "gauss50", "noise_seed": 0}))
     evaluate(run, f"data.denoised_root={copies}", "eval.label_free.k=3")
     values = {row["metric"]: row["value"] for row in read_results(run)}
-    assert 0 < values["denoised_similarity"] < 1
+    assert 0 < values["cosine_to_denoised"] < 1
     assert values["neighbour_agreement"] < values["denoised_agreement"] < 100  # the copies are the clean images
     (copies / "manifest.json").write_text(json.dumps({"kind": "denoised", "noise": "gauss255"}))
     evaluate(run, f"data.denoised_root={copies}", "eval.label_free.k=4")
