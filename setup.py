@@ -29,6 +29,7 @@ setup(
         "dicom": ["pydicom>=3.0.2"],
         "fits": ["astropy>=8.0"],
         "nifti": ["nibabel>=5.4"],
+        "umap": ["umap-learn>=0.5.7"],
         "parquet": ["pyarrow>=17"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.2"],
     },

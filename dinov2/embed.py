@@ -29,6 +29,7 @@ from dinov2.eval.features import check_finite
 from dinov2.models import pretrained
 from dinov2.models.vision_transformer import VisionTransformer
 from utils import cli, distributed
+from utils.feature_map import spread, thumbnail, write_map
 from utils.feature_table import PartialRows, check_table, names_path, write_table
 from utils.images import ImageError
 from utils.progress import Progress
@@ -73,6 +74,7 @@ def embed(
     device: str | torch.device | None = None,
     precision: str | None = None,
     skip_bad: bool = False,
+    map: Path | str | None = None,
 ) -> tuple[list[str], np.ndarray]:
     """Features of all images below `folder`: their relative paths, and float32 [N, F] or, of patches, [N, P, D].
 
@@ -80,8 +82,11 @@ def embed(
     goes on from a hidden file beside it. tokens: cls | mean | cls+mean | patches, after the last norm. size, crop:
     pixels of the shorter side and of the central crop, batch_size, workers: as the config's evaluation by default.
     precision: fp32 | bf16 | fp16; by default fp32 on a CPU and, on a GPU, as the run was trained. skip_bad: files that
-    cannot be read are named on stderr and left out; else the first of them is a ValueError.
+    cannot be read are named on stderr and left out; else the first of them is a ValueError. map: a .png to draw, by the
+    first principal components, with a .json of the places beside it (utils/feature_map.py).
     """
+    if map is not None and (tokens == "patches" or Path(map).suffix != ".png"):
+        raise ValueError(f"map={map}: name a .png, and tokens that give one row an image, not patches")
     if tokens not in TOKENS:
         raise ValueError(f"tokens={tokens} must be one of {', '.join(TOKENS)}")
     backbone = weights if isinstance(weights, VisionTransformer) else load_backbone(weights)
@@ -101,7 +106,16 @@ def embed(
     if output is not None:
         write_table(output, names, values)
         partial.remove()
+    if map is not None:
+        _draw_map(Path(map), dataset, names, values)
     return names, values
+
+
+def _draw_map(path: Path, dataset: ImageDataset, names: list[str], values: np.ndarray) -> None:
+    shown, kind = spread(len(names)).tolist(), dataset.choose(0)
+    place = {name: number for number, name in enumerate(dataset.relatives)}
+    tiles = [thumbnail(dataset.read(place[names[i]], kind)[0]) for i in shown]
+    write_map(path, [names[i] for i in shown], values[shown], tiles, [None] * len(shown), "pca")
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -201,6 +215,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", help="cpu | cuda | cuda:1 (default: the GPU, where there is one)")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32 on a CPU, the run's on a GPU")
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and name, the files that cannot be read")
+    parser.add_argument("--map", metavar="FILE.png", help="draw the images by the first two principal components")
     given = vars(parser.parse_args(argv))
     names, values = embed(**given)
     output = Path(given["output"])

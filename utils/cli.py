@@ -1,5 +1,6 @@
 """How every command-line tool ends: errors of the user in one line, Ctrl-C without a traceback."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ def run(main: Callable[[], int | None]) -> None:
     ValueError and OSError (bad input, full disk, no permission) and the end of another process become `error: ...` on
     stderr and exit code 2; Ctrl-C becomes one line and exit code 130. All else is a defect and keeps its traceback.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as utils/__init__.py left it while this was loaded
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main()
     except KeyboardInterrupt:

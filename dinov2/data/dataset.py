@@ -127,6 +127,11 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ValueError(f"{self.root / relative}: its views differ in size ({found}): write its twins anew.")
         return [reduce_sides(image, self.max_side) for image in images]
 
+    def keep(self, places) -> "ImageDataset":
+        """The data set itself, with the images of these numbers alone."""
+        self.relatives, self.labels = [self.relatives[i] for i in places], self.labels[places]
+        return self
+
     def digest(self, kind: str | None = None) -> str:
         """How many images there are, and a hash of their names and sizes: of the source, or of the twins of a kind."""
         if kind is None:

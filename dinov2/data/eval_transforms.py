@@ -37,17 +37,17 @@ FIRST_BOX = [0, 1, 1 + ATTEMPTS, -2, -1]  # of these, all that count when the fi
 
 
 class RandomCrop:
-    """One random resized crop (scale 0.08-1, aspect 3/4-4/3) and a flip of probability 0.5 per image, normalised."""
+    """One random resized crop (`scale`, aspect 3/4-4/3) and a flip of probability 0.5 per image, normalised."""
 
-    def __init__(self, crop: int, mean, std):
-        self.crop, self.normalize = crop, Normalize(mean, std)
+    def __init__(self, crop: int, mean, std, scale: tuple[float, float] = (0.08, 1.0)):
+        self.crop, self.normalize, self.scale = crop, Normalize(mean, std), scale
 
     def __call__(self, canvas: Tensor, sizes: Tensor, drawn: Tensor) -> Tensor:
         """canvas [B, C, H, W] uint8 or float32, sizes int [B, 2], drawn [B, CROP_DRAWS] -> float32 [B, C, crop, crop].
 
         drawn: uniform numbers of [0, 1), float64, on the CPU; from `draw_crops` or `spread_crops`.
         """
-        boxes = random_boxes(drawn[None, :, 1:], sizes.cpu(), (0.08, 1.0))
+        boxes = random_boxes(drawn[None, :, 1:], sizes.cpu(), self.scale)
         return self.normalize(cut(canvas, boxes, self.crop, flip=drawn[None, :, 0] < 0.5))
 
 

@@ -21,6 +21,10 @@ from utils.progress import progress
 _VERSION = 3  # of the cache file's form and of the extensions that count as images
 
 
+class MissingSplit(ValueError):
+    """A data folder without any image for train or for val."""
+
+
 @dataclass(frozen=True)
 class Index:
     """Images of one split. relatives[i] is the posix path below the data folder ("train/n01440764/img_1.jpg"),
@@ -65,7 +69,9 @@ def _built(root: Path, split: str | None, cache: Path | str | None, layout: Layo
     splits, labels, classes = assign(root, relatives, layout)
     own = [place for place, name in enumerate(splits) if name == split]
     if not own:
-        raise ValueError(f"{root} has no {split} images: give data.val=0.1 for a tenth of its images, or DIR/{split}/")
+        raise MissingSplit(
+            f"{root} has no {split} images: give data.val=0.1 for a tenth of its images, or DIR/{split}/"
+        )
     return Index([relatives[place] for place in own], labels[own], classes)
 
 
@@ -100,7 +106,7 @@ def class_names(root: Path | str, split: str) -> list[str]:
     """Sorted names of the class folders of root/split; empty where it has none. ValueError: no such split."""
     folder = Path(root, split)
     if not folder.is_dir():
-        raise ValueError(f"{root} has no folder {split!r}: expected {root}/{{train,val}}/<class>/<image>.")
+        raise MissingSplit(f"{root} has no folder {split!r}: expected {root}/{{train,val}}/<class>/<image>.")
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if is_folder(entry) and not entry.name.startswith("."))
 

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config, parse_value
 from dinov2.data.dataset import dataset_from_config
-from dinov2.eval.features import Features, eval_view
+from dinov2.eval.features import Features, eval_view, without_labels
 from utils import cli, distributed
 from utils.locks import sweep
 from utils.memory import keep_freed_memory
@@ -35,6 +35,8 @@ from utils.results import append_result, read_results, what_is_learned
 
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
 ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
+BEST_BY = ("linear_top1", "knn20_top1", "knn10_top1", "neighbour_agreement")  # in this order
+NEED_LABELS = ("linear", "knn", "log_regression", "robustness")
 OPEN_SECTIONS = ("eval", "data", "seed", "noise")  # of a run's config: an evaluation can't change what was trained
 USAGE = """
   run=DIR              the run's folder
@@ -50,6 +52,7 @@ class Job:
 
     run: Path
     checkpoint: str  # the checkpoint folder's name
+    iteration: int = 0
 
     def scratch(self, name: str) -> Path:
         """A hidden file of this run and checkpoint."""
@@ -87,6 +90,8 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     if distributed.is_main():
         sweep(folder)
     keep_freed_memory()
+    if name in NEED_LABELS and (reason := without_labels(cfg)):
+        return run_label_free(name, reason, argv)
     chosen = choose(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
@@ -97,6 +102,15 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
             evaluate_one(folder, name, evaluate, checkpoint, variant)
             bar.update(1)
     return 0
+
+
+def run_label_free(name: str, reason: str, argv: list[str]) -> int:
+    """Evaluates what can be without labels, in the place of an evaluator that needs some."""
+    from dinov2.eval import label_free
+
+    if distributed.is_main():
+        print(f"{name} needs labels, but {reason}. The figures without labels are made instead (label_free):")
+    return run("label_free", label_free.evaluate, label_free.__doc__, lambda cfg: [cfg], argv)
 
 
 def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], list[str]]:
@@ -173,14 +187,19 @@ def choose(folder: Path, which: str) -> list[Checkpoint]:
 
 
 def best_of(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
-    """The checkpoint with the highest linear probe or, without any probe, the highest kNN with the most common k."""
+    """The checkpoint with the highest linear probe or, without any probe, the highest kNN with the most common k or,
+    without labels, the features that the noise changes least (docs/evaluation.md says why).
+    """
     by_iteration = {checkpoint.iteration: checkpoint for checkpoint in kept}
     rows = [row for row in read_results(folder) if row["iteration"] in by_iteration]
-    for metric in ("linear_top1", "knn20_top1", "knn10_top1"):
+    for metric in BEST_BY:
         candidates = [row for row in rows if row["metric"] == metric]
         if candidates:
             return by_iteration[max(candidates, key=lambda row: row["value"])["iteration"]]
-    raise ValueError(f"checkpoints=best: {folder} has no linear probe or kNN yet; evaluate with checkpoints=all first")
+    raise ValueError(
+        f"checkpoints=best: {folder} has no linear probe, kNN or label-free figures yet; evaluate with checkpoints=all "
+        "first"
+    )
 
 
 PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: the images count, not where they lie
@@ -248,7 +267,7 @@ def evaluate_backbone(
     """
     start, rows, base = time.perf_counter(), [], row_base(checkpoint, cfg)
     try:
-        results = list(evaluate(backbone, cfg, Job(folder, checkpoint.path.name)))
+        results = list(evaluate(backbone, cfg, Job(folder, checkpoint.path.name, checkpoint.iteration)))
     except FloatingPointError as error:
         raise ValueError(f"{checkpoint.path}: {error}") from error
     for i, (metric, value, details) in enumerate(results):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop
+from dinov2.data.index import MissingSplit
 from dinov2.data.loader import Batch, ResidentImages, make_eval_loader
 from utils import distributed
 from utils.progress import progress
@@ -80,16 +81,39 @@ def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([*(cls for _, cls in outputs), *means], dim=1).float()
 
 
+class NoLabels(ValueError):
+    """A split without any labelled image."""
+
+
 def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
-    """Labelled images of a split in the run's evaluation view. Raises ValueError when there are none."""
+    """Labelled images of a split in the run's evaluation view. Raises NoLabels when there are none."""
     dataset = dataset_from_config(cfg, split, views=(eval_view(cfg),))
     known = np.flatnonzero(dataset.labels >= 0)
     if not len(known):
-        raise ValueError(
+        raise NoLabels(
             f"{cfg.data.root}/{split} has no class folders: accuracies need <class>/<image>, or data.labels=FILE.csv"
         )
-    dataset.relatives, dataset.labels = [dataset.relatives[i] for i in known], dataset.labels[known]
-    return dataset
+    return dataset.keep(known)
+
+
+def without_labels(cfg: DictConfig) -> str:
+    """Why there can be no accuracies on the data set; empty where there can."""
+    try:
+        labelled_dataset(cfg, "train")
+        labelled_dataset(cfg, "val")
+    except MissingSplit:
+        return f"{cfg.data.root} has no validation images (data.val=0.1 takes a tenth of a folder that has no split)"
+    except NoLabels as error:
+        return str(error)
+    return ""
+
+
+def shown_dataset(cfg: DictConfig, views: tuple[str, ...]) -> ImageDataset:
+    """Validation images or, where there are none, training images; with labels or without."""
+    try:
+        return dataset_from_config(cfg, "val", views=views)
+    except MissingSplit:
+        return dataset_from_config(cfg, "train", views=views)
 
 
 def resident_images(cfg: DictConfig, split: str) -> ResidentImages | None:
@@ -119,34 +143,47 @@ def ordered_batches(
         yield resident.batch(0, own[start : start + size])
 
 
-@torch.no_grad()  # not inference_mode: live kNN reads a sharded network, whose gathered weights the next step writes
 def extract(
     backbone: nn.Module,
     cfg: DictConfig,
     split: str,
     read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens,
 ) -> Features:
-    """Features of every image of a split, resized and centre-cropped; the ranks share the work, each gets all of them.
+    """Features of every labelled image of a split, resized and centre-cropped, as `features_of` gives them."""
+    dataset = labelled_dataset(cfg, split)
+    values = features_of(backbone, cfg, dataset, read, resident=resident_images(cfg, split))
+    labels = torch.from_numpy(dataset.labels).to(values.device)
+    return Features(values, labels, list(dataset.relatives), dataset.classes)
 
-    `read(backbone, images [B, C, H, W])` gives [B, F]. Raises FloatingPointError naming the first image whose
-    features are not finite.
+
+@torch.no_grad()  # not inference_mode: live kNN reads a sharded network, whose gathered weights the next step writes
+def features_of(
+    backbone: nn.Module,
+    cfg: DictConfig,
+    dataset: ImageDataset,
+    read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens,
+    crops: Callable[[Batch], Tensor] | None = None,
+    resident: ResidentImages | None = None,
+) -> Tensor:
+    """Features of every image of a data set: float32 [N, F]; the ranks share the work, each gets all of them.
+
+    `read(backbone, images [B, C, H, W])` gives [B, F]; `crops` makes the images of a batch (None: as evaluation does).
+    Raises FloatingPointError naming the first image whose features are not finite.
     """
-    dataset, resident = labelled_dataset(cfg, split), resident_images(cfg, split)
-    transform = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
+    centre = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
+    crops = crops or (lambda batch: centre(batch.canvases[0], batch.sizes))
     size = max(1, cfg.eval.batch_size // distributed.world_size())
     steps, values = -(-len(dataset) // (size * distributed.world_size())), None
-    for batch in progress(
-        ordered_batches(cfg, dataset, resident, size), total=steps, desc=f"features of {split}", unit="batch"
-    ):
+    what = f"features of {dataset.split or dataset.root}"
+    for batch in progress(ordered_batches(cfg, dataset, resident, size), total=steps, desc=what, unit="batch"):
         with autocast(cfg):
-            rows = read(backbone, transform(batch.canvases[0], batch.sizes))
+            rows = read(backbone, crops(batch))
         if values is None:
             values = rows.new_zeros(len(dataset), rows.shape[1])
         values[batch.indices.to(values.device)] = rows
     values = distributed.all_reduce_sum(values)  # every row is one rank's, and zero on the others
     check_finite(values, dataset.relatives)
-    labels = torch.from_numpy(dataset.labels).to(values.device)
-    return Features(values, labels, list(dataset.relatives), dataset.classes)
+    return values
 
 
 def gather_hits(own: Tensor, images: int) -> Tensor:

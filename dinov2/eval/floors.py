@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from dinov2.checkpoint import Checkpoint
 from dinov2.config import escaped, load_defaults, load_run_config, save_run_config
-from dinov2.data.index import class_names
 from dinov2.eval import common, knn, linear
-from dinov2.eval.features import eval_view, labelled_dataset
+from dinov2.eval.features import eval_view, labelled_dataset, without_labels
 from dinov2.models.pretrained import read_backbone
 from dinov2.models.vision_transformer import build_backbone
 from utils import cli, distributed
@@ -114,15 +113,6 @@ def build(cfg: DictConfig) -> nn.Module:
     return backbone
 
 
-def kept_out(cfg: DictConfig) -> str | None:
-    """Why the data set has no floors, or None. Raises ValueError where there is no such data set."""
-    if not class_names(cfg.data.root, "train"):
-        return f"{cfg.data.root}/train has no class folders"
-    if not Path(cfg.data.root, "val").is_dir() or not class_names(cfg.data.root, "val"):
-        return f"{cfg.data.root} has no validation images in class folders"
-    return None
-
-
 def default_output(run: Path) -> Path:
     """The folder that the runs of a data set share: runs/a of runs/a/gauss255/nct and of runs/a/clean."""
     run = run.absolute()
@@ -143,8 +133,7 @@ def run(argv: list[str]) -> int:
     cfg = common.load_settings(folder, overrides)
     distributed.init()
     keep_freed_memory()
-    reason = kept_out(cfg)
-    if reason:
+    if reason := without_labels(cfg):
         if distributed.is_main():
             print(f"no floors: {reason}")
         return 0

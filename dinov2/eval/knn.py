@@ -72,7 +72,7 @@ def accuracies(train: Features, test: Features, ks: list[int], temperature: floa
             hit = order == expected  # [B, top]
             right[i, :, start : start + CHUNK] = torch.stack([hit[:, 0], hit.any(dim=1)])
     right = gather_hits(right, len(test.labels))
-    top1, top5 = (right.sum(dim=2).double() * 100 / len(test.labels)).T.tolist()
+    top1, top5 = (right.sum(dim=2).cpu().double() * 100 / len(test.labels)).T.tolist()
     return {k: {"top1": top1[i], "top5": top5[i], "hits": right[i, 0]} for i, k in enumerate(ks)}
 
 

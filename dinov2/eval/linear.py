@@ -118,7 +118,7 @@ def summary(probes: Probes, val: Features, protocol: str) -> tuple[float, dict, 
     parts = zip(val.values[rows].split(CHUNK), val.labels[rows].split(CHUNK), strict=True)
     own = torch.cat([probes.hits(*part) for part in parts], dim=2)  # a rank without an image has one empty part
     hits = gather_hits(own, len(val.labels))  # [classifiers, 2, N]
-    percent = (hits.sum(dim=2).double() * 100 / len(val.labels)).cpu()
+    percent = hits.sum(dim=2).cpu().double() * 100 / len(val.labels)
     best = int(percent[:, 0].argmax())
     classifiers = {name: round(float(value), 4) for name, value in zip(probes.names, percent[:, 0], strict=True)}
     details = {"protocol": protocol, "classifier": probes.names[best], "top5": float(percent[best, 1])}

@@ -28,7 +28,7 @@ def fit_path(train: Features, cs: list[float], max_iter: int) -> Iterator[tuple[
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    x, y = train.values.double().cpu().numpy(), train.labels.cpu().numpy()
+    x, y = train.values.cpu().double().numpy(), train.labels.cpu().numpy()
     if len(np.unique(y)) < 2:
         raise ValueError("logistic regression needs images of two classes; the training images hold one")
     model = LogisticRegression(max_iter=max_iter, warm_start=True)
@@ -42,7 +42,7 @@ def fit_path(train: Features, cs: list[float], max_iter: int) -> Iterator[tuple[
 
 def accuracy(model, test: Features) -> float:
     """Top-1 in percent."""
-    return float((model.predict(test.values.double().cpu().numpy()) == test.labels.cpu().numpy()).mean() * 100)
+    return float((model.predict(test.values.cpu().double().numpy()) == test.labels.cpu().numpy()).mean() * 100)
 
 
 def choose_c(train: Features, held_out: Features, cs: list[float], max_iter: int) -> tuple[float, dict[str, float]]:

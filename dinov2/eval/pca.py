@@ -17,11 +17,10 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from dinov2.data.dataset import dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.loader import Batch, make_eval_loader
 from dinov2.eval import common
-from dinov2.eval.features import autocast, check_finite, eval_view
+from dinov2.eval.features import autocast, check_finite, eval_view, shown_dataset
 from utils import distributed
 from utils.files import atomic_path
 
@@ -32,7 +31,7 @@ def components(tokens: Tensor) -> np.ndarray:
     Each component is stretched between its 1st and 99th percentile. Signs are fixed: each axis points to its largest
     weight.
     """
-    rows = tokens.double().flatten(0, 2)
+    rows = tokens.cpu().double().flatten(0, 2)
     rows = rows - rows.mean(dim=0)
     axes = torch.linalg.svd(rows, full_matrices=False).Vh[:3]  # [3, D]
     axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
@@ -74,9 +73,9 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     """Yields patch_similarity_<view> for each view besides the clean one, a cosine in [-1, 1]; writes the pictures."""
     own = eval_view(cfg)
     views = (own,) if cfg.noise == "none" else ("clean", "noisy", *(["denoised"] if own == "denoised" else []))
-    dataset = dataset_from_config(cfg, "val", views=views)
+    dataset = shown_dataset(cfg, views)
     chosen = spread_over_classes(dataset.labels, cfg.eval.pca.images)
-    dataset.relatives, dataset.labels = [dataset.relatives[i] for i in chosen], dataset.labels[chosen]
+    dataset.keep(chosen)
     batch = next(iter(make_eval_loader(dataset, len(chosen), device=distributed.device())))
     pictures, tokens = patch_views(backbone, cfg, batch, dataset.relatives)
     colours = np.stack([components(one) for one in tokens])  # [n, V, h, w, 3]

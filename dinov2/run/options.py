@@ -21,7 +21,7 @@ from utils.noise import NoiseSpec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
-EVALUATORS = ("linear", "knn", "log_regression", "pca", "robustness")
+EVALUATORS = ("linear", "knn", "log_regression", "pca", "robustness", "label_free", "map")
 # What runs the commands: by its short name, where that is the same program.
 PYTHON = "python" if shutil.which("python") == sys.executable else sys.executable
 # Of a scale, where --data names none.

@@ -162,7 +162,8 @@ def evaluate(o: Options) -> Steps:
     evals = [name for name in o.evals if not missing or name not in NEED_LABELS]
     if missing and evals != o.evals:
         left_out = ", ".join(name for name in o.evals if name not in evals)
-        yield Step([], note=f"{left_out}: left out, {missing}")
+        yield Step([], note=f"{left_out}: left out, {missing}; label_free instead")
+        evals = list(dict.fromkeys(["label_free", *evals]))
     o = replace(o, evals=evals)
     for seed in o.seeds:
         for noise, method in runs_of(o):

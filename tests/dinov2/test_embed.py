@@ -1,7 +1,9 @@
 """Features of a folder: any weights, any layout, bad files, all formats, and a call that goes on after a kill."""
 
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,3 +240,16 @@ def test_an_image_without_finite_features_is_named(run, folder):
         backbone.norm.bias[0] = torch.nan
     with pytest.raises(ValueError, match="features of 7 of 7 images are not finite, the first of 0.png"):
         dinov2.embed(backbone, folder)
+
+
+def test_a_map_beside_the_table(run, folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "0.png").write_bytes(b"no image")
+    main([str(run), str(broken), "--output", str(tmp_path / "f.npy"), "--skip-bad", "--map", str(tmp_path / "map.png")])
+    points = json.loads((tmp_path / "map.json").read_text())["points"]
+    assert len(points) == 6 and not any(point[2] == "0.png" for point in points)
+    assert (tmp_path / "map.png").exists() and (tmp_path / "map_thumbs.png").exists()
+    for arguments in (["--map", "map.jpg"], ["--map", "map.png", "--tokens", "patches"]):
+        with pytest.raises(ValueError, match="name a .png, and tokens that give one row an image"):
+            main([str(run), str(broken), "--output", str(tmp_path / "g.npy"), *arguments])

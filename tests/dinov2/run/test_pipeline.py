@@ -87,7 +87,7 @@ def test_data_without_labels_is_evaluated_by_what_needs_none(tmp_path):
     options = Options(data=str(tmp_path / "data"), output=str(tmp_path / "o"), noises=["none"], methods=["nct"])
     finish(options)
     steps = list(evaluate(options))
-    assert [step.command[1] for step in steps if step.command] == ["dinov2.eval.pca"]
+    assert [step.command[1] for step in steps if step.command] == ["dinov2.eval.label_free", "dinov2.eval.pca"]
     assert steps[0].note.startswith("linear, knn: left out, ") and "has no labels" in steps[0].note
 
 

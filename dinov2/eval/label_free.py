@@ -1,0 +1,145 @@
+"""What features are worth, as far as that shows without labels: rank, and how well they survive the noise.
+
+    python -m dinov2.eval.label_free run=runs/nct checkpoints=all
+
+On training images (eval.label_free.images of them) in the run's evaluation view. Two versions of each image are
+compared: under two realisations of the noise, where it is synthetic and the view noisy; else two random crops. What
+each figure is worth, and how checkpoints=best chooses by them: docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from dinov2.data.dataset import ImageDataset, dataset_from_config
+from dinov2.data.eval_transforms import RandomCrop, draw_crops
+from dinov2.eval import common
+from dinov2.eval.features import eval_view, features_of
+from dinov2.eval.knn import CHUNK, nearest
+from utils import distributed
+from utils.feature_map import spread
+from utils.images import denoised_root
+from utils.noise import NoiseSpec
+from utils.results import is_number, read_json_lines
+
+EPSILON = 1e-7  # as published
+
+
+def rankme(values: Tensor) -> float:
+    """exp of the entropy of the normalised singular values, not centred: in [1, min(N, D)].  # [N, D]
+
+    Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by
+    Their Rank", ICML 2023.
+    """
+    singular = torch.linalg.svdvals(values.cpu().double())
+    share = singular / singular.sum().clamp_min(EPSILON) + EPSILON
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def effective_rank(values: Tensor) -> float:
+    """The same of centred features (Roy and Vetterli, 2007): a mean that all images share is no information."""
+    return rankme(values - values.mean(dim=0))
+
+
+def neighbours(values: Tensor, k: int) -> Tensor:
+    """The k most similar other images of each image, by cosine: int64 [N, k].  # [N, D]"""
+    rows = nn.functional.normalize(values, dim=1)
+    own = torch.arange(len(rows), device=rows.device)
+    found = torch.cat([nearest(rows, rows[start : start + CHUNK], k + 1)[1] for start in range(0, len(rows), CHUNK)])
+    others = found != own[:, None]
+    others[others.all(dim=1), -1] = False  # a twin took the image's own place: the last goes
+    return found[others].view(len(rows), k)
+
+
+def neighbour_agreement(first: Tensor, second: Tensor, k: int) -> float:
+    """Share of an image's k neighbours in the first version that are so in the second too, in percent; by chance 100 k
+    / (N - 1).  # [N, D], [N, D]
+    """
+    a, b = neighbours(first, k), neighbours(second, k)
+    return float((a[:, :, None] == b[:, None, :]).any(dim=2).float().mean() * 100)
+
+
+def chosen_images(cfg: DictConfig, view: str) -> ImageDataset:
+    """eval.label_free.images training images, spread evenly over the list, with labels or without."""
+    dataset = dataset_from_config(cfg, "train", views=(view,))
+    return dataset.keep(spread(len(dataset), cfg.eval.label_free.images))
+
+
+def two_versions(
+    backbone: nn.Module, cfg: DictConfig, view: str, dataset: ImageDataset, values: Tensor
+) -> tuple[str, Tensor, Tensor]:
+    """Features under two noises, `values` being those under the first, or of two crops: ("noises" | "crops", [N, D],
+    [N, D]).
+    """
+    if view == "noisy" and cfg.noise != "none":
+        other = OmegaConf.merge(cfg, {"data": {"noise_seed": cfg.data.noise_seed + 1, "storage": "on_the_fly"}})
+        return "noises", values, features_of(backbone, cfg, chosen_images(other, view))
+    crop = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std, tuple(cfg.crops.global_scale))
+    drawn = torch.stack([draw_crops(len(dataset), torch.Generator().manual_seed(version)) for version in range(2)])
+    drawn[..., 0] = 1  # no flips, which some data forbid
+    of = partial(features_of, backbone, cfg, dataset)
+    first, second = (of(crops=lambda b, d=d: crop(b.canvases[0], b.sizes, d[b.indices])) for d in drawn)
+    return "crops", first, second
+
+
+def denoised_version(backbone: nn.Module, cfg: DictConfig) -> Tensor | None:
+    """Features of the denoised copies of the noisy images, where there are some: [N, D]."""
+    folder = Path(cfg.data.denoised_root or denoised_root(cfg.data.root, NoiseSpec.parse(cfg.noise)))
+    if not folder.is_dir():
+        return None
+    try:
+        copies = chosen_images(cfg, "denoised")
+    except ValueError as error:  # of another noise, or not all there
+        if distributed.is_main():
+            print(f"label_free: the denoised copies are left out: {error}")
+        return None
+    return features_of(backbone, cfg, copies)
+
+
+def centred_cosine(first: Tensor, second: Tensor) -> float:
+    """Mean cosine of an image's two versions about the mean of all images: what they all share is no likeness.  # [N,
+    D], [N, D]
+    """
+    first, second = first - first.mean(dim=0), second - second.mean(dim=0)
+    return float(nn.functional.cosine_similarity(first, second, dim=1).mean())
+
+
+def information(job: common.Job) -> float | None:
+    """What the teacher's targets said about the image when the checkpoint was made, in percent of the most possible."""
+    rows = [row for row in read_json_lines(job.run / "metrics.jsonl") if is_number(row.get("information_cls_share"))]
+    shares = [row["information_cls_share"] for row in rows if row["iteration"] <= job.iteration]
+    return 100 * shares[-1] if shares else None
+
+
+def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
+    """Yields rankme and effective_rank of the CLS tokens, neighbour_agreement (percent) of two versions of the images,
+    of noisy ones with denoised copies also denoised_agreement (percent) and cosine_to_denoised (cosine), and
+    information (percent), where the run's log has it.
+    """
+    view, k = eval_view(cfg), cfg.eval.label_free.k
+    dataset = chosen_images(cfg, view)
+    if k >= len(dataset) - 1:
+        raise ValueError(f"eval.label_free.k={k} is too many neighbours of {len(dataset)} images: give a smaller one")
+    values = features_of(backbone, cfg, dataset)
+    details = {"images": len(dataset), "split": "train"}
+    yield "rankme", rankme(values), details
+    yield "effective_rank", effective_rank(values), details
+    details = details | {"k": k, "by_chance": 100 * k / (len(dataset) - 1)}
+    between, first, second = two_versions(backbone, cfg, view, dataset, values)
+    yield "neighbour_agreement", neighbour_agreement(first, second, k), details | {"between": between}
+    denoised = denoised_version(backbone, cfg) if view == "noisy" else None
+    if denoised is not None:
+        yield "denoised_agreement", neighbour_agreement(values, denoised, k), details
+        yield "cosine_to_denoised", centred_cosine(values, denoised), {"images": len(dataset)}
+    if (share := information(job)) is not None:
+        yield "information", share, {}
+
+
+if __name__ == "__main__":
+    common.main("label_free", evaluate, __doc__)

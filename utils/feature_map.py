@@ -1,0 +1,126 @@
+"""A map of features: each image a point in two dimensions, and small pictures of the images at these points.
+
+write_map("DIR/map.png", …) writes, beside the picture, DIR/map.json for a page to draw it from:
+
+    method      "pca" | "umap"
+    points      [[x, y, path, label or null], ...], one an image
+    thumbnails  name of a picture of all thumbnails, in the order of the points, row by row; `tile` pixels a side,
+                `columns` of them in a row
+    explained   of pca: the shares of the variance that x and y have; of umap: []
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from utils.files import atomic_path
+from utils.images import visible
+
+METHODS = ("pca", "umap")
+MOST = 1000  # points: more cannot be told apart
+TILE = 48  # pixels a side
+SIZE = (1200, 900)  # pixels of the picture
+# Paul Tol's "muted" colours, which the colour-blind tell apart too.
+COLOURS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
+
+
+def spread(count: int, most: int = MOST) -> np.ndarray:
+    """At most `most` of `count` numbers from 0, spread evenly: int64, rising."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
+
+
+def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
+    """Features [N, F] → places [N, 2] and the shares of the variance that the two axes explain.
+
+    By direction alone, as cosine similarity sees them. pca: the axes of the largest variance, each turned so that its
+    largest weight is positive. umap: McInnes et al. 2018, with a fixed seed. ValueError: fewer than 3 images, an
+    unknown method, or UMAP where it is not installed.
+    """
+    if method not in METHODS:
+        raise ValueError(f"a map by {method!r}: choose {' or '.join(METHODS)}")
+    if len(values) < 3:
+        raise ValueError(f"a map of {len(values)} images: give at least 3")
+    rows = values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12)
+    if method == "umap":
+        return _umap(rows), []
+    rows = rows - rows.mean(axis=0)
+    _, singular, axes = np.linalg.svd(rows, full_matrices=False)
+    axes = np.pad(axes, ((0, max(0, 2 - len(axes))), (0, 0)))[:2]  # of one feature: no second axis
+    axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1) < 0, -1, 1)
+    shares = singular**2 / max((singular**2).sum(), 1e-12)
+    return rows @ axes.T, [float(share) for share in shares[:2]]
+
+
+def _umap(rows: np.ndarray) -> np.ndarray:
+    try:
+        import umap
+    except ImportError as error:
+        raise ValueError("a map by umap needs it: pip install 'noise-robust-dino[umap]'") from error
+    return umap.UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=0).fit_transform(rows)
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """An image [H, W, C] as uint8 [TILE, TILE, 3]: its central square."""
+    shown = visible(image)
+    shown = shown.repeat(3, axis=2) if shown.shape[2] == 1 else shown
+    side = min(shown.shape[:2])
+    top, left = ((length - side) // 2 for length in shown.shape[:2])
+    square = Image.fromarray(shown[top : top + side, left : left + side])
+    return np.asarray(square.resize((TILE, TILE), Image.Resampling.BICUBIC))
+
+
+def write_map(
+    path: Path, names: list[str], values: np.ndarray, tiles: list[np.ndarray], labels: list[str | None], method: str
+) -> list[float]:
+    """The picture `path` (.png), and beside it NAME.json and NAME_thumbs.png.
+
+    values: float32 [N, F]; tiles: of thumbnail(), [TILE, TILE, 3] each; labels: names of classes, None: unknown. Gives
+    the shares of the variance that are explained, as project() does.
+    """
+    places, explained = project(values, method)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sprite, columns = path.with_name(f"{path.stem}_thumbs.png"), int(np.ceil(np.sqrt(len(names))))
+    points = [[*map(float, place), *rest] for place, *rest in zip(places, names, labels, strict=True)]
+    content = {"method": method, "points": points, "thumbnails": sprite.name, "tile": TILE, "columns": columns}
+    _save(sprite, _sprite(tiles, columns))
+    _save(path, _picture(places, tiles, labels))
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(content | {"explained": explained}))
+    return explained
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)
+
+
+def _sprite(tiles: list[np.ndarray], columns: int) -> Image.Image:
+    sprite = np.full((-(-len(tiles) // columns) * TILE, columns * TILE, 3), 255, np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = number // columns * TILE, number % columns * TILE
+        sprite[top : top + TILE, left : left + TILE] = tile
+    return Image.fromarray(sprite)
+
+
+def _picture(places: np.ndarray, tiles: list[np.ndarray], labels: list[str | None]) -> Image.Image:
+    """Points in the colours of their labels, and the thumbnails that do not cover each other."""
+    low, high = places.min(axis=0), places.max(axis=0)
+    share = (places - low) / np.maximum(high - low, 1e-12)
+    share[:, 1] = 1 - share[:, 1]  # rows of a picture count downwards
+    xy = (TILE + share * (np.array(SIZE) - 2 * TILE)).round().astype(int)
+    image = Image.new("RGB", SIZE, "white")
+    draw = ImageDraw.Draw(image)
+    number = {label: place for place, label in enumerate(sorted({label for label in labels if label is not None}))}
+    colours = ["#888888" if label is None else COLOURS[number[label] % len(COLOURS)] for label in labels]
+    for (x, y), colour in zip(xy.tolist(), colours, strict=True):
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+    taken: list[tuple[int, int]] = []
+    for (x, y), tile, colour in zip(xy.tolist(), tiles, colours, strict=True):
+        if all(max(abs(x - a), abs(y - b)) > TILE + 6 for a, b in taken):
+            taken.append((x, y))
+            image.paste(Image.fromarray(tile), (x - TILE // 2, y - TILE // 2))
+            edge = TILE // 2 + 2
+            draw.rectangle((x - edge, y - edge, x + edge, y + edge), outline=colour, width=2)
+    return image
