@@ -358,7 +358,7 @@ def encode_image(array: np.ndarray, format: str = "png") -> bytes:
 
 
 def _encode_png(array: np.ndarray) -> bytes:
-    """PNG of uint8 [H, W, 1 or 3], three times as fast as Pillow's quickest and smaller on noise.
+    """PNG of uint8 [H, W, 1 or 3], on noise 2.6 times as fast as Pillow's quickest and as small.
 
     Noise has no repeats to search for: it is Huffman-coded with runs only, and one row filter serves the whole image,
     none (noise) or the difference to the row above (denoised images), whichever has the lower entropy.
