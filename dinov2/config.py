@@ -48,7 +48,7 @@ def overlay_help() -> str:
     for name in overlay_names():
         first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
         lines.append(f"  {name:<14} {first.lstrip('# ')}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"objectives (objective=NAME): {', '.join(objective_names())}"])
 
 
 def find_overlay(name: str) -> Path:

@@ -27,8 +27,8 @@ import torch
 
 from dinov2.config import load_config
 from dinov2.eval.features import extract
+from dinov2.objectives import DINOv2
 from dinov2.train import curriculum
-from dinov2.train.ssl_model import SSLModel
 from dinov2.train.trainer import Trainer
 from tests.dinov2.train.tiny import make_tree, settings
 from tests.ranks import backtraces, environment, free_port, keep_core
@@ -47,7 +47,7 @@ class Job:
     def __init__(self, tree: Path):
         self.cfg = load_config(settings(tree, tree.parent / "run", "model.depth=3"))
         self.images = curriculum.dataset(curriculum.plan(self.cfg)[-1])
-        self.model = SSLModel(self.cfg)
+        self.model = DINOv2(self.cfg)
 
     def __call__(self, folder: Path, ports: list[int]) -> None:
         for number, port in enumerate(ports):

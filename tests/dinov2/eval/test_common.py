@@ -73,7 +73,7 @@ def test_choice_of_checkpoints(run):
     assert [c.epoch for c in common.choose(run, "1")] == [1]
     with pytest.raises(ValueError, match="checkpoints=7: choose last, best, all or one of the epochs 1, 2"):
         common.choose(run, "7")
-    with pytest.raises(ValueError, match="no linear probe or kNN yet"):
+    with pytest.raises(ValueError, match="has no linear probe, kNN or label-free figures yet"):
         common.choose(run, "best")
     row = {"method": "dinov2", "noise": "gauss50", "dataset": "digits", "seed": 0, "view": "noisy", "protocol": "full"}
     for iteration, metric, value in ((10, "knn20_top1", 60), (20, "knn20_top1", 50), (20, "linear_top1", 40)):
