@@ -6,7 +6,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-LINES = [line.partition("#")[0].strip() for line in (HERE / "requirements.txt").read_text().splitlines()]
+
+
+def requirements(name: str) -> list[str]:
+    """Those of a file of this folder, without comments; none where it is not shipped."""
+    path = HERE / name
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in (line.partition("#")[0].strip() for line in lines) if line]
+
 
 setup(
     name="noise-robust-dino",
@@ -24,8 +31,10 @@ setup(
         "utils.report": ["*.html", "*.css", "*.yaml"],
     },
     py_modules=["process_metadata"],
-    install_requires=[line for line in LINES if line],
+    entry_points={"console_scripts": ["noise-robust-dino = dinov2.__main__:main"]},
+    install_requires=requirements("requirements.txt"),
     extras_require={
+        "tests": requirements("tests/requirements.txt"),
         "dicom": ["pydicom>=3.0.2"],
         "fits": ["astropy>=8.0"],
         "nifti": ["nibabel>=5.4"],
