@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dinov2.eval import FLOORED
 from dinov2.run.options import PYTHON, Options, help_text, parse
 from dinov2.run.pipeline import CommandFailed, Runner, say
 from dinov2.run.stages import (
-    FLOORED,
     STAGES,
     denoise_command,
     denoised_tree,

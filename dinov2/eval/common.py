@@ -25,6 +25,7 @@ from yaml import YAMLError
 from dinov2.checkpoint import Checkpoint, list_checkpoints
 from dinov2.config import config_hash, load_run_config, parse_value
 from dinov2.data.dataset import dataset_from_config
+from dinov2.eval import EVALUATORS
 from dinov2.eval.features import Features, eval_view, without_labels
 from utils import cli, distributed
 from utils.locks import sweep
@@ -36,7 +37,6 @@ from utils.results import append_result, read_results, what_is_learned
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
 ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
 BEST_BY = ("linear_top1", "knn20_top1", "knn10_top1", "neighbour_agreement")  # in this order
-NEED_LABELS = ("linear", "knn", "log_regression", "robustness")
 OPEN_SECTIONS = ("eval", "data", "seed", "noise")  # of a run's config: an evaluation can't change what was trained
 USAGE = """
   run=DIR              the run's folder
@@ -90,7 +90,7 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     if distributed.is_main():
         sweep(folder)
     keep_freed_memory()
-    if name in NEED_LABELS and (reason := without_labels(cfg)):
+    if EVALUATORS.get(name) and (reason := without_labels(cfg)):
         return run_label_free(name, reason, argv)
     chosen = choose(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]

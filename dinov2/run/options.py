@@ -17,11 +17,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from dinov2.eval import EVALUATORS
 from utils.noise import NoiseSpec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
-EVALUATORS = ("linear", "knn", "log_regression", "pca", "robustness", "label_free", "map")
 # What runs the commands: by its short name, where that is the same program.
 PYTHON = "python" if shutil.which("python") == sys.executable else sys.executable
 # Of a scale, where --data names none.
@@ -222,7 +222,7 @@ def finish(options: Options) -> None:
     for noise in options.noises:
         NoiseSpec.parse(noise)
     _check_names("--method", options.methods, METHODS)
-    _check_names("--eval", options.evals, EVALUATORS)
+    _check_names("--eval", options.evals, tuple(EVALUATORS))
     _set_channels(options)
     _place(options)
     _shorten(options)

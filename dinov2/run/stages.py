@@ -17,12 +17,11 @@ from pathlib import Path
 
 from dinov2.data.index import build_index
 from dinov2.data.splits import Layout
+from dinov2.eval import EVALUATORS, FLOORED
 from dinov2.run.options import DENOISERS, PUBLISHED, Options
 from dinov2.run.pipeline import Step, sums, tree_state
 
 Steps = Iterator[Step]
-NEED_LABELS = ("linear", "knn", "log_regression", "robustness")
-FLOORED = ("linear", "knn")  # evaluators that floors are made for
 CODE = Path(__file__).resolve().parents[2]
 
 
@@ -159,7 +158,7 @@ def train_arguments(o: Options, noise: str, method: str, seed: int | None) -> li
 def evaluate(o: Options) -> Steps:
     """Evaluations of every run; then, once for each noise and view, the floors, in <output>/floors."""
     missing = "" if o.dry else why_no_accuracy(o)
-    evals = [name for name in o.evals if not missing or name not in NEED_LABELS]
+    evals = [name for name in o.evals if not missing or not EVALUATORS[name]]
     if missing and evals != o.evals:
         left_out = ", ".join(name for name in o.evals if name not in evals)
         yield Step([], note=f"{left_out}: left out, {missing}; label_free instead")
