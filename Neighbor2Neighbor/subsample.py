@@ -1,6 +1,7 @@
 """Sub-sampling into neighbouring pixels, and the loss built on it (Neighbor2Neighbor, sections 4.1 and 4.2)."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,17 @@ def subsample(image: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, channels, height, width = image.shape
     cells = F.pixel_unshuffle(image, 2).view(batch, channels, 4, height // 2, width // 2)
-    chosen = torch.tensor(PAIRS, device=image.device)[pairs]  # [B, H / 2, W / 2, 2]
+    chosen = _pairs_on(image.device)[pairs]  # [B, H / 2, W / 2, 2]
     first, second = (
         cells.gather(2, chosen[..., k][:, None, None].expand(-1, channels, 1, -1, -1)).squeeze(2) for k in (0, 1)
     )
     return first, second
+
+
+@cache
+def _pairs_on(device: torch.device) -> Tensor:
+    """PAIRS, copied to a device once: each copy is waited for."""
+    return torch.tensor(PAIRS, device=device)
 
 
 def neighbor_loss(network: Callable[[Tensor], Tensor], noisy: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACK, WORK = ROOT / "runs/pack", ROOT / "runs/on_a_gpu"
+PACK = ROOT / "runs/pack"
 PACKAGES = ("omegaconf", "submitit")  # pure Python; others that requirements.txt names are on most machines with a GPU
 TO_STOP = 20.0  # s from SIGTERM, at which a training saves, to SIGKILL
 LOG_BYTES = 200_000  # of the end of each log
@@ -46,7 +46,7 @@ class Part:
 
 # --- what is run ------------------------------------------------------------------------------------------------------
 def benchmark(args: argparse.Namespace, arch: str, batch: int) -> list[str]:
-    out = WORK / f"benchmark-{arch}-{batch}.json"
+    out = args.work / f"benchmark-{arch}-{batch}.json"
     command = ["exps/benchmark.py", "--device", args.device, "--only", "step", "both", "--precision", "bf16"]
     if args.trial:
         small = ["--scale", "quickstart", "--batch-size", "4", "--turns", "1", "--warm-up", "1", "--iterations", "4"]
@@ -58,23 +58,23 @@ def benchmark(args: argparse.Namespace, arch: str, batch: int) -> list[str]:
 
 def miniature(args: argparse.Namespace, seed: int) -> list[str]:
     """All methods with one seed. Each seed has folders of its own, as copies of a data set lie beside it."""
-    own = WORK / f"seed{seed}"
+    own = args.work / f"seed{seed}"
     own.mkdir(parents=True, exist_ok=True)
     data = own / args.images.name
     if not data.exists():
         data.symlink_to(args.images)
     command = ["bash", "exps/quickstart.sh", "--scale", "imagenette", "--data", str(data), "--output", f"{own}/runs"]
     command += ["--noise", "gauss100", "--seed", str(seed), "--eval", "knn", "--eval", "linear"]
-    small = ["--steps", "2", "--per-class", "4", "--method", "dinov2"]
+    small = ["--steps", "2", "--method", "dinov2", "eval.knn.k=[3]"]
     return [*command, *(small if args.trial else ["data.workers=4"])]
 
 
 def denoiser(args: argparse.Namespace) -> list[list[str]]:
-    model = WORK / "denoiser"
+    model = args.work / "denoiser"
     train = ["--batch-size", "16", "--crop", "96", "--depth", "4", "--init-scale", "1", "--steps"]
     tree = [f"--{key}={value}" for key, value in {"data": args.images, "noise": "gauss255"}.items()]
     trained = [*train, "4" if args.trial else "2000", "--output", str(model)]
-    source = [f"--data={args.images / 'val'}", "--noise=gauss255", "--output", str(WORK / "denoised")]
+    source = [f"--data={args.images / 'val'}", "--noise=gauss255", "--output", str(args.work / "denoised")]
     return [
         [sys.executable, "-m", "Neighbor2Neighbor.train", *tree, *trained],
         [sys.executable, "-m", "Neighbor2Neighbor.denoise", "--model", str(model / "unet.pth"), *source],
@@ -86,7 +86,7 @@ def parts(args: argparse.Namespace) -> list[Part]:
     product = ["tests/dinov2", "tests/Neighbor2Neighbor"]
     found = [Part("tests", 5, [[*pytest, "-m", "gpu", "--durations=10", *product]])]
     sizes = [(arch, batch) for batch in (128, 40) for arch in ("vit_small", "vit_base")][: 1 if args.trial else 4]
-    found += [Part(f"benchmark-{arch}-{batch}", 4, [benchmark(args, arch, batch)]) for arch, batch in sizes]
+    found += [Part(f"benchmark-{arch}-{batch}", 5, [benchmark(args, arch, batch)]) for arch, batch in sizes]
     if args.images:
         seeds = (0,) if args.trial else (0, 1, 2)
         found.append(Part("miniature", 15, [miniature(args, seed) for seed in seeds], together=True))
@@ -95,9 +95,9 @@ def parts(args: argparse.Namespace) -> list[Part]:
     return [*found, Part("suite", 5, [[*pytest, *suite]])]
 
 
-def run_part(part: Part, environment: dict[str, str], seconds: float) -> str:
+def run_part(work: Path, part: Part, environment: dict[str, str], seconds: float) -> str:
     """finished, failed or stopped (by the clock); what the commands print goes to logs/<part>.log."""
-    log = WORK / "logs" / f"{part.name}.log"
+    log = work / "logs" / f"{part.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     with open(log, "ab") as file:
@@ -139,33 +139,33 @@ def machine() -> dict[str, object]:
     return {"python": platform.python_version(), "cores": os.cpu_count(), **json.loads(told)}
 
 
-def rows_of(pattern: str) -> list[dict]:
-    """The rows of all files WORK/pattern of a JSON object a line, each with the folder that it is from."""
+def rows_of(work: Path, pattern: str) -> list[dict]:
+    """The rows of all files work/pattern of a JSON object a line, each with the folder that it is from."""
     found = []
-    for path in sorted(WORK.glob(pattern)):
+    for path in sorted(work.glob(pattern)):
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        found += [{"run": str(path.parent.relative_to(WORK))} | json.loads(line) for line in whole]
+        found += [{"run": str(path.parent.relative_to(work))} | json.loads(line) for line in whole]
     return found
 
 
-def collect(output: Path, summary: dict) -> None:
+def collect(work: Path, output: Path, summary: dict) -> None:
     """Writes the small files. Curves without the rows between: every tenth, and those of the live kNN."""
     output.mkdir(parents=True, exist_ok=True)
-    curves = rows_of("seed*/runs/**/metrics.jsonl")
+    curves = rows_of(work, "seed*/runs/**/metrics.jsonl")
     files = {
         "summary.json": json.dumps(summary, indent=1) + "\n",
-        "benchmark.json": json.dumps([json.loads(path.read_text()) for path in sorted(WORK.glob("benchmark-*.json"))]),
-        "results.jsonl": lines(rows_of("seed*/runs/**/results.jsonl")),
+        "benchmark.json": json.dumps([json.loads(path.read_text()) for path in sorted(work.glob("benchmark-*.json"))]),
+        "results.jsonl": lines(rows_of(work, "seed*/runs/**/results.jsonl")),
         "curves.jsonl": lines([row for k, row in enumerate(curves) if k % 10 == 0 or "live_knn_top1" in row]),
-        "denoiser.jsonl": lines(rows_of("denoiser/metrics.jsonl")),
+        "denoiser.jsonl": lines(rows_of(work, "denoiser/metrics.jsonl")),
     }
     logs = []
-    for path in sorted((WORK / "logs").iterdir()):
+    for path in sorted((work / "logs").iterdir()):
         logs.append(f"== {path.name}\n{path.read_bytes()[-LOG_BYTES:].decode(errors='replace')}")
     files["log.txt"] = "\n".join(logs)
     for name, text in files.items():
         (output / name).write_text(text)
-    reports = sorted(WORK.glob("seed*/runs/report.html"))
+    reports = sorted(work.glob("seed*/runs/report.html"))
     if reports:
         shutil.copy(reports[0], output / "report.html")
 
@@ -187,23 +187,32 @@ def pack(images: Path) -> None:
     print(f"{PACK}: {size / 2**20:.1f} MiB in {len(list(PACK.iterdir()))} files; carry it, and call the script there")
 
 
-def unpack(images: Path | None) -> tuple[Path | None, dict[str, str]]:
-    """The folder of images, and the environment of all parts: the pack's packages after those that are there."""
-    site = WORK / "site"
+def unpack(work: Path, images: Path | None, trial: bool) -> tuple[Path | None, dict[str, str]]:
+    """The folder of images (for a trial four a class), and the environment of all parts."""
+    site = work / "site"
     wheels = sorted(PACK.glob("*.whl"))
     if wheels and not site.exists():
         install = ["--no-index", "--no-deps", "--quiet", "--target", str(site), *map(str, wheels)]
         subprocess.run([sys.executable, "-m", "pip", "install", *install], check=True)
-    archive, folder = PACK / "images.tar.xz", WORK / "images"
+    archive, folder = PACK / "images.tar.xz", work / "images"
     if images is None and archive.exists():
         if not folder.exists():
             with tarfile.open(archive) as opened:
-                opened.extractall(WORK / "images.part", filter="data")
-            (WORK / "images.part").rename(folder)
+                opened.extractall(work / "images.part", filter="data")
+            (work / "images.part").rename(folder)
         images = next(folder.iterdir())
+    if trial and images is not None:
+        few = ["--source", str(images), "--per-class", "4", "--output", str(work / "few")]
+        subprocess.run([sys.executable, "exps/subset.py", *few], check=True, cwd=ROOT, env=environment(site))
+        images = work / "few"
+    return images, environment(site)
+
+
+def environment(site: Path) -> dict[str, str]:
+    """Of all parts: this Python first, with the packages in `site`."""
     here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     here["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(site)])
-    return images, here | {"PYTHONUNBUFFERED": "1"}
+    return here | {"PYTHONUNBUFFERED": "1"}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -211,14 +220,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--from", dest="origin", type=Path, default=Path.cwd(), help=argparse.SUPPRESS)
     parser.add_argument("--pack", type=Path, metavar="DIR", help="pack this folder of images, run nothing")
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder with train/ and val/ (default: the pack's)")
-    parser.add_argument(
-        "--output", type=Path, default=WORK / "results", help="of the small files (runs/on_a_gpu/results)"
-    )
+    parser.add_argument("--output", type=Path, help="of the small files (default runs/on_a_gpu/results)")
     parser.add_argument("--minutes", type=float, default=30.0, help="of this call (default 30)")
     parser.add_argument("--only", nargs="+", metavar="PART", help="parts by name, such as benchmark-vit_small-128")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--trial", action="store_true", help="every part in small")
     args = parser.parse_args(argv)
+    args.work = ROOT / "runs" / ("on_a_gpu_trial" if args.trial else "on_a_gpu")
+    args.output = args.output or args.work / "results"
     for name in ("pack", "images", "output"):
         path = getattr(args, name)
         setattr(args, name, path and (args.origin / path).resolve())
@@ -233,11 +242,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.pack:
         pack(args.pack)
         return 0
-    (WORK / "logs").mkdir(parents=True, exist_ok=True)
-    args.images, environment = unpack(args.images)
+    (args.work / "logs").mkdir(parents=True, exist_ok=True)
+    args.images, variables = unpack(args.work, args.images, args.trial)
     if args.device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    state = WORK / "summary.json"
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    state = args.work / "summary.json"
     summary = json.loads(state.read_text()) if state.exists() else {}
     summary["machine"] = machine()
     for part in parts(args):
@@ -245,11 +254,15 @@ def main(argv: list[str] | None = None) -> int:
             continue
         left = args.minutes * 60 - (time.monotonic() - started) - TO_STOP
         begin = time.monotonic()
-        end = run_part(part, environment, min(left, part.minutes * 60)) if left > 0 else "not begun: no time left"
+        end = (
+            run_part(args.work, part, variables, min(left, part.minutes * 60))
+            if left > 0
+            else "not begun: no time left"
+        )
         summary[part.name] = {"end": end, "seconds": round(time.monotonic() - begin)}
         print(f"{part.name}: {end}, {summary[part.name]['seconds']} s", flush=True)
         state.write_text(json.dumps(summary, indent=1) + "\n")
-        collect(args.output, summary)
+        collect(args.work, args.output, summary)
     print(f"results: {args.output}")
     return 0
 

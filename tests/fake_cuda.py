@@ -46,6 +46,9 @@ class OnCuda(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         raise RuntimeError(f"{function} outside of FakeCuda")
 
+    def tolist(self) -> list:
+        return self.cpu().tolist()
+
 
 def caller() -> str:
     """The innermost function of the project on the stack, tests left out: dinov2/train/trainer.py read."""
@@ -115,13 +118,17 @@ class FakeCuda(TorchDispatchMode):
         values = {"is_available": True, "current_device": 0, "device_count": 1, "max_memory_allocated": 0}
         values |= {"is_current_stream_capturing": False, "set_device": None, "_lazy_init": None, "synchronize": None}
         values |= {"is_bf16_supported": True, "current_stream": Stream(), "stream": nullcontext()}
+        no_grad, inference = torch.autograd.grad_mode.no_grad, "torch.autograd.grad_mode.inference_mode"
         fixed = {f"torch.cuda.{name}": lambda *_, value=value: value for name, value in values.items()}
         return fixed | {
+            f"{inference}.__enter__": no_grad.__enter__,  # a tensor of this kind has no views there
+            f"{inference}.__exit__": no_grad.__exit__,
             "torch.cuda.Event": Event,
             "torch.cuda.Stream": Stream,
             "torch.Tensor.pin_memory": lambda tensor, *_: tensor,
             "torch.Tensor.record_stream": lambda *_: None,
             "torch.compile": lambda function, **_: function,
+            "torch.Generator": lambda device="cpu", of=torch.Generator: of(),
             "torch.nn.functional.scaled_dot_product_attention": attend,
             "dinov2.layers.attention.attend_varlen": attend_varlen,
         }

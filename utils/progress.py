@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
 PLAIN_SECONDS = 10.0  # between two plain lines: a Slurm log of a day stays under 10,000 lines
+RECENT_LINES = 6  # that the pace is measured over
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Progress:
     """Counts finished units and shows the rate, the time left and a few values.
 
+    Both are of the last minute: what came before the first unit, such as features that are cached once, is no measure
+    of the rest.
     Use as a context manager with `update(n, **values)`, or iterate `progress(...)`.
     """
 
@@ -22,11 +34,16 @@ class Progress:
         self.enabled, self.values = enabled, ""
         self.started = self.last_line = time.monotonic()
         self.printed = initial  # units done when the last plain line was printed
+        self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT_LINES)  # time and units done, from the first unit on
         interactive = enabled and sys.stderr.isatty()
         self.bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, smoothing=0.1) if interactive else None
 
     def update(self, n: int = 1, **values: object) -> None:
         self.done += n
+        if not self.marks and n:
+            self._mark()
+            if self.bar is not None:
+                self.bar.unpause()
         if values:
             self.values = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
         if self.bar is not None:
@@ -37,14 +54,19 @@ class Progress:
             self.last_line = time.monotonic()
             self._line()
 
+    def _mark(self) -> None:
+        self.marks.append((time.monotonic(), self.done))
+
     def _line(self) -> None:
         self.printed = self.done
-        seconds = time.monotonic() - self.started
-        rate = (self.done - self.initial) / max(seconds, 1e-9)
-        of = f"/{self.total}" if self.total else ""
-        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
-        text = f"{self.desc}: {self.done}{of} {self.unit}, {rate:.1f} {self.unit}/s{left} {self.values}"
-        print(text.rstrip(), file=sys.stderr, flush=True)
+        of, pace = f"/{self.total}" if self.total else "", ""
+        since, before = self.marks[0] if self.marks else (0.0, self.done)
+        if self.done > before:
+            rate = (self.done - before) / max(time.monotonic() - since, 1e-9)
+            pace = f", {rate:.3g} {self.unit}/s" if rate < 1 else f", {rate:.1f} {self.unit}/s"
+            pace += f", {duration((self.total - self.done) / rate)} left" if self.total else ""
+        self._mark()
+        print(f"{self.desc}: {self.done}{of} {self.unit}{pace} {self.values}".rstrip(), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -180,7 +180,7 @@ def features_of(
             rows = read(backbone, crops(batch))
         if values is None:
             values = rows.new_zeros(len(dataset), rows.shape[1])
-        values[batch.indices.to(values.device)] = rows
+        values[batch.indices.to(values.device, non_blocking=True)] = rows
     values = distributed.all_reduce_sum(values)  # every row is one rank's, and zero on the others
     check_finite(values, dataset.relatives)
     return values

@@ -29,10 +29,8 @@ def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Returns similarities [B, k], falling, and indices [B, k]. Memory is bounded by GALLERY_CHUNK, not by N.
     """
-    best, where = (
-        queries.new_full((len(queries), 0), 0.0),
-        torch.zeros(len(queries), 0, dtype=torch.long).to(queries.device),
-    )
+    best = queries.new_zeros(len(queries), 0)
+    where = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
     for start in range(0, len(gallery), GALLERY_CHUNK):
         similarity = queries @ gallery[start : start + GALLERY_CHUNK].T  # [B, chunk]
         top, index = similarity.topk(min(k, similarity.shape[1]), dim=1)

@@ -138,7 +138,7 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
         images = transform(batch.canvases[0], batch.sizes, drawn.chunk(ranks)[rank])
         with torch.inference_mode(), autocast(cfg):
             features = block_tokens(backbone, images)
-        yield features, batch.labels.to(features.device)
+        yield features, batch.labels.to(features.device, non_blocking=True)
 
 
 def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) -> Source:
@@ -163,7 +163,7 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
             others = torch.randint(n, (batch_size,), generator=drawn).chunk(ranks)[rank]
             of_these = torch.randint(views, (batch_size,), generator=drawn).chunk(ranks)[rank]
             features.add_(values[of_these, others] - means[others], alpha=(views - 1) ** -0.5)
-        yield features.to(device), labels[rows].to(device)
+        yield features.to(device, non_blocking=True), labels[rows].to(device, non_blocking=True)
 
 
 def mean_over_views(values: Tensor) -> Tensor:

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dinov2 import checkpoint
 from dinov2.data.augment import Augment, AugmentParameters
@@ -60,12 +60,21 @@ def clip_gradients(student: nn.ModuleDict, limit: float) -> dict[str, Tensor]:
     return norms
 
 
-def shard(network: nn.ModuleDict, device: torch.device) -> None:
-    """FSDP2 over all ranks: each block, then the backbone and each head by themselves."""
+def shard(network: nn.ModuleDict, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    """FSDP2 over all ranks: each block, then the backbone and each head by themselves.
+
+    dtype: that of autocast, in which the blocks' weights are gathered: it would round most of them anyway. A block asks
+    for the weights of the next one before it computes, as in DINOv3.
+    """
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    # The residual stream enters a block as it is, in float32.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32, cast_forward_inputs=False)
     for module in network.values():
-        for block in getattr(module, "blocks", []):
-            fully_shard(block, mesh=mesh)
+        blocks = list(getattr(module, "blocks", []))
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        for block, following in pairwise(blocks):
+            block.set_modules_to_forward_prefetch([following])
         # Left to itself, the outermost module stays whole after a forward without backward: the EMA works on shards.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
@@ -237,9 +246,10 @@ class Trainer:
         self.run, self.device = Path(cfg.output_dir), distributed.device()
         self.length, self.identity = cfg.train.epoch_length, identity
         self.model = model.to(self.device).train()
+        self.autocast_dtype = PRECISIONS[cfg.train.precision]
         if distributed.world_size() > 1:
-            for network in model.networks():
-                shard(network, self.device)
+            for network in model.networks():  # CPUs have no norm of float32 tokens by weights in bf16
+                shard(network, self.device, self.autocast_dtype if self.device.type == "cuda" else None)
         prepare(model)
         backbone = model.student["backbone"]
         backbone.activation_checkpointing = cfg.train.activation_checkpointing
@@ -248,7 +258,6 @@ class Trainer:
                 compile_parts(network)
         self.optimizer = build_optimizer(model.student, cfg)
         self.schedules = Schedules(cfg)
-        self.autocast_dtype = PRECISIONS[cfg.train.precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.train.precision == "fp16")
         self.watch, self.collapse = Watch(), CollapseWatch(cfg)
         self.make_batches = BatchMaker(cfg, self.device)

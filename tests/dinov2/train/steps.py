@@ -67,20 +67,22 @@ def part_of(tensor: torch.Tensor, part: int, parts: int) -> torch.Tensor:
     return by_crop[:, part * size : (part + 1) * size].flatten(0, 1).contiguous()
 
 
-def recorded_batch(recorded: dict, step: int, part: int = 0, parts: int = 1) -> Batch:
+def recorded_batch(recorded: dict, step: int, part: int = 0, parts: int = 1, device: str = "cpu") -> Batch:
     seeds = recorded[f"step{step}/input_seeds"]
     sizes = [(2 * BATCH, 3, 64, 64), (LOCAL * BATCH, 3, 32, 32), (2 * BATCH, 3, 64, 64)]
     crops = [part_of(seeded_input(seed, size), part, parts) for seed, size in zip(seeds, sizes, strict=True)]
     masks = part_of(torch.from_numpy(recorded[f"step{step}/masks"]), part, parts)
-    return Batch(crops[0], crops[1], masks, crops[2])
+    return Batch(*(tensor.to(device) for tensor in (crops[0], crops[1], masks, crops[2])))
 
 
-def run_steps(name: str, model: DINOv2, cfg, part: int = 0, parts: int = 1, micro: int = 1) -> tuple[list[dict], dict]:
+def run_steps(
+    name: str, model: DINOv2, cfg, part: int = 0, parts: int = 1, micro: int = 1, dtype: torch.dtype | None = None
+) -> tuple[list[dict], dict]:
     """Three steps in the published order: terms and gradient norms of each, and the centres that the last step used.
 
-    micro: micro-batches a step.
+    micro: micro-batches a step. dtype: of autocast, if any. Runs on the model's device.
     """
-    recorded = golden(f"{name}.npz")
+    recorded, device = golden(f"{name}.npz"), model.dino_center.center.device.type
     optimizer = build_optimizer(model.student, cfg)
     history = []
     for step in range(3):
@@ -89,8 +91,9 @@ def run_steps(name: str, model: DINOv2, cfg, part: int = 0, parts: int = 1, micr
         optimizer.zero_grad(set_to_none=True)
         terms: dict[str, float] = {}
         for index in range(micro):
-            batch = recorded_batch(recorded, step, part * micro + index, parts * micro)
-            loss, new = model(batch, temp)
+            batch = recorded_batch(recorded, step, part * micro + index, parts * micro, device)
+            with torch.autocast(device, dtype, enabled=dtype is not None):
+                loss, new = model(batch, temp)
             (loss / micro).backward()
             for key, value in new.items():
                 terms[key] = terms.get(key, 0.0) + value.item() / micro
@@ -115,7 +118,7 @@ def check_history(name: str, history: list[dict[str, float]], skip: tuple[str, .
 def final_parameters(model: DINOv2) -> dict[str, torch.Tensor]:
     """Parameters of student and teacher under the recording's names, whole also when they are sharded."""
     return {
-        f"{owner}_{module}_{name}": (value.full_tensor() if hasattr(value, "full_tensor") else value).detach()
+        f"{owner}_{module}_{name}": (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
         for owner in ("student", "teacher")
         for module, network in getattr(model, owner).items()
         for name, value in network.named_parameters()

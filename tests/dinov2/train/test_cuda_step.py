@@ -34,11 +34,11 @@ def trainer_of(tree, output, anchored: bool, *more: str) -> Trainer:
     return Trainer(cfg, model, dataset_from_config(cfg, "train", views), stop_epoch=1)
 
 
-def two_steps(trainer: Trainer, second=nullcontext) -> None:
-    """Two steps as `fit` takes them, the second one inside of `second`."""
-    batches = trainer.load_batches(2)
-    for iteration, around in enumerate((nullcontext, second)):
-        with around():
+def few_steps(trainer: Trainer, number: int, last) -> None:
+    """Steps as `fit` takes them, the last one inside of `last`."""
+    batches = trainer.load_batches(number)
+    for iteration in range(number):
+        with last() if iteration == number - 1 else nullcontext():
             data = next(batches)
             terms, _ = trainer.step(iteration, trainer.make_batches(data))
             trainer.watch.read()
@@ -63,7 +63,7 @@ def test_a_step_waits_for_the_losses_before_it_alone(tree, tmp_path, anchored, d
         trainer = trainer_of(tree, tmp_path, anchored, f"model.drop_path={drop_path}")
         assert all(p.is_cuda for p in trainer.model.parameters())
         with without_backward(trainer.model.student):
-            two_steps(trainer, counted)
+            few_steps(trainer, 2, counted)
     assert seen["waits"] == ALLOWED
     views = 2 if anchored else 1
     assert seen["copies"] == ["dinov2/data/loader.py _moved"] * views + ["dinov2/data/packed.py to"]
@@ -83,9 +83,11 @@ def test_the_fake_device_sees_a_wait_and_mixed_devices(wait):
             x + torch.ones(3)
 
 
-@pytest.mark.skipif(not REAL, reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("anchored,drop_path", KINDS)
 def test_a_step_on_a_gpu_waits_for_nothing(tree, tmp_path, anchored, drop_path):
+    """The event is no wait in PyTorch's eyes: none is left of the fake device's list. The first steps compile."""
+
     @contextmanager
     def guarded():
         torch.cuda.set_sync_debug_mode("error")
@@ -94,4 +96,4 @@ def test_a_step_on_a_gpu_waits_for_nothing(tree, tmp_path, anchored, drop_path):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    two_steps(trainer_of(tree, tmp_path, anchored, f"model.drop_path={drop_path}"), guarded)
+    few_steps(trainer_of(tree, tmp_path, anchored, f"model.drop_path={drop_path}"), 5, guarded)

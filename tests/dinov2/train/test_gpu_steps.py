@@ -1,0 +1,88 @@
+"""The recorded steps on a GPU: in float32, in bf16 within its band, compiled, and sharded over one rank."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dinov2.train.trainer import compile_parts, shard
+from tests.dinov2.train.steps import SETTINGS, check_final, check_history, final_parameters, run_steps, steps_config
+from tests.dinov2.train.steps import steps_model as cpu_model
+
+pytestmark = pytest.mark.gpu
+NAME = "train_steps_centering_shared_head"
+TERMS = ("dino_local_crops_loss", "dino_global_crops_loss", "ibot_loss")
+
+
+def steps_model(name: str, cfg):
+    return cpu_model(name, cfg).to("cuda")
+
+
+@pytest.fixture(autouse=True)
+def float32_is_float32() -> Iterator[None]:
+    """Convolutions in TF32, as PyTorch has them by default, are nearer to bf16's precision than to float32's."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        torch.compiler.set_stance("default")
+        yield
+
+
+@contextmanager
+def lone_rank() -> Iterator[None]:
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda:0"))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def assert_near(history, other, rtol: float) -> None:
+    for one, two in zip(history, other, strict=True):
+        for term in TERMS:
+            assert two[term] == pytest.approx(one[term], rel=rtol), term
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_float32_is_as_recorded(name):
+    cfg = steps_config(name)
+    model = steps_model(name, cfg)
+    history, centers = run_steps(name, model, cfg)
+    check_history(name, history)
+    check_final(name, final_parameters(model) | {key: value.cpu() for key, value in centers.items()})
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_bf16_stays_in_its_band(name):
+    cfg = steps_config(name)
+    exact, _ = run_steps(name, steps_model(name, cfg), cfg)
+    rounded, _ = run_steps(name, steps_model(name, cfg), cfg, dtype=torch.bfloat16)
+    assert_near(exact, rounded, 0.02)
+
+
+@pytest.mark.parametrize("dtype,rtol", [(None, 1e-4), (torch.bfloat16, 0.02)])
+def test_compiled_blocks_and_heads_train_alike(dtype, rtol):
+    cfg = steps_config(NAME)
+    with_stance, _ = run_steps(NAME, compiled(cfg), cfg, dtype=dtype)
+    torch.compiler.set_stance("force_eager")  # also what is compiled unasked: softmax and cross-entropies
+    plain, _ = run_steps(NAME, steps_model(NAME, cfg), cfg, dtype=dtype)
+    assert_near(plain, with_stance, rtol)
+
+
+def compiled(cfg):
+    model = steps_model(NAME, cfg)
+    for network in model.networks():
+        compile_parts(network)
+    return model
+
+
+@pytest.mark.parametrize("dtype,rtol", [(None, 1e-4), (torch.bfloat16, 0.02)])
+def test_one_sharded_rank_trains_as_one_that_is_not(dtype, rtol):
+    cfg = steps_config(NAME)
+    plain, _ = run_steps(NAME, steps_model(NAME, cfg), cfg, dtype=dtype)
+    with lone_rank():
+        model = steps_model(NAME, cfg)
+        for network in model.networks():
+            shard(network, torch.device("cuda"), dtype)
+        sharded, _ = run_steps(NAME, model, cfg, dtype=dtype)
+    assert_near(plain, sharded, rtol)
