@@ -17,6 +17,7 @@ from PIL import Image
 from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_runs
 from utils.environment import record_environment
 from utils.report import __main__ as report
+from utils.report.check import noise_check
 from utils.report.curves import ANCHORED, INFORMATION, charts_of, curve, denoisers, training
 from utils.report.data import Run, find_denoisers, find_runs
 from utils.report.page import page as make_page
@@ -349,7 +350,11 @@ def test_damaged_files_of_a_run_cost_their_own_section_alone(tmp_path, capsys):
     said = capsys.readouterr()
     page = (tmp_path / "report.html").read_text()
     assert "Training curves" in page and "Configurations" in page and "64.1" in said.out
-    assert "nc/pca.npz cannot be read" in said.err and "retrieval is left out" in said.err
+    assert (
+        "nc/pca.npz cannot be read" in said.err
+        and "rankings is left out" in said.err
+        and "Instance recognition" in page
+    )
     assert "$\\frac$ loss" in page and "Patch features" in page and "pca is left out" not in said.err
 
 
@@ -377,9 +382,9 @@ def test_a_config_that_is_none_is_named(tmp_path, change):
 
 def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
     (tmp_path / "check.json").write_text(json.dumps({"verdict": ["The noise is independent <of> its neighbours"]}))
-    section = part(denoisers, [tmp_path])
+    section = part(noise_check, tmp_path)
     assert "independent from pixel to pixel?" in section and "independent &lt;of&gt; its neighbours." in section
-    assert part(denoisers, [tmp_path / "other"]) == ""
+    assert part(noise_check, tmp_path / "other") == ""
 
 
 # --- objectives, figures without labels, maps
@@ -424,11 +429,11 @@ def test_figures_without_labels_are_shown_and_unknown_ones_with_them(tmp_path):
 
 def test_maps_of_the_features(tmp_path):
     run = make_run(tmp_path / "run", "dinov2", make_images(tmp_path / "set", count=2))
-    assert feature_map(find_runs([run])) is None
+    assert "Maps of the features" not in make_page(find_runs([run]), "x")
     points = [[i, i % 3, f"val/{i}.png", "<b>" if i % 2 else "other"] for i in range(9)]
     content = {"method": "pca", "points": points, "thumbnails": "map_thumbs.png", "tile": 16, "explained": [0.5, 0.25]}
     (run / "map.json").write_text(json.dumps(content))
-    text = part(feature_map, find_runs([run]))
+    text = part(feature_map, "name", run / "map.json")
     assert "9 images, principal components, explaining 50 % and 25 % of the variance." in text
     assert "<img" not in text and "&lt;b&gt;</text>" in text and "a colour a label" in text
     foreign = {"uri": "http://elsewhere", "name": "another", "chart": {"svg": "<script>"}}
@@ -436,12 +441,13 @@ def test_maps_of_the_features(tmp_path):
     (run / "map.json").write_text(
         json.dumps({"method": "umap", "points": [[*one[:3], None] for one in points]} | foreign)
     )
-    text = part(feature_map, find_runs([run]))
+    text = part(feature_map, "name", run / "map.json")
     assert (
         "9 images, UMAP." in text and text.count("<img") == 1 and not re.search("elsewhere|another|script|<svg", text)
     )
+    assert "Maps of the features" in make_page(find_runs([run]), "x")
     (run / "map.json").write_text('{"method": "pca", "points": [[1]]}')
-    assert "feature map is left out" in part(feature_map, find_runs([run]))
+    assert "feature map is left out" in part(feature_map, "name", run / "map.json")
 
 
 def test_a_map_of_many_points_stays_small():

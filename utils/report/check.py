@@ -5,6 +5,7 @@ from pathlib import Path
 
 from utils.files import atomic_path
 from utils.images import read_image
+from utils.report.data import denoiser_name
 from utils.report.plots import data_uri
 
 
@@ -38,10 +39,10 @@ def draw(check: dict, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def check_of(folder: Path) -> dict | None:
+def noise_check(folder: Path) -> dict | None:
     """Verdict and picture of the denoiser's folder; None where there was no check."""
     if not (folder / "check.json").is_file():
         return None
-    verdict = json.loads((folder / "check.json").read_text())["verdict"]
-    drawn = (folder / "check.png").is_file()
-    return {"verdict": verdict, "picture": data_uri(read_image(folder / "check.png"), 1200) if drawn else None}
+    verdict, drawn = json.loads((folder / "check.json").read_text())["verdict"], folder / "check.png"
+    picture = data_uri(read_image(drawn), 1200) if drawn.is_file() else None
+    return {"name": denoiser_name(folder), "verdict": verdict, "picture": picture}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -10,8 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from utils.report.check import check_of
-from utils.report.data import WORDS, Run, slot
+from utils.report.data import WORDS, Run, denoiser_name, slot
 from utils.report.plots import Chart, Series, line_chart
 from utils.report.table import Table, title_of
 from utils.results import read_json_lines
@@ -119,20 +117,11 @@ def evaluated(runs: list[Run], metric: str, title: str, note: str) -> list[Chart
 
 
 def denoisers(folders: list[Path]) -> dict | None:
-    """The trainings of the denoisers, one curve each, and what Neighbor2Neighbor.check wrote into their folders."""
+    """The trainings of the denoisers, one curve each."""
     names = [denoiser_name(folder) for folder in folders]
     logs = [read_json_lines(folder / "metrics.jsonl") for folder in folders]
     charts = []
     for plot in PLOTS[DENOISER]:
         series = [points(name, i, rows, plot.column) for i, (name, rows) in enumerate(zip(names, logs, strict=True))]
         charts += line_chart(series, "epoch", plot.title or plot.column, plot.note)
-    checks = [(name, check) for name, folder in zip(names, folders, strict=True) if (check := check_of(folder))]
-    return {"names": names, "charts": charts, "checks": checks} if charts or checks else None
-
-
-def denoiser_name(folder: Path) -> str:
-    """The noise that a denoiser was trained under, as its config says; else the folder."""
-    try:
-        return str(json.loads((folder / "config.json").read_text())["noise"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{folder.parent.name}/{folder.name}"
+    return {"names": names, "charts": charts} if charts else None

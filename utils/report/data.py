@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -184,3 +185,11 @@ def find_denoisers(runs: list[Run]) -> list[Path]:
     """Folders denoiser/ beside the runs that have a log of a denoiser's training."""
     folders = dict.fromkeys(run.path.parent / "denoiser" for run in runs)
     return [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
+
+
+def denoiser_name(folder: Path) -> str:
+    """The noise that a denoiser was trained under, as its config says; else the folder."""
+    try:
+        return str(json.loads((folder / "config.json").read_text())["noise"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder.parent.name}/{folder.name}"

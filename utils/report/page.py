@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from utils.report.check import noise_check
 from utils.report.curves import INFORMATION, denoisers, results, training
 from utils.report.data import WORDS, Run, label, slot
-from utils.report.pictures import feature_map, noise_grid, pca
+from utils.report.pictures import feature_map, noise_grid, pca, rankings
 from utils.report.sections import configs, cost, duration, environment, label_free, retrieval, robustness
 from utils.report.table import KINDS, Table, is_ahead, learned, make_tables, title_of
 from utils.report.verdict import collapses, verdict
@@ -30,8 +31,7 @@ TEMPLATES.globals |= {
 }  # fmt: skip
 
 
-@dataclass
-class Section:
+class Section(NamedTuple):
     """One heading of the page and what stands under it; without any of that it is left out."""
 
     id: str
@@ -66,22 +66,28 @@ def groups_of(tables: list[Table]) -> list[tuple[str, list[Run]]]:
 def sections_of(tables: list[Table], runs: list[Run], folders: Sequence[Path]) -> list[Section]:
     """All that the page has, in its order. folders: those of denoisers."""
 
-    def numbered(make: Callable, title: str) -> list[Section]:
+    def grouped(make: Callable, title: str) -> list[Section]:
         parts = [(title + more, [part(make, own)]) for more, own in groups_of(tables)]
         return [Section(f"{make.__name__}{i}", *one) for i, one in enumerate(parts)]
 
+    def each(make: Callable, pattern: str) -> list[Markup]:
+        return [part(make, label(run, runs), path) for run in runs for path in sorted(run.path.glob(pattern))]
+
+    tops = [[part(make, table) for make in (results, noise_grid, pca)] for table in tables]
+    rankings_of = [part(retrieval, runs), *each(rankings, "retrieval/*.json")]
+    checks = [part(noise_check, folder) for folder in folders]
     found = [
-        Section(f"results{i}", table.title, [part(make, table) for make in (results, noise_grid, pca)])
-        for i, table in enumerate(tables)
+        *(Section(f"results{i}", *one) for i, one in enumerate(zip([t.title for t in tables], tops, strict=True))),
+        *grouped(robustness, "Robustness to other noises"),
+        Section("label_free", "Figures that need no labels", [part(label_free, runs)]),
+        Section("map", "Maps of the features", each(feature_map, "map.json")),
+        Section("retrieval", "Instance recognition", rankings_of),
+        *grouped(training, "Training curves"),
+        Section("denoiser", "Denoiser", [part(denoisers, folders), *checks]),
+        Section("cost", "Cost", [part(cost, runs)]),
+        Section("environment", "Environment", [part(environment, runs)]),
+        Section("configs", "Configurations", [part(configs, runs)]),
     ]
-    found += numbered(robustness, "Robustness to other noises")
-    found.append(Section("label_free", "Figures that need no labels", [part(label_free, runs)]))
-    found.append(Section("map", "Maps of the features", [part(feature_map, runs)]))
-    found.append(Section("retrieval", "Instance recognition", [part(retrieval, runs)]))
-    found += numbered(training, "Training curves")
-    found.append(Section("denoiser", "Denoiser", [part(denoisers, folders)]))
-    for make, title in ((cost, "Cost"), (environment, "Environment"), (configs, "Configurations")):
-        found.append(Section(make.__name__, title, [part(make, runs)]))
     return [section for section in found if any(section.parts)]
 
 

@@ -120,8 +120,8 @@ def pca_rows(members: list[tuple[Run, dict]]) -> list[tuple[str, str, list[Pictu
     return rows + [row(label(run, runs), content, view, "components") for run, content, view in inputs]
 
 
-def rankings(path: Path) -> tuple[str, list]:
-    """The data set of a retrieval/<set>.json, and its strips: the query, then what was found: (kind, name, image)."""
+def rankings(name: str, path: Path) -> dict:
+    """Strips of a retrieval/<set>.json of the run of that name: the query, then what was found: (kind, name, image)."""
     content = json.loads(path.read_text())
     strips = [
         [
@@ -130,18 +130,15 @@ def rankings(path: Path) -> tuple[str, list]:
         ]
         for ranking in content["rankings"]
     ]
-    return content["dataset"], strips
+    return {"name": name, "dataset": content["dataset"], "strips": strips}
 
 
-def feature_map(runs: list[Run]) -> dict | None:
-    """Maps of the runs' features in two dimensions: map.png as it is, and the points where they say more than it."""
-    maps = []
-    for run in runs:
-        if (run.path / "map.json").is_file():
-            content, drawn = json.loads((run.path / "map.json").read_text()), run.path / "map.png"
-            points = [(x, y, str(name or "")) for x, y, _, name in content["points"]]
-            uri = data_uri(read_image(drawn), MAP) if drawn.is_file() else ""
-            labelled = any(name for _, _, name in points)
-            chart = scatter(points, LABELLED if labelled else "A point is an image.") if labelled or not uri else None
-            maps.append(content | {"name": label(run, runs), "count": len(points), "uri": uri, "chart": chart})
-    return {"maps": maps} if maps else None
+def feature_map(name: str, path: Path) -> dict:
+    """A map.json of the run of that name: map.png beside it as it is, and the points where they say more than it."""
+    content, drawn = json.loads(path.read_text()), path.with_name("map.png")
+    points = [(x, y, str(label or "")) for x, y, _, label in content["points"]]
+    uri = data_uri(read_image(drawn), MAP) if drawn.is_file() else ""
+    labelled = any(label for _, _, label in points)
+    charts = [scatter(points, LABELLED if labelled else "A point is an image.")] if labelled or not uri else []
+    figures = {"method": content["method"], "explained": content.get("explained") or [], "count": len(points)}
+    return {"name": name, "figures": figures, "uri": uri, "charts": charts}

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 from utils.environment import read_environment
 from utils.report.curves import LABEL_FREE, PLOTS, evaluated
 from utils.report.data import Run, label, place, slot
-from utils.report.pictures import rankings
 from utils.report.plots import Series, line_chart
 from utils.report.table import title_of
 
@@ -63,7 +62,7 @@ def label_free(runs: list[Run]) -> dict | None:
 
 
 def retrieval(runs: list[Run]) -> dict | None:
-    """mAP and mP@10 of each run on each set of landmarks, and the first images of a few rankings."""
+    """mAP and mP@10 of each run on each set of landmarks."""
     entries: dict[tuple, dict] = {}
     for run in runs:
         for row in run.rows:
@@ -71,8 +70,7 @@ def retrieval(runs: list[Run]) -> dict | None:
                 key = (label(run, runs), row["dataset"], run.restart + row["epoch"], row["protocol"])
                 precision = row["details"].get("mean_precision_at", {}).get("10")
                 entries.setdefault(key, {})[row["metric"].removeprefix("map_")] = (row["value"], precision)
-    pictures = [(label(run, runs), *rankings(p)) for run in runs for p in sorted(run.path.glob("retrieval/*.json"))]
-    return {"levels": LEVELS, "entries": entries, "pictures": pictures} if entries else None
+    return {"levels": LEVELS, "entries": entries} if entries else None
 
 
 def cost(runs: list[Run]) -> dict:
