@@ -194,12 +194,13 @@ class Plan:
         content = OmegaConf.create({})
         for choice in self.choices[1:]:
             OmegaConf.update(content, choice.key, choice.value)
-        scale, *others = [f"{choice.key}: {choice.reason}" for choice in self.choices]
-        head = ["# Chosen by python -m dinov2.pretrain, over the " + scale + "; keys of the command go first", *others]
+        scale, *others = self.choices
+        head = [f"# Chosen by python -m dinov2.pretrain, over the scale {scale.value} ({scale.reason}):"]
+        head += [f"#   {choice.key}: {choice.reason}" for choice in others]
         path = Path(self.o.overlay)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            temporary.write_text("\n#   ".join(head) + "\n" + OmegaConf.to_yaml(content))
+            temporary.write_text("\n".join(head) + "\n" + OmegaConf.to_yaml(content))
 
     # --- in words ---------------------------------------------------------------------------------------------------
     def describe(self, root: str, trial: bool) -> None:

@@ -148,7 +148,13 @@ def pretrain(o: Options) -> Steps:
 
 
 def train_arguments(o: Options, noise: str, method: str, seed: int | None) -> list[str]:
-    words = [o.scale, *([o.overlay] if o.overlay else []), method, f"data.root={o.data}", f"output_dir={run_folder(o, noise, method, seed)}"]
+    words = [
+        o.scale,
+        *([o.overlay] if o.overlay else []),
+        method,
+        f"data.root={o.data}",
+        f"output_dir={run_folder(o, noise, method, seed)}",
+    ]
     words += [] if seed is None else [f"seed={seed}"]
     if method != "clean":
         words += [f"noise={noise}", f"data.denoised_root={denoised_tree(o, noise)}"]
