@@ -17,15 +17,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from dinov2 import CommandModule
 from dinov2.data.splits import Layout
+from dinov2.outlook import costs_of, duration
 from dinov2.run import stages
 from dinov2.run.choices import Choice, Hardware, choose, choose_denoiser, choose_scale
 from dinov2.run.options import (
@@ -49,85 +50,98 @@ from utils.images import list_images
 from utils.locks import locked
 from utils.readers import STACKS
 
-MEASURED_S = 3.0  # seconds of training steps that the estimate is made of
 TRIAL_IMAGES = 256  # that a trial looks at, at least
+# Keys that the denoiser must hear of too → the option that tells both.
+TOLD_BY = {"data.root": "DIR", "data.val": "--val", "data.stack": "--stack"}
+TOLD_BY |= {"data.in_chans": "--channels", "data.mixed": "--channels"}
 
 
-def pretrain(
-    folder: Path | str,
-    *settings: str,
-    output: Path | str | None = None,
-    noise: str = "none",
-    method: tuple[str, ...] | list[str] = ("nct",),
-    scale: str | None = None,
-    epochs: int | None = None,
-    steps: int | None = None,
-    val: float | None = None,
-    group: str | None = None,
-    labels: str | None = None,
-    weights: str | None = None,
-    channels: str | int | None = None,
-    values: str = "auto",
-    stack: str = "refuse",
-    subsample: int | None = None,
-    evaluate: tuple[str, ...] | list[str] = (),
-    seeds: tuple[int, ...] | list[int] = (),
-    gpus: int = 1,
-    dry_run: bool = False,
-) -> Path:
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: the options of the command, None or empty where they are left out."""
+
+    folder: str
+    settings: tuple[str, ...]  # key=value of dinov2/configs/default.yaml, over all that is chosen
+    output: str | Path | None = None
+    noise: str = "none"
+    method: Sequence[str] = ("nct",)
+    scale: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    val: float | None = None
+    group: str | None = None
+    labels: str | None = None
+    weights: str | None = None  # a backbone to continue from
+    channels: str | int | None = None
+    values: str = "auto"
+    stack: str = "refuse"
+    subsample: int | None = None
+    evaluate: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    gpus: int = 1
+    dry_run: bool = False
+
+    def options(self) -> Options:
+        """Those that the stages know, as far as they do not depend on the images."""
+        o = Options(noises=[self.noise], methods=list(self.method), seeds=list(self.seeds) or [None], gpus=self.gpus)
+        o.data, o.steps, o.dry = self.folder, self.steps, self.dry_run
+        o.output = str(self.output or f"runs/{os.path.basename(self.folder)}{'-trial' if self.steps else ''}")
+        o.trees, o.overlay = f"{o.output}/trees", f"{o.output}/plan.yaml"
+        named = {"train.epochs": self.epochs, "data.group": self.group, "data.labels": self.labels}
+        named |= {"model.pretrained": self.weights, "data.stack": None if self.stack == "refuse" else self.stack}
+        o.overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
+        o.overrides += [word for word in self.settings if not word.startswith("eval.")]
+        o.eval_overrides = [word for word in self.settings if word.startswith("eval.")]
+        o.reading = ["--stack", self.stack] if self.stack != "refuse" else []
+        return o
+
+    def look(self, root: str, layout: Layout, values: str) -> Survey:
+        return look_at(root, layout, None if self.channels is None else str(self.channels), values)
+
+
+def pretrain(folder: Path | str, *settings: str, **options) -> Path:
     """Pretrains on the images below `folder`; the folder of the last method's run.
 
-    settings: key=value of dinov2/configs/default.yaml, over all that is chosen. weights: a backbone to continue from.
-    The others are the command's options, see `python -m dinov2.pretrain --help`. ValueError, before anything is
-    trained, for what cannot work; CommandFailed where a command ended with an error.
+    settings: key=value of dinov2/configs/default.yaml. options: those of `python -m dinov2.pretrain --help` by the
+    names of Request, as output="runs/scans", method=["nc", "nct"], steps=20. ValueError, before anything is trained,
+    for what cannot work; CommandFailed where a command ended with an error.
     """
-    root = tidy(str(folder))
-    options = Options(noises=[noise], methods=list(method), seeds=list(seeds) or [None], gpus=gpus, dry=dry_run)
-    options.output = str(output) if output else f"runs/{os.path.basename(root)}{'-trial' if steps else ''}"
-    _check_place(root, options.output)
-    overrides = [f"train.epochs={epochs}"] if epochs else []
-    overrides += [f"{key}={text}" for key, text in (("data.group", group), ("data.labels", labels)) if text is not None]
-    options.overrides = [*overrides, *(word for word in settings if not word.startswith("eval."))]
-    options.eval_overrides = [word for word in settings if word.startswith("eval.")]
-    layout = Layout(val, options.given("data.group"), options.given("data.labels"), stack=stack)
-    _check_early(options, scale, weights, stack, list(evaluate))
-    found = survey = look_at(
-        root, layout, None if channels is None else str(channels), options.given("data.values") or values
-    )
-    trial = _trial_images(root, stack, steps, options.given("train.batch_size")) if steps else []
-    if trial and not dry_run:
-        root = f"{options.output}/images-{len(trial)}"
-        link(folder, trial, root, layout.labels)
-        layout = Layout(survey.layout.val, layout.group, layout.labels and "labels.csv", 0, stack, survey.layout.only)
-        found = look_at(root, layout, None if channels is None else str(channels), str(survey.rule))
-    plan = Plan(options, found, _choices(options, found, scale, weights), survey.count)
-    plan.fill(root, steps, list(evaluate), weights, stack, layout)
-    plan.describe(root, bool(trial))
-    return plan.run(subsample)
+    request = Request(tidy(str(folder)), settings, **options)
+    o = request.options()
+    check_early(request, o)
+    layout = Layout(request.val, o.given("data.group"), o.given("data.labels"), stack=request.stack)
+    survey = request.look(o.data, layout, o.given("data.values") or request.values)
+    total = survey.count
+    if request.steps and not o.dry and (names := trial_images(request, o)):
+        o.data = f"{o.output}/images-{len(names)}"
+        link(request.folder, names, o.data, layout.labels)
+        if layout.labels:
+            o.overrides.append("data.labels=labels.csv")
+        survey = request.look(o.data, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule))
+    plan = Plan(o, survey, choices_of(request, o, survey), total)
+    plan.fill(list(request.evaluate))
+    plan.describe()
+    return plan.run(request.subsample)
 
 
-def _check_place(root: str, output: str) -> None:
-    inside = Path(output).resolve()
-    if Path(root).resolve() in (inside, *inside.parents):
-        raise ValueError(f"the output {output} lies inside {root}, whose images would then be read too: give --output")
-
-
-def _check_early(o: Options, scale: str | None, weights: str | None, stack: str, evaluate: list[str]) -> None:
-    """What can be refused without a look at the images."""
-    if stack not in STACKS:
-        raise ValueError(f"--stack {stack} is none of {', '.join(STACKS)}{did_you_mean(stack, STACKS)}")
-    if weights is not None and not Path(weights).exists():
-        raise ValueError(f"--from {weights} is missing: name a file or folder of weights, see docs/public_weights.md")
-    if bare := next((word for word in o.overrides + o.eval_overrides if "=" not in word), None):
-        raise ValueError(f"{bare} is no key=value")
-    if key := next(
-        (key for key in ("data.val", "data.in_chans", "data.mixed", "data.stack", "data.root") if o.given(key)), None
-    ):
-        instead = {"data.root": "DIR", "data.in_chans": "--channels", "data.mixed": "--channels"}.get(
-            key, "--" + key[5:]
+def check_early(request: Request, o: Options) -> None:
+    """ValueError for what can be refused without a look at the images."""
+    inside, root = Path(o.output).resolve(), Path(request.folder).resolve()
+    if root in (inside, *inside.parents):
+        raise ValueError(f"the output {o.output} lies inside {root}, whose images would be read too: give --output")
+    if request.stack not in STACKS:
+        hint = did_you_mean(request.stack, STACKS)
+        raise ValueError(f"--stack {request.stack} is none of {', '.join(STACKS)}{hint}")
+    if request.weights is not None and not Path(request.weights).exists():
+        raise ValueError(
+            f"--from {request.weights} is missing: name weights that are there, see docs/public_weights.md"
         )
-        raise ValueError(f"{key}: give it as {instead}, which the denoiser hears of too")
-    probe = Options(**vars(o) | {"scale": scale or "imagenette", "evals": evaluate or ["pca"], "data": "x"})
+    for word in request.settings:
+        if "=" not in word:
+            raise ValueError(f"{word} is no key=value")
+        if instead := TOLD_BY.get(word.partition("=")[0]):
+            raise ValueError(f"{word}: give it as {instead}, which the denoiser hears of too")
+    probe = replace(o, scale=request.scale or "imagenette", evals=list(request.evaluate), data="x")
     probe.overrides, probe.eval_overrides = list(o.overrides), list(o.eval_overrides)
     finish(probe)
     from dinov2.config import load_config  # here, as it loads slowly
@@ -135,14 +149,15 @@ def _check_early(o: Options, scale: str | None, weights: str | None, stack: str,
     load_config([probe.scale, *o.overrides, *o.eval_overrides], validated=False)
 
 
-def _trial_images(root: str, stack: str, steps: int, batch: str | None) -> list[str]:
+def trial_images(request: Request, o: Options) -> list[str]:
     """The images that a trial is made on; none where it is all of them."""
-    relatives = list_images(root, stack)
-    wanted = max(TRIAL_IMAGES, steps * int(batch or 16))
+    relatives = list_images(request.folder, request.stack)
+    wanted = max(TRIAL_IMAGES, request.steps * int(o.given("train.batch_size") or 16))
     return spread(relatives, wanted) if len(relatives) > 1.5 * wanted else []
 
 
-def _choices(o: Options, survey: Survey, scale: str | None, weights: str | None) -> list[Choice]:
+def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
+    scale, weights = request.scale, request.weights
     first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, weights)
     o.scale = str(first.value)
     base = OmegaConf.to_container(OmegaConf.load(o.scale_file))
@@ -164,28 +179,20 @@ class Plan:
     choices: list[Choice]
     total: int  # images of the whole folder
 
-    def fill(
-        self, root: str, steps: int | None, evaluate: list[str], weights: str | None, stack: str, layout: Layout
-    ) -> None:
-        """The options of the stages, and <output>/plan.yaml, the overlay that the runs are trained under."""
+    def fill(self, evaluate: list[str]) -> None:
+        """The options that the images decide, and <output>/plan.yaml, the overlay that the runs are trained under."""
         o, survey = self.o, self.survey
-        o.data, o.steps, o.trees = root, steps, f"{o.output}/trees"
-        named = {"data.val": survey.layout.val, "data.labels": layout.labels, "model.pretrained": weights}
-        named |= {"data.stack": None if stack == "refuse" else stack}
-        named |= {"data.mixed": "keep" if survey.layout.only is not None else None}
-        o.overrides += [f"{key}={value}" for key, value in named.items() if value is not None]
-        o.reading = (["--stack", stack] if stack != "refuse" else []) + (
-            ["--mixed", "keep"] if survey.layout.only is not None else []
-        )
+        o.overrides += [] if survey.layout.val is None else [f"data.val={survey.layout.val}"]
+        if survey.layout.only is not None:
+            o.overrides.append("data.mixed=keep")
+            o.reading += ["--mixed", "keep"]
         o.copies = "npy" if survey.channels not in (1, 3) else ""
-        o.denoiser, self.denoiser_reason = choose_denoiser(survey, steps)
+        o.denoiser, self.denoiser_reason = choose_denoiser(survey, o.steps)
         labelled = survey.labelled and survey.val is not None
-        o.evals = evaluate or [*(["linear", "knn"] if labelled else []), "label_free", "pca", "map"]
         if not labelled and (asked := [name for name in evaluate if name in stages.NEED_LABELS]):
-            raise ValueError(
-                f"--eval {asked[0]} needs labels and val images: class folders or --labels FILE.csv, --val 0.1"
-            )
-        o.overlay = f"{o.output}/plan.yaml"
+            ways = "class folders or --labels FILE.csv, and --val 0.1"
+            raise ValueError(f"--eval {asked[0]} needs labels and val images: {ways}")
+        o.evals = evaluate or [*(["linear", "knn"] if labelled else []), "label_free", "pca", "map"]
         self.write()
         finish(o)
         stages.check_settings(o)
@@ -203,10 +210,15 @@ class Plan:
             temporary.write_text("\n".join(head) + "\n" + OmegaConf.to_yaml(content))
 
     # --- in words ---------------------------------------------------------------------------------------------------
-    def describe(self, root: str, trial: bool) -> None:
+    def describe(self) -> None:
         o, survey = self.o, self.survey
-        print(f"PLAN for {root}, written to {o.overlay}")
-        some = f"a trial of {survey.count} of {self.total} images, in {root}" if trial else f"{survey.count} images"
+        trial = survey.count < self.total
+        print(f"PLAN for {o.data}, written to {o.overlay}")
+        some = (
+            f"a trial on {survey.count} of {self.total} images, linked in {o.data}"
+            if trial
+            else f"{survey.count} images"
+        )
         parts = f"{len(survey.train.relatives)} train, {len(survey.val.relatives)} val" if survey.val else "all train"
         labels = f"{len(survey.train.classes)} classes" if survey.labelled else "no labels"
         print(f"  images    {some}: {parts}, {labels}")
@@ -246,7 +258,8 @@ class Plan:
     def outlook(self, subsample: int | None) -> None:
         """Says what it costs, and decides by the noise whether the denoiser learns from every second pixel. Kept in
         <output>/outlook.json, so that a call that goes on is neither decided anew nor delayed."""
-        path, key = Path(self.o.output, "outlook.json"), json.dumps([self.o.denoiser, self.o.reading, self.o.data])
+        o = self.o
+        path, key = Path(o.output, "outlook.json"), json.dumps([o.denoiser, o.reading, o.data])
         found = json.loads(path.read_text()) if path.is_file() else {}
         begun = found.get("of") == key
         if not begun:
@@ -256,14 +269,14 @@ class Plan:
         print("noise: " + "; ".join(found["verdict"]))
         chosen = subsample or found["subsample"]
         if chosen > 1:
-            self.o.denoiser += ["--subsample", str(chosen)]
+            o.denoiser += ["--subsample", str(chosen)]
             print(f"  denoiser --subsample {chosen}: {'as asked' if subsample else 'by the verdict above'}")
-        costs = self.costs(found, measured=not begun)
-        need, free = costs.pop("disk"), shutil.disk_usage(self.o.output).free
+        costs = costs_of(o, self.survey, found, measured=not begun)
+        need, free = costs.pop("disk"), shutil.disk_usage(o.output).free
         print(f"disk: {need / 1e9:.2g} GB needed for checkpoints and the denoised copy, {free / 1e9:.3g} GB free")
         if need > free and not begun:
             raise ValueError(
-                f"{self.o.output} lies on a disk with {free / 1e9:.3g} GB free, {need / 1e9:.3g} GB are needed: give "
+                f"{o.output} lies on a disk with {free / 1e9:.3g} GB free, {need / 1e9:.3g} GB are needed: give "
                 "--output on another one, or keep fewer checkpoints (train.eval_every=N)"
             )
         if not begun:
@@ -282,66 +295,6 @@ class Plan:
             raise CommandFailed(done.returncode)
         return json.loads(done.stdout.splitlines()[-1])
 
-    def costs(self, found: dict, measured: bool) -> dict[str, float]:
-        """Bytes of disk and, where they are measured, seconds of the parts."""
-        from dinov2.config import load_config
-        from dinov2.train import curriculum
-
-        o, survey = self.o, self.survey
-        depth = 4 if survey.deep or o.copies == "npy" else 1
-        runs = {}
-        for method in o.methods:
-            cfg = load_config(stages.train_arguments(o, o.noises[0], method, o.seeds[0]))
-            runs |= {str(stage.run): stage for stage in curriculum.plan(cfg)}
-        steps = int(o.denoiser[o.denoiser.index("--steps") + 1])
-        costs = {"denoiser": steps * found["step_s"]}
-        costs["denoised copy"] = survey.count * survey.pixels / 1e6 * found["megapixel_s"]
-        costs["disk"] = survey.count * survey.pixels * survey.channels * depth
-        times: dict[bool, tuple[float, int]] = {}
-        for stage in runs.values():
-            anchored = bool(stage.anchor)
-            if anchored not in times:
-                times[anchored] = measure_training(stage, measured)
-            seconds, size = times[anchored]
-            train = stage.cfg.train
-            kept = (
-                len({*range(train.eval_every, stage.stop_epoch + 1, train.eval_every), *stage.keep}) + train.keep_last
-            )
-            costs["disk"] += kept * size * len(o.seeds)
-            costs[stage.run.name] = seconds * stage.stop_epoch * train.epoch_length * len(o.seeds) / o.gpus
-        return costs
-
-
-def measure_training(stage, measured: bool) -> tuple[float, int]:
-    """Seconds of an iteration of a stage, by some on the folder's own images, and bytes of a checkpoint."""
-    import torch
-
-    from dinov2.data.dataset import dataset_from_config
-    from dinov2.train import curriculum
-    from dinov2.train.trainer import Trainer
-
-    model = curriculum.build_model(stage)
-    sizes = [sum(p.numel() for p in network.parameters()) for network in (model.student, model.teacher)]
-    size = 4 * (3 * sizes[0] + 2 * sizes[1])  # student, both moments of Adam; teacher, whole and for evaluation
-    if not measured:
-        return 0.0, size
-    images = dataset_from_config(stage.cfg, "train", ("noisy",) * (2 if stage.anchor else 1))
-    images.relatives, images.labels = images.relatives[:64], images.labels[:64]
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = OmegaConf.merge(stage.cfg, {"output_dir": folder, "train": {"compile": False}, "data": {"workers": 0}})
-        trainer, done, started = Trainer(cfg, model, images, stage.stop_epoch), 0, 0.0
-        for data in trainer.load_batches(1 << 30):
-            trainer.step(data.iteration, trainer.make_batches(data))
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if not started:  # the first one also sets up what the others find
-                started = time.perf_counter()
-            elif time.perf_counter() - started > MEASURED_S:
-                return (time.perf_counter() - started) / (done + 1), size
-            else:
-                done += 1
-    raise AssertionError("the order of images has no end")
-
 
 def _sizes(survey: Survey) -> str:
     """The shapes of the sample in words."""
@@ -350,14 +303,6 @@ def _sizes(survey: Survey) -> str:
         return f"{shapes[0][0]} x {shapes[0][1]} px"
     low, high = (f"{side[0]} x {side[1]}" for side in (shapes[0], shapes[-1]))
     return f"{len(shapes)} sizes, {low} to {high} px, median shorter side {survey.side} (by {survey.looked_at} images)"
-
-
-def duration(seconds: float) -> str:
-    """In h and min; below a minute in s."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 # --- the command line -----------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def test_images_too_small_for_crops(tmp_path):
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch, capsys):
     folder, asked = make_images(tmp_path / "d"), {"verdict": ["independent"], "subsample": 1}
     monkeypatch.setattr("dinov2.pretrain.Plan._ask_denoiser", lambda plan: asked | {"step_s": 3.6, "megapixel_s": 1.0})
-    monkeypatch.setattr("dinov2.pretrain.measure_training", lambda stage, measured: (1.0, 10**9))
+    monkeypatch.setattr("dinov2.outlook.measure_training", lambda stage, measured: (1.0, 10**9))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2 * 10**9))
     sentence = refused(folder, "--output", tmp_path / "o")
     # Epochs 20, 40, 60 and 70 of the denoised run, 20 and 30 of the noisy one, and of each one to go on from.
@@ -262,7 +262,7 @@ def test_help_is_quick_and_loads_no_torch():
 
 
 def test_a_flat_folder_to_the_report_and_its_features(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("dinov2.pretrain.MEASURED_S", 0.0)
+    monkeypatch.setattr("dinov2.outlook.MEASURED_S", 0.0)
     folder = make_images(tmp_path / "my scans")
     words = dict(output=tmp_path / "o", steps=2, seeds=[1])
     run = dinov2.pretrain(folder, "model.depth=1", "train.precision=fp32", **words)
