@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     print(reason, flush=True)
     chosen = np.random.default_rng(0).permutation(len(relatives))[: args.images]
     names = [relatives[place] for place in sorted(chosen)]
-    images = _images(args, names, spec, reading(values, args.data))
+    images = noisy_images(args, names, spec, reading(values, args.data))
     result = {"data": str(args.data), "noise": str(spec), "values": str(values), "subsample": args.subsample,
               "images": len(names)} | measure(images, denoiser)  # fmt: skip
     result["verdict"] = verdict(result, jpeg=all(name.lower().endswith((".jpg", ".jpeg")) for name in names))
@@ -88,7 +88,7 @@ def _load(args: argparse.Namespace, spec: NoiseSpec):
     return denoiser, denoiser.channels, args.values or options.get("values")
 
 
-def _images(args: argparse.Namespace, names: list[str], spec: NoiseSpec, values: Values):
+def noisy_images(args: argparse.Namespace, names: list[str], spec: NoiseSpec, values: Values):
     """Noisy images [H, W, C], float32 in [0, 1]; those that cannot be read are named and passed over."""
     for name in progress(names, desc="looking at images", unit="img"):
         try:
@@ -192,10 +192,20 @@ def verdict(result: dict, jpeg: bool) -> list[str]:
     return [*sentences, _growth(result)]
 
 
+def independent_by_halves(result: dict) -> bool:
+    """Whether every second pixel has independent noise, and every pixel has not."""
+    lags = strongest(result["correlation"])
+    return abs(lags[0]) > INDEPENDENT and _independent_by_halves(lags)
+
+
+def _independent_by_halves(lags: list[float]) -> bool:
+    return abs(lags[1]) <= INDEPENDENT and abs(lags[3]) <= INDEPENDENT
+
+
 def _correlated(lags: list[float], reach: int) -> str:
     over = f"correlated over {reach} pixel{'s' if reach > 1 else ''}{' or more' if reach == len(lags) else ''}"
     keeps = f"{over} ({lags[0]:.2f} at 1): a denoiser trained on neighbours keeps about that share of the noise"
-    if abs(lags[1]) <= INDEPENDENT and abs(lags[3]) <= INDEPENDENT:
+    if _independent_by_halves(lags):
         return f"{keeps}; --subsample 2 makes it independent ({lags[1]:.2f} at 2 pixels)"
     return f"{keeps}; choose another one by --denoiser, see docs/denoiser.md"
 

@@ -63,6 +63,9 @@ def training_images(
             break
     if not chosen:
         raise ValueError(f"{root}: no image has both sides within {sides[0]}..{sides[1]} px; widen --sides")
+    if subset is None and len(chosen) < len(relatives):
+        within = f"have both sides within {sides[0]}..{sides[1]} px, the others are left out (--sides)"
+        print(f"{root}: {len(chosen)} of {len(relatives)} images {within}", flush=True)
     if subset is not None and len(chosen) < subset:
         raise ValueError(f"{root} offers {len(chosen)} images for training, fewer than --subset {subset}")
     return sorted(chosen)

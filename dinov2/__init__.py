@@ -1,6 +1,7 @@
 """DINOv2 pretraining that is robust to noise.
 
-`dinov2.load_backbone(weights)` gives a trained backbone, `dinov2.embed(weights, folder)` the features of a folder.
+`dinov2.pretrain(folder)` is the whole method on a folder of images, `dinov2.embed(weights, folder)` gives the features
+of a folder, `dinov2.load_backbone(weights)` a trained backbone.
 """
 
 import importlib
@@ -8,8 +9,8 @@ import types
 
 from utils.results import VERSION as __version__
 
-# From dinov2.embed, on demand: `import dinov2` alone must not cost the import of torch.
-_ON_DEMAND = ("embed", "load_backbone")
+# Name → module, on demand: `import dinov2` alone must not cost the import of torch.
+_ON_DEMAND = {"embed": "dinov2.embed", "load_backbone": "dinov2.embed", "pretrain": "dinov2.pretrain"}
 __all__ = ["__version__", *_ON_DEMAND]
 
 
@@ -23,8 +24,8 @@ class CommandModule(types.ModuleType):
 def __getattr__(name: str):
     if name not in _ON_DEMAND:
         raise AttributeError(f"module 'dinov2' has no attribute {name!r}")
-    module = importlib.import_module("dinov2.embed")
-    return module if name == "embed" else getattr(module, name)
+    module = importlib.import_module(_ON_DEMAND[name])
+    return module if module.__name__ == f"dinov2.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -226,7 +226,10 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
         name = f"{prefix}{key}"
         if key not in known:
             section = isinstance(OmegaConf.to_container(overlay)[key], dict)
-            close = difflib.get_close_matches(name, _all_keys(defaults(), section=section), n=1, cutoff=0.5)
+            known_names = _all_keys(defaults(), section=section)
+            # A part of a name, as lr of optim.base_lr, is less alike by its letters than another name of that length.
+            parts = [one for one in known_names if one.startswith(prefix) and f"_{key}" in one.removeprefix(prefix)]
+            close = parts if prefix and parts else difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"unknown key {name}{source}{hint}")
         if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):

@@ -18,6 +18,7 @@ from dinov2.run.options import PYTHON, Options, help_text, parse
 from dinov2.run.pipeline import CommandFailed, Runner, say
 from dinov2.run.stages import (
     STAGES,
+    check_settings,
     denoise_command,
     denoised_tree,
     denoiser_command,
@@ -52,6 +53,8 @@ def main(script: str, caller: str, argv: list[str]) -> int:
     os.chdir(ROOT)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the command is ended too
     run = Runner(options.output, options.dry).run
+    if not options.dry and script.startswith(("quickstart", "5_pretrain", "linear_probe")):
+        check_settings(options)
     try:
         if script == "imagenet1k/submit":
             submit(options)

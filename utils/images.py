@@ -181,6 +181,16 @@ def image_size(path: Path | str) -> tuple[int, int]:
         return stored_values(path, 0).shape[:2]
 
 
+def own_shape(path: Path | str) -> tuple[int, int, int]:
+    """(height, width, channels) that an image has of its own: grey files 1, colours and palettes 3, alpha not counted;
+    of what Pillow does not convert, as many as it holds. ImageError as read_image()."""
+    if str(path).lower().endswith(_CONVERTED):
+        height, width = image_size(path)
+        with _open_pillow(path) as image:
+            return height, width, 1 if image.mode in (*_SIXTEEN_BIT, "1", "L", "LA", "F") else 3
+    return stored_values(path, 0).shape
+
+
 def stored_values(path: Path | str, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """[H, W, C] as the file holds them, in their own units and of any type of number. ImageError as read_image()."""
     return _decode(path, channels, np.asarray, max_pixels)

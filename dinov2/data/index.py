@@ -75,6 +75,16 @@ def _built(root: Path, split: str | None, cache: Path | str | None, layout: Layo
     return Index([relatives[place] for place in own], labels[own], classes)
 
 
+def has_images(root: Path | str, split: str, cache: Path | str | None = None, layout: Layout | None = None) -> bool:
+    """Whether the split has images. ValueError where the folder cannot be listed at all."""
+    if as_it_lies(root, layout or Layout()):
+        return Path(root, split).is_dir()
+    try:
+        return len(build_index(root, split, cache, layout).relatives) > 0
+    except MissingSplit:
+        return False
+
+
 def as_it_lies(root: Path | str, layout: Layout) -> bool:
     """Whether train and val are folders, and their folders the classes: no key says otherwise."""
     return has_splits(root) and not layout.drawn

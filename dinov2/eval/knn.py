@@ -78,7 +78,7 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
     """Yields knn<k>_top1 (percent); with eval.knn.n_per_class also knn<k>_top1_<n>_per_class, the mean of the tries."""
     train, test = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
     knn = cfg.eval.knn
-    for k, accuracy in accuracies(train, test, list(knn.k), knn.temperature).items():
+    for k, accuracy in accuracies(train, test, within(list(knn.k), len(train.labels)), knn.temperature).items():
         details = common.accuracy_details(accuracy["hits"], test, backbone, cfg)
         yield f"knn{k}_top1", accuracy["top1"], {"top5": accuracy["top5"]} | details
     for n in knn.n_per_class:
@@ -86,6 +86,14 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
         tries = [accuracies(train.split_per_class(n, s)[0], test, ks, knn.temperature) for s in range(knn.tries)]
         for k in ks:
             yield f"knn{k}_top1_{n}_per_class", *summarise([one[k]["top1"] for one in tries])
+
+
+def within(ks: list[int], images: int) -> list[int]:
+    """The k that a training set of so many images allows, at least one; says which do not."""
+    kept = [k for k in ks if k <= images] or [images]
+    if kept != ks and distributed.is_main():
+        print(f"knn: eval.knn.k={ks} becomes {kept}, as there are {images} training images", flush=True)
+    return kept
 
 
 def summarise(values: list[float]) -> tuple[float, dict]:

@@ -44,6 +44,7 @@ class Options:
     data: str = ""  # folder of images
     output: str = ""  # runs, results and report
     scale: str = "quickstart"  # name or path of an overlay
+    overlay: str = ""  # path of another, over the scale
     noises: list[str] = field(default_factory=lambda: ["gauss100"])
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     seeds: list[int | None] = field(default_factory=lambda: [None])  # None: the scale's
@@ -63,6 +64,7 @@ class Options:
     eval_overrides: list[str] = field(default_factory=list)  # of an evaluation
     denoiser: list[str] = field(default_factory=list)  # options of Neighbor2Neighbor.train; none: the scale's
     reading: list[str] = field(default_factory=list)  # options of the tools that say how files are read
+    copies: str = ""  # --format of the copies; none: npy for files of more than 8 bits, else png
     trees: str = ""  # folder of noisy and denoised copies; none: that of the data
     whole: str = ""  # the data that --per-class takes its part of
 
@@ -206,11 +208,15 @@ def parse(argv: list[str], defaults: Options, caller: str, root: str) -> Options
 
 def from_root(path: str, caller: str, root: str) -> str:
     """A path of the caller, seen from the project's root."""
-    path = os.path.join(caller, path).rstrip("/") or "/"
+    return tidy(tidy(os.path.join(caller, path)).removeprefix(f"{root}/"))
+
+
+def tidy(path: str) -> str:
+    """A path that ends in a name, and is no option to any tool."""
+    path = path.rstrip("/") or "/"
     if os.path.basename(path) in (".", ".."):
-        path = os.path.realpath(path)  # it needs a name of its own
-    path = path.removeprefix(f"{root}/")
-    return f"./{path}" if path.startswith("-") else path  # else it would be an option to some
+        path = os.path.realpath(path)
+    return f"./{path}" if path.startswith("-") else path
 
 
 def finish(options: Options) -> None:
@@ -256,6 +262,7 @@ def _set_channels(options: Options) -> None:
             numbers = f"{channels} number{'s' if channels > 1 else ''} each"
             raise ValueError(f"--channels {channels} needs data.mean=[...] and data.std=[...], {numbers}")
         options.overrides.append(f"data.in_chans={channels}")
+        options.copies = "npy"
     if options.max_pixels:
         options.overrides.append(f"data.max_pixels={options.max_pixels}")
 

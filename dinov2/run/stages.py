@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dinov2.data.index import build_index
+from dinov2.data.index import build_index, has_images
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS, FLOORED
 from dinov2.run.options import DENOISERS, PUBLISHED, Options
@@ -69,6 +69,10 @@ def reading(o: Options) -> list[str]:
     return [*(["--max-pixels", str(o.max_pixels)] if o.max_pixels else []), *o.reading]
 
 
+def copies(o: Options) -> list[str]:
+    return ["--format", o.copies] if o.copies else []
+
+
 # --- stages ---------------------------------------------------------------------------------------------------------
 def prepare(o: Options) -> Steps:
     """The digits, where they are the data, and the part of the data that --per-class asks for."""
@@ -84,8 +88,8 @@ def generate_noise(o: Options) -> Steps:
         if noise != "none":
             root = os.path.dirname(noisy_tree(o, noise)) or "."
             command = ["utils/generate_noise.py", "--source", o.data, "--noise", noise, "--output-root", root]
-            form = ["--channels", str(o.channels), "--format", "npy"] if o.channels else []
-            yield Step([*command, *form, *reading(o)], f"noise-{noise}", tree_state(o.data))
+            channels = ["--channels", str(o.channels)] if o.channels else []
+            yield Step([*command, *channels, *copies(o), *reading(o)], f"noise-{noise}", tree_state(o.data))
 
 
 def train_denoiser(o: Options) -> Steps:
@@ -96,7 +100,7 @@ def train_denoiser(o: Options) -> Steps:
 
 def denoiser_command(o: Options, noise: str) -> list[str]:
     schedule = o.denoiser or shlex.split(DENOISERS.get(o.scale_name, PUBLISHED))
-    schedule += ["--steps", str(o.steps)] if o.steps else []
+    schedule += ["--steps", str(o.steps)] if o.steps and not o.denoiser else []
     schedule += ["--sides", *map(str, o.sides)] if o.sides else []
     schedule += ["--channels", str(o.channels)] if o.channels else []
     where = ["--data", o.data, "--noise", noise, "--output", f"{o.output}/{noise}/denoiser"]
@@ -107,7 +111,7 @@ def check_noise(o: Options) -> Steps:
     """Whether the noise is of the kind that the denoiser removes, for the report."""
     for noise in o.noises:
         model = f"{o.output}/{noise}/denoiser/unet.pth"
-        command = ["Neighbor2Neighbor.check", o.data, "--noise", noise, "--model", model, *reading(o)]
+        command = ["Neighbor2Neighbor.check", o.data, "--noise", noise, "--model", model, "--images", "64", *reading(o)]
         yield Step(["-m", *command], f"check-{noise}", f"{tree_state(o.data)}\n{sums(model)}")
 
 
@@ -119,8 +123,7 @@ def denoise(o: Options) -> Steps:
 
 def denoise_command(o: Options, noise: str) -> list[str]:
     what = ["--model", f"{o.output}/{noise}/denoiser/unet.pth", "--data", o.data, "--noise", noise]
-    form = ["--format", "npy"] if o.channels and "--format" not in o.reading else []
-    return ["Neighbor2Neighbor.denoise", *what, "--output", denoised_tree(o, noise), *form, *reading(o)]
+    return ["Neighbor2Neighbor.denoise", *what, "--output", denoised_tree(o, noise), *copies(o), *reading(o)]
 
 
 def metadata(o: Options) -> Steps:
@@ -137,14 +140,20 @@ def pretrain(o: Options) -> Steps:
     for seed in o.seeds:
         for noise, method in runs_of(o):
             configs = CODE / "dinov2/configs"
-            read = o.scale_file, configs / "default.yaml", configs / f"{method}.yaml"
+            read = o.scale_file, o.overlay, configs / "default.yaml", configs / f"{method}.yaml"
             state = [tree_state(o.data), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
             name = f"pretrain-{noise}-{method}{_of_seed(seed)}"
             yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state))
 
 
 def train_arguments(o: Options, noise: str, method: str, seed: int | None) -> list[str]:
-    words = [o.scale, method, f"data.root={o.data}", f"output_dir={run_folder(o, noise, method, seed)}"]
+    words = [
+        o.scale,
+        *([o.overlay] if o.overlay else []),
+        method,
+        f"data.root={o.data}",
+        f"output_dir={run_folder(o, noise, method, seed)}",
+    ]
     words += [] if seed is None else [f"seed={seed}"]
     if method != "clean":
         words += [f"noise={noise}", f"data.denoised_root={denoised_tree(o, noise)}"]
@@ -210,13 +219,21 @@ def _is_pretrained(o: Options, folder: str) -> bool:
 
 def why_no_accuracy(o: Options) -> str:
     """Why the data gives no accuracy: no labels, or no images of one of the splits; "" where it does."""
-    try:
-        for split in ("train", "val"):
-            if not (build_index(o.data, split, o.given("data.index_cache"), layout(o)).labels >= 0).any():
-                return f"{o.data} has no labels: class folders, or data.labels=FILE.csv"
-    except ValueError as error:
-        return str(error)
+    given = o.given("data.index_cache"), layout(o)
+    for split in ("train", "val"):
+        if not has_images(o.data, split, *given):
+            return f"{o.data} has no {split} images: data.val=0.1 draws a tenth"
+        if not (build_index(o.data, split, *given).labels >= 0).any():
+            return f"{o.data} has no labels: class folders, or data.labels=FILE.csv"
     return ""
+
+
+def check_settings(o: Options) -> None:
+    """ValueError for a key or value that a run would refuse, before the first command."""
+    from dinov2.config import load_config  # here, as it loads slowly
+
+    for noise, method in runs_of(o):
+        load_config([*train_arguments(o, noise, method, o.seeds[0]), *o.eval_overrides])
 
 
 def layout(o: Options) -> Layout:

@@ -38,6 +38,7 @@ def refused(arguments: list[str], sentence: str) -> None:
     [
         ("model.arhc=vit_base", r"unknown key model\.arhc; did you mean model\.arch\?"),
         ("trian.epochs=3", r"unknown key trian; did you mean train\?"),
+        ("optim.lr=1", r"unknown key optim\.lr; did you mean optim\.base_lr\?"),
         ("bse_lr=1", r"unknown key bse_lr; did you mean optim\.base_lr\?"),
         ("xyzzy=1", r"unknown key xyzzy$"),
         ("imagenet10", r"no overlay 'imagenet10': did you mean imagenet100\? overlays are clean, dinov2"),

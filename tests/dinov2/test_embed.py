@@ -54,7 +54,7 @@ def one_by_one(run, folder, names):
 
 
 def test_the_package_shows_what_it_offers():
-    assert dinov2.__version__ == VERSION and {"embed", "load_backbone", "__version__"} <= set(dir(dinov2))
+    assert dinov2.__version__ == VERSION and {"embed", "load_backbone", "pretrain", "__version__"} <= set(dir(dinov2))
     code = "import sys, dinov2; print('torch' in sys.modules, callable(dinov2.embed), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "True", "True"], done.stderr

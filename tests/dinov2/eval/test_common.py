@@ -128,12 +128,10 @@ def test_classes_that_differ_are_refused(tmp_path):
 
 
 def test_command_line_ends_with_one_line(run):
-    command = [sys.executable, "-m", "dinov2.eval.knn", f"run={run}", "eval.knn.k=[100]"]
+    command = [sys.executable, "-m", "dinov2.eval.knn", f"run={run}", "checkpoints=77"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert (
-        done.stderr.strip().splitlines()[-1].startswith("error: eval.knn.k=100 is larger than the training set of 60")
-    )
+    assert done.stderr.strip().splitlines()[-1].startswith("error: checkpoints=77: choose last, best, all or one of")
 
 
 RANKS = """

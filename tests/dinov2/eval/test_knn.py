@@ -54,6 +54,12 @@ def test_more_neighbours_than_images(run):
         common.run("knn", knn.evaluate, "", lambda cfg: [cfg], [f"run={run}", "eval.knn.k=[61]"])
 
 
+def test_k_is_held_to_the_training_images_and_said(capsys):
+    assert knn.within([10, 20], 60) == [10, 20] and capsys.readouterr().out == ""
+    assert knn.within([10, 20, 200], 60) == [10, 20] and knn.within([100], 60) == [60]
+    assert "eval.knn.k=[100] becomes [60], as there are 60 training images" in capsys.readouterr().out
+
+
 def test_rows_and_few_shot_variants(run):
     cfg = common.load_settings(run, ["eval.knn.n_per_class=[4]", "eval.knn.tries=3"])
     rows = {m: (v, d) for m, v, d in knn.evaluate(load_backbone(run), cfg, common.Job(run, "x"))}

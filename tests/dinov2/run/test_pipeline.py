@@ -1,5 +1,6 @@
 """The runner of a pipeline: each command once, printed, until the first that fails."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -58,6 +59,25 @@ def test_sigterm_ends_the_command_too(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
+
+
+def test_ctrl_c_reaches_the_command_and_leaves_no_traceback(tmp_path):
+    body = (
+        "import time, pathlib; from utils import cli; pathlib.Path('started').touch(); cli.run(lambda: time.sleep(60))"
+    )
+    script = (
+        f"from utils import cli; from dinov2.run.pipeline import execute; cli.run(lambda: execute(['-c', {body!r}]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and said.count("\n") <= 1 and "Traceback" not in said
 
 
 @pytest.mark.parametrize("folder", ["train", ".", "train/ant"])

@@ -1,0 +1,91 @@
+"""What the denoiser will cost on this machine, and whether the noise is of its kind: for a plan, before any training.
+
+    python -m Neighbor2Neighbor.outlook OPTIONS      those of Neighbor2Neighbor.train; nothing is written
+
+Prints a line of JSON: verdict (the sentences of Neighbor2Neighbor.check, over 64 images), subsample (2 where that makes
+the noise independent, else 1), step_s (seconds of a training step) and megapixel_s (of denoising 10^6 pixels), both of
+a few, the first ones left out.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from Neighbor2Neighbor.check import independent_by_halves, measure, noisy_images, verdict
+from Neighbor2Neighbor.data import choose_crop, make_loader, training_images
+from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
+from Neighbor2Neighbor.train import Training, parse_arguments
+from utils import cli, distributed, values
+from utils.noise import NoiseSpec
+from utils.sampler import IterationSampler
+
+IMAGES = 64  # looked at
+SECONDS = 2.0  # of training steps, and of denoising
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    args.data = Path(args.data)
+    spec, kept = NoiseSpec.parse(args.noise), args.channels if args.mixed == "keep" else None
+    relatives = training_images(args.data, args.subset, args.sides, args.seed, args.stack, kept)
+    rule, _ = values.resolve(args.values, args.data, relatives, args.channels, args.max_pixels)
+    places = np.unique(np.linspace(0, len(relatives) - 1, IMAGES).astype(int))
+    sample, args.values = [relatives[place] for place in places], str(rule)
+    images = list(noisy_images(args, sample, spec, values.reading(rule, args.data)))
+    found = look(images, str(spec), sample)
+    training = Training(args, sample, choose_crop(args.data, sample, args.crop, args.depth, args.subsample))
+    found |= {"step_s": seconds_per_step(training), "megapixel_s": seconds_per_megapixel(training, images)}
+    print(json.dumps(found))
+    return 0
+
+
+def look(images: list[np.ndarray], noise: str, names: list[str]) -> dict:
+    """The verdict, and every how manieth pixel makes the noise independent."""
+    try:
+        result = measure(images) | {"noise": noise}
+    except ValueError as error:
+        return {"verdict": [str(error)], "subsample": 1}
+    jpeg = all(name.lower().endswith((".jpg", ".jpeg")) for name in names)
+    return {"verdict": verdict(result, jpeg), "subsample": 2 if independent_by_halves(result) else 1}
+
+
+def seconds_per_step(training: Training) -> float:
+    batch, seed = training.args.batch_size, training.args.seed
+    order = IterationSampler(len(training.crops), batch, seed, option="--batch-size ")
+    done, started = 0, 0.0
+    for crops in make_loader(training.crops, order, 0, pin=False):
+        if isinstance(crops, str):
+            raise ValueError(crops)
+        training.train_step(crops.to(training.device))
+        _wait()
+        if not started:  # the first one also sets up what the others find
+            started = time.perf_counter()
+        elif time.perf_counter() - started > SECONDS:
+            return (time.perf_counter() - started) / (done + 1)
+        else:
+            done += 1
+    raise AssertionError("the order of images has no end")
+
+
+def seconds_per_megapixel(training: Training, images: list[np.ndarray]) -> float:
+    denoiser = UNetDenoiser(training.network, training.device, "fp32")
+    pixels, started = 0, 0.0
+    for image in [images[0], *images]:
+        denoise_images(denoiser, [image], distributed.device(), 1024)
+        pixels += image.shape[0] * image.shape[1] if started else 0
+        started = started or time.perf_counter()
+        if time.perf_counter() - started > SECONDS:
+            break
+    return 1e6 * (time.perf_counter() - started) / max(pixels, 1)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,80 @@
+"""What a plan of dinov2.pretrain costs: bytes on the disk, and seconds by the first batches on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+
+from omegaconf import OmegaConf
+
+from dinov2.run import stages
+from dinov2.run.options import Options
+from dinov2.run.survey import Survey
+
+MEASURED_S = 3.0  # seconds of training steps that the estimate is made of
+
+
+def costs_of(o: Options, survey: Survey, found: dict, measured: bool) -> dict[str, float]:
+    """Bytes of disk and, where they are measured, seconds of the parts."""
+    from dinov2.config import load_config
+    from dinov2.train import curriculum
+
+    depth = 4 if survey.deep or o.copies == "npy" else 1
+    runs = {}
+    for method in o.methods:
+        cfg = load_config(stages.train_arguments(o, o.noises[0], method, o.seeds[0]))
+        runs |= {str(stage.run): stage for stage in curriculum.plan(cfg)}
+    steps = int(o.denoiser[o.denoiser.index("--steps") + 1])
+    costs = {"denoiser": steps * found["step_s"]}
+    costs["denoised copy"] = survey.count * survey.pixels / 1e6 * found["megapixel_s"]
+    costs["disk"] = survey.count * survey.pixels * survey.channels * depth
+    times: dict[bool, tuple[float, int]] = {}
+    for stage in runs.values():
+        anchored = bool(stage.anchor)
+        if anchored not in times:
+            times[anchored] = measure_training(stage, measured)
+        seconds, size = times[anchored]
+        train = stage.cfg.train
+        kept = len({*range(train.eval_every, stage.stop_epoch + 1, train.eval_every), *stage.keep}) + train.keep_last
+        costs["disk"] += kept * size * len(o.seeds)
+        costs[stage.run.name] = seconds * stage.stop_epoch * train.epoch_length * len(o.seeds) / o.gpus
+    return costs
+
+
+def measure_training(stage, measured: bool) -> tuple[float, int]:
+    """Seconds of an iteration of a stage, by some on the folder's own images, and bytes of a checkpoint."""
+    import torch
+
+    from dinov2.data.dataset import dataset_from_config
+    from dinov2.train import curriculum
+    from dinov2.train.trainer import Trainer
+
+    model = curriculum.build_model(stage)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (model.student, model.teacher)]
+    size = 4 * (3 * sizes[0] + 2 * sizes[1])  # student, both moments of Adam; teacher, whole and for evaluation
+    if not measured:
+        return 0.0, size
+    images = dataset_from_config(stage.cfg, "train", ("noisy",) * (2 if stage.anchor else 1))
+    images.keep(list(range(min(64, len(images)))))
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = OmegaConf.merge(stage.cfg, {"output_dir": folder, "train": {"compile": False}, "data": {"workers": 0}})
+        trainer, done, started = Trainer(cfg, model, images, stage.stop_epoch), 0, 0.0
+        for data in trainer.load_batches(1 << 30):
+            trainer.step(data.iteration, trainer.make_batches(data))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if not started:  # the first one also sets up what the others find
+                started = time.perf_counter()
+            elif time.perf_counter() - started > MEASURED_S:
+                return (time.perf_counter() - started) / (done + 1), size
+            else:
+                done += 1
+    raise AssertionError("the order of images has no end")
+
+
+def duration(seconds: float) -> str:
+    """In h and min; below a minute in s."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

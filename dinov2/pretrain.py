@@ -1,0 +1,372 @@
+"""The whole method on a folder of noisy images: denoiser, denoised copy, curriculum, evaluation, report.
+
+    python -m dinov2.pretrain DIR
+    run = dinov2.pretrain("DIR")                # a run's folder, as dinov2.embed and dinov2.load_backbone take it
+
+DIR: images at any depth, with train/, val/ and class folders or without. First a plan is printed: what was found, every
+setting with its reason, the disk it needs and the time, by the first batches on this machine. What cannot work is
+refused before anything is trained. The same command goes on where a killed one was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from dinov2 import CommandModule
+from dinov2.data.splits import Layout
+from dinov2.eval import EVALUATORS
+from dinov2.outlook import costs_of, duration
+from dinov2.run import stages
+from dinov2.run.choices import Choice, Hardware, choose, choose_denoiser, choose_scale
+from dinov2.run.options import (
+    METHODS,
+    PYTHON,
+    Options,
+    Parser,
+    did_you_mean,
+    finish,
+    number,
+    seed,
+    split_words,
+    tidy,
+)
+from dinov2.run.pipeline import CommandFailed, Runner, environment
+from dinov2.run.subset import link, spread
+from dinov2.run.survey import Survey, look_at
+from utils import cli
+from utils.files import atomic_path
+from utils.images import list_images
+from utils.locks import locked
+from utils.readers import STACKS
+
+TRIAL_IMAGES = 256  # that a trial looks at, at least
+# Keys that the denoiser must hear of too → the option that tells both.
+TOLD_BY = {"data.root": "DIR", "data.val": "--val", "data.stack": "--stack"}
+TOLD_BY |= {"data.in_chans": "--channels", "data.mixed": "--channels"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: the options of the command, None or empty where they are left out."""
+
+    folder: str
+    settings: tuple[str, ...]  # key=value of dinov2/configs/default.yaml, over all that is chosen
+    output: str | Path | None = None
+    noise: str = "none"
+    method: Sequence[str] = ("nct",)
+    scale: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    val: float | None = None
+    group: str | None = None
+    labels: str | None = None
+    weights: str | None = None  # a backbone to continue from
+    channels: str | int | None = None
+    values: str = "auto"
+    stack: str = "refuse"
+    subsample: int | None = None
+    evaluate: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    gpus: int = 1
+    dry_run: bool = False
+
+    def options(self) -> Options:
+        """Those that the stages know, as far as they do not depend on the images."""
+        o = Options(noises=[self.noise], methods=list(self.method), seeds=list(self.seeds) or [None], gpus=self.gpus)
+        o.data, o.steps, o.dry = self.folder, self.steps, self.dry_run
+        o.output = str(self.output or f"runs/{os.path.basename(self.folder)}{'-trial' if self.steps else ''}")
+        o.trees, o.overlay = f"{o.output}/trees", f"{o.output}/plan.yaml"
+        named = {"train.epochs": self.epochs, "data.group": self.group, "data.labels": self.labels}
+        named |= {"model.pretrained": self.weights, "data.stack": None if self.stack == "refuse" else self.stack}
+        o.overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
+        o.overrides += [word for word in self.settings if not word.startswith("eval.")]
+        o.eval_overrides = [word for word in self.settings if word.startswith("eval.")]
+        o.reading = ["--stack", self.stack] if self.stack != "refuse" else []
+        return o
+
+    def look(self, root: str, layout: Layout, values: str) -> Survey:
+        return look_at(root, layout, None if self.channels is None else str(self.channels), values)
+
+
+def pretrain(folder: Path | str, *settings: str, **options) -> Path:
+    """Pretrains on the images below `folder`; the folder of the last method's run.
+
+    settings: key=value of dinov2/configs/default.yaml. options: those of `python -m dinov2.pretrain --help` by the
+    names of Request, as output="runs/scans", method=["nc", "nct"], steps=20. ValueError, before anything is trained,
+    for what cannot work; CommandFailed where a command ended with an error.
+    """
+    request = Request(tidy(str(folder)), settings, **options)
+    o = request.options()
+    check_early(request, o)
+    layout = Layout(request.val, o.given("data.group"), o.given("data.labels"), stack=request.stack)
+    survey = request.look(o.data, layout, o.given("data.values") or request.values)
+    total = survey.count
+    if request.steps and not o.dry and (names := trial_images(request, o)):
+        o.data = f"{o.output}/images-{len(names)}"
+        link(request.folder, names, o.data, layout.labels)
+        if layout.labels:
+            o.overrides.append("data.labels=labels.csv")
+        survey = request.look(o.data, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule))
+    plan = Plan(o, survey, choices_of(request, o, survey), total)
+    plan.fill(list(request.evaluate))
+    plan.describe()
+    return plan.run(request.subsample)
+
+
+def check_early(request: Request, o: Options) -> None:
+    """ValueError for what can be refused without a look at the images."""
+    inside, root = Path(o.output).resolve(), Path(request.folder).resolve()
+    if root in (inside, *inside.parents):
+        raise ValueError(f"the output {o.output} lies inside {root}, whose images would be read too: give --output")
+    if request.stack not in STACKS:
+        hint = did_you_mean(request.stack, STACKS)
+        raise ValueError(f"--stack {request.stack} is none of {', '.join(STACKS)}{hint}")
+    if request.weights is not None and not Path(request.weights).exists():
+        raise ValueError(
+            f"--from {request.weights} is missing: name weights that are there, see docs/public_weights.md"
+        )
+    for word in request.settings:
+        if "=" not in word:
+            raise ValueError(f"{word} is no key=value")
+        if instead := TOLD_BY.get(word.partition("=")[0]):
+            raise ValueError(f"{word}: give it as {instead}, which the denoiser hears of too")
+    probe = replace(o, scale=request.scale or "imagenette", evals=list(request.evaluate), data="x")
+    probe.overrides, probe.eval_overrides = list(o.overrides), list(o.eval_overrides)
+    finish(probe)
+    from dinov2.config import load_config  # here, as it loads slowly
+
+    load_config([probe.scale, *o.overrides, *o.eval_overrides], validated=False)
+
+
+def trial_images(request: Request, o: Options) -> list[str]:
+    """The images that a trial is made on; none where it is all of them."""
+    relatives = list_images(request.folder, request.stack)
+    wanted = max(TRIAL_IMAGES, request.steps * int(o.given("train.batch_size") or 16))
+    return spread(relatives, wanted) if len(relatives) > 1.5 * wanted else []
+
+
+def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
+    scale, weights = request.scale, request.weights
+    first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, weights)
+    o.scale = str(first.value)
+    base = OmegaConf.to_container(OmegaConf.load(o.scale_file))
+    given = dict(word.split("=", 1) for word in o.overrides)
+    patch = int(given.get("model.patch_size", base.get("model", {}).get("patch_size", 16)))
+    if weights is not None:
+        from dinov2.models.weights import read_weights
+
+        patch = read_weights(weights).model["patch_size"]
+    return [first, *choose(survey, base, Hardware.here(), given, patch, weights)]
+
+
+@dataclass
+class Plan:
+    """What will be done, and how it is said."""
+
+    o: Options
+    survey: Survey
+    choices: list[Choice]
+    total: int  # images of the whole folder
+
+    def fill(self, evaluate: list[str]) -> None:
+        """The options that the images decide, and <output>/plan.yaml, the overlay that the runs are trained under."""
+        o, survey = self.o, self.survey
+        o.overrides += [] if survey.layout.val is None else [f"data.val={survey.layout.val}"]
+        if survey.layout.only is not None:
+            o.overrides.append("data.mixed=keep")
+            o.reading += ["--mixed", "keep"]
+        o.copies = "npy" if survey.channels not in (1, 3) else ""
+        o.denoiser, self.denoiser_reason = choose_denoiser(survey, o.steps)
+        labelled = survey.labelled and survey.val is not None
+        if not labelled and (asked := [name for name in evaluate if EVALUATORS[name]]):
+            ways = "class folders or --labels FILE.csv, and --val 0.1"
+            raise ValueError(f"--eval {asked[0]} needs labels and val images: {ways}")
+        o.evals = evaluate or [*(["linear", "knn"] if labelled else []), "label_free", "pca", "map"]
+        self.write()
+        finish(o)
+        stages.check_settings(o)
+
+    def write(self) -> None:
+        content = OmegaConf.create({})
+        for choice in self.choices[1:]:
+            OmegaConf.update(content, choice.key, choice.value)
+        scale, *others = self.choices
+        head = [f"# Chosen by python -m dinov2.pretrain, over the scale {scale.value} ({scale.reason}):"]
+        head += [f"#   {choice.key}: {choice.reason}" for choice in others]
+        path = Path(self.o.overlay)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text("\n".join(head) + "\n" + OmegaConf.to_yaml(content))
+
+    # --- in words ---------------------------------------------------------------------------------------------------
+    def describe(self) -> None:
+        o, survey = self.o, self.survey
+        trial = survey.count < self.total
+        print(f"PLAN for {o.data}, written to {o.overlay}")
+        some = (
+            f"a trial on {survey.count} of {self.total} images, linked in {o.data}"
+            if trial
+            else f"{survey.count} images"
+        )
+        parts = f"{len(survey.train.relatives)} train, {len(survey.val.relatives)} val" if survey.val else "all train"
+        labels = f"{len(survey.train.classes)} classes" if survey.labelled else "no labels"
+        print(f"  images    {some}: {parts}, {labels}")
+        print(f"  sizes     {_sizes(survey)}; {survey.channels} channel{'s' * (survey.channels > 1)}")
+        for note in survey.notes:
+            print(f"  {'' if ':' in note[:9] else 'note: '}{note}")
+        print(f"  noise     {o.noises[0]}; methods: {', '.join(o.methods)}; evaluation: {', '.join(o.evals)}")
+        print(f"  denoiser  {' '.join(o.denoiser)}\n            {self.denoiser_reason}")
+        given = {word.partition("=")[0]: word.partition("=")[2] for word in o.overrides}
+        for choice in self.choices:
+            value, reason = choice.value, choice.reason
+            if choice.key in given:
+                value, reason = given[choice.key], "a trial" if o.steps else "as asked"
+            print(f"  {choice.key} = {value}    {reason}")
+        print("Any of it is changed by key=value, --scale, --method …; see --help.", flush=True)
+
+    # --- what it costs ----------------------------------------------------------------------------------------------
+    def run(self, subsample: int | None) -> Path:
+        o, started = self.o, time.monotonic()
+        last = stages.run_folder(o, o.noises[0], o.methods[-1], o.seeds[-1])
+        run = Runner(o.output, o.dry).run
+        parts = {"denoiser": stages.train_denoiser, "noise": stages.check_noise, "denoised copy": stages.denoise}
+        parts |= {"pretraining": stages.pretrain, "evaluation": stages.evaluate, "report": stages.report}
+        if o.dry:
+            for stage in parts.values():
+                run(stage(o))
+            return Path(last)
+        with locked(o.output, "-quickstart"):
+            self.outlook(subsample)
+            for name, stage in parts.items():
+                print(f"== {name}", flush=True)
+                run(stage(o))
+        print(f"== {duration(time.monotonic() - started)}; the report: {o.output}/report.html")
+        print(f"== features of any folder: python -m dinov2.embed {last} DIR --output features.parquet", flush=True)
+        return Path(last)
+
+    def outlook(self, subsample: int | None) -> None:
+        """Says what it costs, and decides by the noise whether the denoiser learns from every second pixel. Kept in
+        <output>/outlook.json, so that a call that goes on is neither decided anew nor delayed."""
+        o = self.o
+        path, key = Path(o.output, "outlook.json"), json.dumps([o.denoiser, o.reading, o.data])
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        begun = found.get("of") == key
+        if not begun:
+            found = {"of": key} | self._ask_denoiser()
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(found))
+        print("noise: " + "; ".join(found["verdict"]))
+        chosen = subsample or found["subsample"]
+        if chosen > 1:
+            o.denoiser += ["--subsample", str(chosen)]
+            print(f"  denoiser --subsample {chosen}: {'as asked' if subsample else 'by the verdict above'}")
+        costs = costs_of(o, self.survey, found, measured=not begun)
+        need, free = costs.pop("disk"), shutil.disk_usage(o.output).free
+        print(f"disk: {need / 1e9:.2g} GB needed for checkpoints and the denoised copy, {free / 1e9:.3g} GB free")
+        if need > free and not begun:
+            raise ValueError(
+                f"{o.output} lies on a disk with {free / 1e9:.3g} GB free, {need / 1e9:.3g} GB are needed: give "
+                "--output on another one, or keep fewer checkpoints (train.eval_every=N)"
+            )
+        if not begun:
+            words = ", ".join(f"{name} {duration(seconds)}" for name, seconds in costs.items())
+            total = duration(sum(costs.values()))
+            print(
+                f"time: about {total} by the first batches on this machine, evaluation not counted ({words})",
+                flush=True,
+            )
+
+    def _ask_denoiser(self) -> dict:
+        command = stages.denoiser_command(self.o, self.o.noises[0])
+        command[0] = "Neighbor2Neighbor.outlook"
+        done = subprocess.run([PYTHON, "-m", *command], stdout=subprocess.PIPE, env=environment(), text=True)
+        if done.returncode:
+            raise CommandFailed(done.returncode)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def _sizes(survey: Survey) -> str:
+    """The shapes of the sample in words."""
+    shapes = sorted(survey.shapes)
+    if len(shapes) == 1:
+        return f"{shapes[0][0]} x {shapes[0][1]} px"
+    low, high = (f"{side[0]} x {side[1]}" for side in (shapes[0], shapes[-1]))
+    return f"{len(shapes)} sizes, {low} to {high} px, median shorter side {survey.side} (by {survey.looked_at} images)"
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+def make_parser() -> Parser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        "python -m dinov2.pretrain",
+        "%(prog)s DIR [options] [key=value ...]",
+        __doc__,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--output", metavar="DIR", help="runs, results and report [runs/<name of DIR>]")
+    add("--noise", metavar="NAME", default="none", help="added while loading, to study one [none: noisy by nature]")
+    add("--method", action="append", metavar="NAME", help=f"{', '.join(METHODS[:-1])}; may be repeated [nct]")
+    add("--scale", metavar="NAME", help="an overlay of dinov2/configs, or a YAML [by number and size of the images]")
+    add("--epochs", type=number, metavar="N", help="of the whole schedule [100; published ones for many large images]")
+    add("--steps", type=number, metavar="N", help="a trial: every schedule cut to about N iterations, of large folders "
+        f"{TRIAL_IMAGES} images or more")  # fmt: skip
+    add("--val", type=float, metavar="SHARE", help="of the images become val [none; 0.1 where there are labels]")
+    add("--group", metavar="NAME", help="never torn apart by val: folder, a column of the CSV, a regular expression")
+    add("--labels", metavar="CSV", help="path,label[,split] [the folders are the classes]")
+    add("--from", dest="weights", metavar="WEIGHTS", help="a backbone to continue from, see docs/public_weights.md")
+    add("--channels", metavar="N", help="keep images of N channels, or of the majority [all have the same number]")
+    add("--values", default="auto", metavar="RULE", help="auto, full, percentile, range=[lo,hi], log [auto]")
+    add("--stack", default="refuse", metavar="HOW", help="files of several pages: refuse, pages, max [refuse]")
+    add("--subsample", type=number, metavar="N", help="the denoiser learns from every N-th pixel [2 where noise is "
+        "correlated over one]")  # fmt: skip
+    add(
+        "--eval",
+        dest="evaluate",
+        action="append",
+        metavar="NAME",
+        help="may be repeated [linear, knn with labels; label_free, pca, map]",
+    )
+    add("--seed", dest="seeds", action="append", type=seed, metavar="N", help="may be repeated [the scale's]")
+    add("--gpus", type=number, default=1, metavar="N", help="processes, one a GPU [1]")
+    add("--dry-run", action="store_true", help="print plan and commands, train nothing")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    parser = make_parser()
+    given, words = split_words(argv, parser)
+    folders = [word for word in words if "=" not in word or os.path.isdir(word)]
+    found = vars(parser.parse_args(given))
+    if len(folders) != 1:
+        raise ValueError(f"give one folder of images, not {len(folders)}: python -m dinov2.pretrain DIR; see --help")
+    channels = found["channels"]
+    if channels not in (None, "majority") and not (channels.isdecimal() and int(channels)):
+        raise ValueError(f"--channels {channels}: give a whole number, or majority")
+    words.remove(folders[0])
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the command is ended too
+    try:
+        pretrain(folders[0], *words, **{name: value for name, value in found.items() if value is not None})
+    except CommandFailed as failure:
+        print(failure, file=sys.stderr)
+        return failure.code
+    return 0
+
+
+sys.modules[__name__].__class__ = CommandModule  # dinov2.pretrain(...) is pretrain(...)
+
+if __name__ == "__main__":
+    cli.run(lambda: main(sys.argv[1:]))

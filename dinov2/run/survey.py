@@ -1,0 +1,173 @@
+"""What a folder of images holds, looked at before anything is decided: how many, how large, of which values and labels.
+
+All files are listed, and a sample of SAMPLE of them, spread evenly over the sorted list, is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dinov2.data.index import Index, build_index, has_images
+from dinov2.data.splits import SPLITS, Layout, has_splits
+from utils import values
+from utils.images import MAX_PIXELS, ImageError, of_channels, own_shape, read_image
+
+SAMPLE = 64
+LEAST = 16  # images: two batches of eight, each image compared with the others
+SMALLEST = 16  # px of the shorter side: two patches of eight
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found. Sizes in pixels of the files."""
+
+    root: str
+    layout: Layout
+    train: Index
+    val: Index | None
+    looked_at: int
+    shapes: Counter  # (height, width) -> images of the sample
+    channels: int
+    deep: bool  # more than 8 bits
+    rule: values.Values
+    notes: tuple[str, ...]  # sentences for the plan
+
+    @property
+    def count(self) -> int:
+        return len(self.train.relatives) + (len(self.val.relatives) if self.val else 0)
+
+    @property
+    def relatives(self) -> list[str]:
+        return [*self.train.relatives, *(self.val.relatives if self.val else [])]
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.train.labels >= 0).any())
+
+    @property
+    def side(self) -> int:
+        """Median of the shorter sides."""
+        return int(np.median([min(shape) for shape, number in self.shapes.items() for _ in range(number)]))
+
+    @property
+    def pixels(self) -> float:
+        """Mean number of an image."""
+        return sum(h * w * number for (h, w), number in self.shapes.items()) / self.looked_at
+
+
+def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixels: int = MAX_PIXELS) -> Survey:
+    """The survey of a folder. channels: "majority", a number, or None: what all have. text: as data.values.
+
+    ValueError, which names the way out, for a folder of which nothing can be trained.
+    """
+    notes = [*_outside(root)]
+    train, val, layout = _split(root, layout, notes)
+    relatives = [*train.relatives, *(val.relatives if val else [])]
+    if len(relatives) < LEAST:
+        images = "one image" if len(relatives) == 1 else f"{len(relatives)} images"
+        raise ValueError(f"{root} holds {images}: training compares images with each other, give at least {LEAST}")
+    sample = [relatives[place] for place in np.unique(np.linspace(0, len(relatives) - 1, SAMPLE).astype(int))]
+    shapes, layout = _shapes(root, sample, layout, channels, len(relatives), notes)
+    if layout.only is not None:
+        relatives, left_out = of_channels(root, relatives, layout.only)
+        train, val, _ = _split(root, layout, [])
+        shapes = {name: shape for name, shape in shapes.items() if _reads_as(shape[2], layout.only)}
+        notes.append(left_out)
+    number = layout.only or max(shape[2] for shape in shapes.values())
+    rule, reason = values.resolve(text, root, train.relatives, number, max_pixels)
+    deep = rule.kind != "full" or values.is_deep(root, train.relatives, number, max_pixels)
+    counts = Counter(shape[:2] for shape in shapes.values())
+    found = Survey(
+        root, layout, train, val, len(shapes), counts, number, deep, rule, tuple(filter(None, [*notes, reason]))
+    )
+    if found.side < SMALLEST:
+        raise ValueError(
+            f"{root}: the images are {found.side} px a side, too small for crops: enlarge them to {SMALLEST} px or more"
+        )
+    return found
+
+
+def _outside(root: str) -> list[str]:
+    """A sentence on what lies beside train/ and val/, and is not read."""
+    if not has_splits(root):
+        return []
+    with os.scandir(root) as entries:
+        others = sorted(entry.name for entry in entries if entry.is_dir() and entry.name not in SPLITS)
+    others = [name for name in others if not name.startswith(".")]
+    return [f"not read, as it lies beside train/ and val/: {', '.join(others[:5])}"] if others else []
+
+
+def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | None, Layout]:
+    """Train and val. Of labelled images without val a tenth is drawn, as nothing could be evaluated else."""
+    train = build_index(root, "train", layout=layout)
+    if has_images(root, "val", layout=layout):
+        return train, build_index(root, "val", layout=layout), layout
+    if layout.val is None and (train.labels >= 0).any():
+        drawn = replace(layout, val=0.1)
+        with suppress(ValueError):  # a CSV that has all as train, or too few groups
+            parts = [build_index(root, split, layout=drawn) for split in SPLITS]
+            notes.append("val: a tenth of the images is drawn, as there are labels and no val images (--val SHARE)")
+            return *parts, drawn
+    return train, None, layout
+
+
+def _shapes(
+    root: str, sample: list[str], layout: Layout, channels: str | None, total: int, notes: list[str]
+) -> tuple[dict[str, tuple[int, int, int]], Layout]:
+    """(height, width, channels) of the sample by name, and the layout, which keeps one number of channels where asked.
+
+    ValueError for files that cannot be read, and for mixed channels where nothing says which ones to keep.
+    """
+    shapes, errors = {}, []
+    for name in sample:
+        try:
+            shapes[name] = own_shape(Path(root, name))
+        except ImageError as error:
+            errors.append(str(error))
+    if errors:
+        some = "none" if not shapes else f"{len(errors)}"
+        raise ValueError(
+            f"{root}: {some} of the {len(sample)} files looked at {'can' if not shapes else 'cannot'} be read, "
+            f"the first: {errors[0]}"
+        )
+    counts = Counter(shape[2] for shape in shapes.values())
+    if channels is not None:
+        wanted = counts.most_common(1)[0][0] if channels == "majority" else int(channels)
+        mixed = not all(_reads_as(number, wanted) for number in counts)
+        return shapes, replace(layout, only=wanted) if mixed or channels != "majority" else layout
+    if len(counts) > 1 and set(counts) != {1, 3}:
+        first = {number: next(name for name, shape in shapes.items() if shape[2] == number) for number in counts}
+        found = ", ".join(f"{count} of {number} (such as {first[number]})" for number, count in counts.most_common())
+        raise ValueError(
+            f"{root} mixes images of several channel counts: {found}, by {len(sample)} of {total} images; "
+            "--channels majority keeps the most frequent ones, --channels N those of N"
+        )
+    if set(counts) == {1, 3}:
+        notes.append(f"channels: {counts[1]} grey and {counts[3]} colour images of {len(sample)}: all are read as RGB")
+    return shapes, layout
+
+
+def _reads_as(found: int, wanted: int) -> bool:
+    """Whether an image of so many channels can be read with the number that is wanted."""
+    return found == wanted or {found, wanted} == {1, 3}
+
+
+def mean_and_std(survey: Survey, max_pixels: int = MAX_PIXELS) -> tuple[list[float], list[float]]:
+    """Of each channel over 16 training images scaled to [0, 1]."""
+    names = [
+        survey.train.relatives[p] for p in np.unique(np.linspace(0, len(survey.train.relatives) - 1, 16).astype(int))
+    ]
+    pixels = []
+    for name in names:
+        image = read_image(Path(survey.root, name), survey.channels, "native", survey.rule, max_pixels)
+        image = image / np.float32(255) if image.dtype == np.uint8 else image
+        pixels.append(image.reshape(-1, survey.channels)[:: -(-image.shape[0] * image.shape[1] // 65536)])
+    pooled = np.concatenate(pixels).astype(np.float64)
+    std = np.maximum(pooled.std(axis=0), 1e-3)  # of images of one value
+    return [round(float(x), 3) for x in pooled.mean(axis=0)], [round(float(x), 3) for x in std]
