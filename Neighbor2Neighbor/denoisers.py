@@ -24,7 +24,7 @@ from torch import Tensor
 
 from Neighbor2Neighbor.data import pad_reflect, unit_values
 from Neighbor2Neighbor.unet import UNet, load_unet
-from utils.noise import NoiseSpec
+from utils.noise import Gauss, NoiseSpec
 
 
 class Denoiser(Protocol):
@@ -72,7 +72,7 @@ class NonLocalMeans:
         except ImportError as error:
             raise ValueError("--denoiser nlm needs scikit-image: pip install scikit-image") from error
         self._denoise = denoise_nl_means
-        self.sigma = spec.level / 255 if spec.kind == "gauss" else None
+        self.sigma = spec.level / 255 if isinstance(spec, Gauss) else None
         self.identity = f"nlm sigma {self.sigma or 'estimated'}"
 
     def denoise(self, batch: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def denoise_images(
     The noisy images are uint8, or float32 in [0, 1]. The denoised ones are uint8 or, without eight_bit, float32; these
     too are clipped to [0, 1], in which all images lie: the noisy ones are clipped, and no value beyond can be true.
     """
-    (size,) = {padded_size(*image.shape[:2], denoiser.multiple) for image in images}
+    (size,) = {padded_size(image.shape[0], image.shape[1], denoiser.multiple) for image in images}
     if len({image.dtype for image in images}) > 1:
         images = [image if image.dtype != np.uint8 else image / np.float32(255) for image in images]
     stacked = np.stack([pad_reflect(image, *size) for image in images])
@@ -166,8 +166,8 @@ def denoise_images(
     result = denoiser.denoise(batch) if max(size) <= tile else _in_tiles(denoiser, batch, tile)
     result = result.clamp(0, 1)
     result = (result * 255 + 0.5).to(torch.uint8) if eight_bit else result
-    result = result.permute(0, 2, 3, 1).cpu().numpy()
-    return [result[i, : image.shape[0], : image.shape[1]] for i, image in enumerate(images)]
+    whole = result.permute(0, 2, 3, 1).cpu().numpy()
+    return [whole[i, : image.shape[0], : image.shape[1]] for i, image in enumerate(images)]
 
 
 def _in_tiles(denoiser: Denoiser, batch: Tensor, tile: int) -> Tensor:

@@ -51,7 +51,7 @@ class Key:
         """ValueError where value is of another kind. source: " in FILE", of the message."""
         if value is None and self.rule.get("null"):
             return
-        entries = value if OmegaConf.is_list(value) else [value]
+        entries = list(value) if OmegaConf.is_list(value) else [value]
         if self.many != OmegaConf.is_list(value) or not all(self._holds(entry) for entry in entries):
             raise ValueError(f"{name}={'null' if value is None else value}{source} must be {self}")
         if self.kind is str and not self.many and isinstance(value, int | float):

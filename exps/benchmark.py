@@ -219,7 +219,8 @@ def measure(args: argparse.Namespace, job: cases.Job) -> tuple[list[Measurement]
     with Progress(number, "benchmark", "turn") as bar:
         for section in ("rate", *SECTIONS):
             members = [m for m in measurements + products if m.section == section]
-            take_turns(members, job.device, *counts.get(section, (args.warm_up, args.turns)), bar)
+            warm_up, turns = counts.get(section, (args.warm_up, args.turns))
+            take_turns(members, job.device, warm_up, turns, bar)
     if "step" in args.only:
         flops = {anchored: cases.step_flops(job, anchored) for anchored in (False, True)}
         for m in measurements:
@@ -260,7 +261,7 @@ def describe_machine(device: str) -> dict[str, str | int]:
     """What the figures hold for."""
     model = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     cpu = model[0] if model else platform.processor()
-    machine = {"cpu": cpu, "cores": os.cpu_count() or 1, "torch": torch.__version__}
+    machine: dict[str, str | int] = {"cpu": cpu, "cores": os.cpu_count() or 1, "torch": torch.__version__}
     return machine | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 
@@ -319,14 +320,15 @@ def main(argv: list[str] | None = None) -> None:
         job = cases.Job(OmegaConf.to_yaml(load_config(settings)), args.device, f"{folder}/photographs")
         cases.write_photographs(Path(job.photographs), max(4 * batch, 17) + 1)
         measurements, rates = measure(args, job)
+    machine = describe_machine(args.device)
     content = {
-        "machine": describe_machine(args.device), "command": sys.argv, "matrix_flops_per_s": rates,
+        "machine": machine, "command": sys.argv, "matrix_flops_per_s": rates,
         "config": job.config, "cases": [m.row() for m in measurements],
     }  # fmt: skip
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(args.output) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
-    print(", ".join(f"{key} {value}" for key, value in content["machine"].items()))
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print("matrix products: " + ", ".join(f"{p} {rate / 1e9:.0f} GFLOP/s" for p, rate in rates.items()) + "\n")
     print(table(measurements, rates))
     print(f"\nevery time: {args.output}")

@@ -26,7 +26,7 @@ from dinov2.eval.features import LAST_BLOCKS, autocast, block_tokens
 from dinov2.eval.probes import Probes
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives import DINOv2
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch
+from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective
 from dinov2.train.anchor import with_anchor
 from dinov2.train.trainer import PRECISIONS, Trainer
 from Neighbor2Neighbor import denoisers
@@ -101,7 +101,7 @@ def random_batch(cfg: DictConfig, images: int, device: str) -> Batch:
     )
 
 
-def build_model(cfg: DictConfig, anchored: bool) -> DINOv2:
+def build_model(cfg: DictConfig, anchored: bool) -> Objective:
     torch.manual_seed(0)
     return with_anchor(DINOv2)(cfg, weight=1.0) if anchored else DINOv2(cfg)
 
@@ -215,7 +215,11 @@ def denoising(job: Job, precision: str) -> Case:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*PHOTO, 3), dtype=np.uint8) for _ in range(number)]
     denoiser = UNetDenoiser(UNet(), torch.device(job.device), precision)
-    return Case(lambda: denoise_images(denoiser, images, torch.device(job.device), 1024) and None, number)
+
+    def step() -> None:
+        denoise_images(denoiser, images, torch.device(job.device), 1024)
+
+    return Case(step, number)
 
 
 def denoiser_training(job: Job, precision: str) -> Case:

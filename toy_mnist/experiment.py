@@ -33,7 +33,7 @@ SWEEP_SWITCHES = (0, 10, 20, 30, 40, 50)
 def train_encoder(data: Digits, spec: NoiseSpec, switch: int, epochs: int, seed: int, folder: Path) -> Path:
     """Checkpoint of `switch` clean epochs followed by epochs - switch noisy ones. Clean epochs are shared."""
     clean = pretrain(data.train_images, CLEAN, switch, seed, folder, "clean") if switch else None
-    if switch == epochs:
+    if clean and switch == epochs:
         return clean
     return pretrain(data.train_images, spec, epochs - switch, seed, folder, f"{spec}_from{switch}", clean)
 

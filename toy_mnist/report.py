@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 from utils.files import atomic_path
-from utils.noise import NoiseSpec
+from utils.noise import Gauss, NoiseSpec
 from utils.results import read_results
 
 PAPER_NOISE = "gauss102"  # 102 / 255 = 0.4, the standard deviation of the paper's toy
@@ -18,6 +18,13 @@ PUBLISHED = {
     ("none", 50): ("-", "91.1"),
 }
 Results = dict[tuple[str, int], list[float]]  # (noise, switch epoch) -> accuracies by seed
+
+
+def sigma(noise: str) -> float:
+    """Standard deviation of a Gaussian noise, of values in [0, 1]."""
+    spec = NoiseSpec.parse(noise)
+    assert isinstance(spec, Gauss), noise
+    return spec.level / 255
 
 
 def write_report(folder: Path, curriculum: tuple[int, int, int]) -> str:
@@ -32,7 +39,7 @@ def write_report(folder: Path, curriculum: tuple[int, int, int]) -> str:
     results: Results = {}
     for row in rows:
         results.setdefault((row["noise"], row["details"]["switch_epoch"]), []).append(row["value"])
-    noises = sorted({noise for noise, _ in results} - {"none"}, key=lambda name: NoiseSpec.parse(name).level)
+    noises = sorted({noise for noise, _ in results} - {"none"}, key=sigma)
     text = seeds_table(results, curriculum, rows[0]["dataset"] == "mnist")
     plot_seeds(results, curriculum, folder / "seeds.png")
     if len(noises) > 1:
@@ -74,7 +81,7 @@ def sweep_table(results: Results, noises: list[str]) -> str:
     for noise in noises:
         cells = [results.get((noise, switch)) for switch in switches]
         means = [f"{statistics.mean(cell):.2f}" if cell else "-" for cell in cells]
-        text += f"| {NoiseSpec.parse(noise).level / 255:.2g} | " + " | ".join(means) + " |\n"
+        text += f"| {sigma(noise):.2g} | " + " | ".join(means) + " |\n"
     return text
 
 
@@ -99,7 +106,7 @@ def plot_sweep(results: Results, noises: list[str], last: int, path: Path) -> No
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for i, noise in enumerate(noises):
-        std = NoiseSpec.parse(noise).level / 255
+        std = sigma(noise)
         means = {switch: statistics.mean(found) for (name, switch), found in sorted(results.items()) if name == noise}
         left.plot(list(means), list(means.values()), "o-", color=plt.cm.viridis(i / len(noises)), label=f"{std:.2g}")
         for switch in set(means) - {0} if 0 in means else ():

@@ -55,11 +55,11 @@ def read_tiff(path: Path | str, scale: Scale, channels: int, check: Check, bands
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             sides = zip(series.axes, series.shape, strict=True)
-            axes, shape = zip(*[(axis, side) for axis, side in sides if axis in "YX" or side > 1], strict=True)
-            axes = "".join(axes)
+            letters, shape = zip(*[(axis, side) for axis, side in sides if axis in "YX" or side > 1], strict=True)
+            axes = "".join(letters)
             if bands and (axes == "YX" or (axes == "YXS" and series.dtype == np.uint8 and shape[2] == bands)):
                 return None
-            colours = series.keyframe.photometric.name
+            colours = series.keyframe.photometric.name  # type: ignore[attr-defined]
             readable = _are_planes(axes) and colours in ("MINISBLACK", "RGB")
             if readable:
                 sizes = dict(zip(axes, shape, strict=True))

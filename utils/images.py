@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from utils import array_files, readers
 from utils.files import atomic_path
@@ -263,12 +264,14 @@ def _decode_file(path: Path | str, channels: int, scale: array_files.Scale, chec
     try:
         with _open_pillow(path) as image:
             check(image.height, image.width, len(image.getbands()))
-            array = _beyond_pillow(path, image, channels, scale, check) if image.format == "TIFF" else None
+            array = _beyond_pillow(path, image, channels, scale, check) if isinstance(image, TiffImageFile) else None
             return scale(_pillow_image(image, channels)) if array is None else array
     except Image.UnidentifiedImageError:
         if not name.endswith((".tif", ".tiff")):
             raise
-        return array_files.read_tiff(path, scale, channels, check)
+        array = array_files.read_tiff(path, scale, channels, check)
+        assert array is not None, "Pillow has read it"
+        return array
 
 
 def _check_shape(max_pixels: int, height: int, width: int, channels: int) -> None:
@@ -290,7 +293,7 @@ def _open_pillow(path: Path | str) -> Iterator[Image.Image]:
 
 
 def _beyond_pillow(
-    path: Path | str, image: Image.Image, channels: int, scale: array_files.Scale, check: array_files.Check
+    path: Path | str, image: TiffImageFile, channels: int, scale: array_files.Scale, check: array_files.Check
 ) -> np.ndarray | None:
     """A TIFF that holds more than Pillow reads of it: several pages, more samples, or more than 8 bits; else None."""
     bands, samples, bits = len(image.getbands()), image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (1,)))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def _fits(path: Path) -> Iterator[Stack]:
 def _nifti(path: Path) -> Iterator[Stack]:
     import nibabel
 
-    file = nibabel.load(path)
+    file: Any = nibabel.load(path)
     shape = file.shape[2:]
 
     def page(number: int) -> np.ndarray:

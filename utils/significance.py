@@ -59,7 +59,7 @@ def _standard_error(values: np.ndarray) -> float | None:
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
 
 
-def _over_seeds(a: list[dict], b: list[dict], paired: bool) -> tuple[float, str]:
+def _over_seeds(a: list[dict], b: list[dict], paired: bool) -> tuple[float | None, str]:
     left, right = (np.array([r["value"] for r in sorted(rows, key=lambda r: r["seed"])]) for rows in (a, b))
     if paired:
         return _standard_error(left - right), "seeds, paired"

@@ -60,7 +60,7 @@ def start_loader_worker(_: int) -> None:
     """The worker_init_fn of a DataLoader: the training process alone answers Ctrl-C, and hears of a full /dev/shm."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A batch that finds no shared memory is dropped by the thread that sends it, and would be waited for without end.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
 
 
 def _cannot_send(error: Exception, _: object) -> None:

@@ -206,6 +206,7 @@ def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     if ranks > 1:  # every row is one rank's, and zero on the others
         for part in values.flatten(0, 1).split(CHUNK):
             part.copy_(distributed.all_reduce_sum(part.to(distributed.device(), torch.float32)))
+    assert values is not None, "no images"
     return values, torch.from_numpy(dataset.labels)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from dinov2.eval.knn import summarise
 from utils import distributed
 
 
-def fit_path(train: Features, cs: list[float], max_iter: int) -> Iterator[tuple[float, object]]:
+def fit_path(train: Features, cs: list[float], max_iter: int) -> Iterator[tuple[float, Any]]:
     """Yields (C, fitted LogisticRegression) for rising C, each started from the one before: many times quicker than
     from zero.
 

@@ -150,7 +150,7 @@ def dino_loss(student: Tensor, targets: Sequence[Tensor], temp: float = 0.1) -> 
     The sum over t is taken before the product with the student's log-probabilities: the same sum, S * T products less.
     """
     totals = [target.sum(dim=0, dtype=torch.float32) for target in targets]  # each [B, K]
-    return sum(cross_entropy(crop, totals, temp).mean(dim=1) for crop in student)
+    return sum(cross_entropy(crop, totals, temp).mean(dim=1) for crop in student)  # type: ignore[return-value]
 
 
 def ibot_loss(student: Tensor, targets: Sequence[Tensor], weights: Tensor, crops: int, temp: float = 0.1) -> Tensor:

@@ -98,6 +98,7 @@ class VisionTransformer(nn.Module):
 
     def interpolated_pos_embed(self, height: int, width: int) -> Tensor:
         """Position embeddings for an image of height x width pixels.  # [1, 1 + h * w, D]"""
+        assert self.pos_embed is not None
         rows, columns = height // self.patch_size, width // self.patch_size
         side = round((self.pos_embed.shape[1] - 1) ** 0.5)
         if (rows, columns) == (side, side):
@@ -137,7 +138,7 @@ class VisionTransformer(nn.Module):
         groups = tuple((crop.shape[0], first + math.prod(grid)) for crop, grid in zip(crops, grids, strict=True))
         if self.pos_embed is not None:
             return Packing.on(device, groups)
-        return Packing.on(device, groups, tuple(rotation(*grid, first, dim, device) for grid in grids))
+        return Packing.on(device, groups, tuple(rotation(h, w, first, dim, device) for h, w in grids))
 
     def run_block(self, block: Block, tokens: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
         if self.activation_checkpointing and self.training:

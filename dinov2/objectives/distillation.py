@@ -40,7 +40,7 @@ class StudentOutputs:
 def build_heads(cfg: DictConfig, dim: int) -> dict[str, nn.Module]:
     """dino_head, and ibot_head when it is separate."""
 
-    def head(section: DictConfig) -> DINOHead:
+    def head(section: DictConfig) -> nn.Module:
         return DINOHead(dim, section.prototypes, section.layers, section.hidden, section.bottleneck)
 
     return {"dino_head": head(cfg.dino)} | ({"ibot_head": head(cfg.ibot)} if cfg.ibot.separate_head else {})
@@ -126,11 +126,14 @@ class SelfDistillation(Objective):
         return self.logits_to_targets(*logits, temp, self.dino_center, self.ibot_center)
 
     @torch.no_grad()
-    def target_logits(self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked: Tensor):
+    def target_logits(
+        self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the CLS tokens, crops swapped (two of [B, K]), and of the patches masked for the student [M, K]."""
         out = backbone(crops, read=masked)
         first, second = out["x_norm_clstoken"].chunk(GLOBAL_CROPS)
-        return tokens_through_heads(heads, second, first, patches=out["x_norm_patchtokens"])
+        second, first, patches = tokens_through_heads(heads, second, first, patches=out["x_norm_patchtokens"])
+        return second, first, patches
 
     @torch.no_grad()
     def logits_to_targets(

@@ -111,9 +111,9 @@ def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | 
     if layout.val is None and (train.labels >= 0).any():
         drawn = replace(layout, val=0.1)
         with suppress(ValueError):  # a CSV that has all as train, or too few groups
-            parts = [build_index(root, split, layout=drawn) for split in SPLITS]
+            train, val = (build_index(root, split, layout=drawn) for split in SPLITS)
             notes.append("val: a tenth of the images is drawn, as there are labels and no val images (--val SHARE)")
-            return *parts, drawn
+            return train, val, drawn
     return train, None, layout
 
 

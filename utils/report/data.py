@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -52,7 +53,7 @@ class Run:
         # Place in tables and legends; what is not known here comes last, by the alphabet.
         self.rank = place(OBJECTIVES, objective), place(SYSTEMS, self.method), self.seed
 
-    def detail(self, key: str) -> object:
+    def detail(self, key: str) -> Any:
         """A detail of the last row that has it: images, classes, crop, architecture; None in older rows."""
         return next((row["details"][key] for row in reversed(self.rows) if key in row["details"]), None)
 

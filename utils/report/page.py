@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -41,7 +41,7 @@ class Section(NamedTuple):
 
 def part(make: Callable[..., dict | None], *arguments) -> Markup:
     """One piece; where a run's files do not bear it, a note in its place, so that the others are still there."""
-    macros = TEMPLATES.get_template("sections.html").module
+    macros: Any = TEMPLATES.get_template("sections.html").module
     try:
         shown = make(*arguments)
         return getattr(macros, make.__name__)(**shown) if shown else Markup()

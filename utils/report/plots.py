@@ -63,10 +63,10 @@ class Series:
 
 def thin(x: Sequence[float], y: Sequence[float], points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Means over at most `points` bins of consecutive samples; values that are not finite are left out."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if len(x) <= points:
-        return x, y
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    xs, ys = xs[np.isfinite(ys)], ys[np.isfinite(ys)]
+    if len(xs) <= points:
+        return xs, ys
     edges = np.linspace(0, len(x), points + 1).astype(int)
     return np.add.reduceat(x, edges[:-1]) / np.diff(edges), np.add.reduceat(y, edges[:-1]) / np.diff(edges)
 
