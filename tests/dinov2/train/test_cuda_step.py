@@ -7,7 +7,7 @@ import torch
 
 from dinov2.config import load_config
 from dinov2.data.dataset import dataset_from_config
-from dinov2.objectives import DINOv2
+from dinov2.objectives import OBJECTIVES
 from dinov2.train.anchor import with_anchor
 from dinov2.train.trainer import Trainer
 from tests.dinov2.train.tiny import make_tree, settings
@@ -16,7 +16,9 @@ from tests.fake_cuda import FakeCuda, without_backward
 ALLOWED = ["dinov2/train/trainer.py values"]  # of the losses of the step before
 REAL = torch.cuda.is_available()
 needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
-KINDS = [(False, "0.0"), (False, "0.1"), (False, "0.3"), (True, "0.0")]  # anchored, drop path
+TWO_VIEWS = {"simclr", "mocov3", "simsiam"}
+KINDS = [("dinov2", False, "0.0"), ("dinov2", False, "0.1"), ("dinov2", False, "0.3"), ("dinov2", True, "0.0")]
+KINDS += [(name, False, "0.0") for name in OBJECTIVES if name != "dinov2"]  # objective, anchored, drop path
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +26,18 @@ def tree(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp("data") / "tiny")
 
 
-def trainer_of(tree, output, anchored: bool, *more: str) -> Trainer:
+def trainer_of(tree, output, name: str, anchored: bool, drop_path: str) -> Trainer:
+    more = [
+        f"objective={name}",
+        f"model.drop_path={drop_path}",
+        *(["crops.local_number=0"] if name in TWO_VIEWS else []),
+    ]
     cfg = load_config(
         settings(tree, output, "train.precision=bf16", "train.log_every=100", f"data.denoised_root={tree}", *more)
     )
     torch.manual_seed(0)
-    model = with_anchor(DINOv2)(cfg, weight=1.0) if anchored else DINOv2(cfg)
+    objective = OBJECTIVES[cfg.objective]
+    model = with_anchor(objective)(cfg, weight=1.0) if anchored else objective(cfg)
     views = ("noisy", "denoised") if anchored else ("noisy",)
     return Trainer(cfg, model, dataset_from_config(cfg, "train", views), stop_epoch=1)
 
@@ -49,8 +57,8 @@ def few_steps(trainer: Trainer, number: int, last) -> None:
 
 @needs_cuda_build
 @pytest.mark.skipif(REAL, reason="there is a GPU: the test below takes it")
-@pytest.mark.parametrize("anchored,drop_path", KINDS)
-def test_a_step_waits_for_the_losses_before_it_alone(tree, tmp_path, anchored, drop_path):
+@pytest.mark.parametrize("objective,anchored,drop_path", KINDS)
+def test_a_step_waits_for_the_losses_before_it_alone(tree, tmp_path, objective, anchored, drop_path):
     seen = {}
 
     @contextmanager
@@ -60,7 +68,7 @@ def test_a_step_waits_for_the_losses_before_it_alone(tree, tmp_path, anchored, d
         seen.update(waits=list(gpu.waits), copies=list(gpu.copies))
 
     with FakeCuda() as gpu:
-        trainer = trainer_of(tree, tmp_path, anchored, f"model.drop_path={drop_path}")
+        trainer = trainer_of(tree, tmp_path, objective, anchored, drop_path)
         assert all(p.is_cuda for p in trainer.model.parameters())
         with without_backward(trainer.model.student):
             few_steps(trainer, 2, counted)
@@ -84,8 +92,8 @@ def test_the_fake_device_sees_a_wait_and_mixed_devices(wait):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("anchored,drop_path", KINDS)
-def test_a_step_on_a_gpu_waits_for_nothing(tree, tmp_path, anchored, drop_path):
+@pytest.mark.parametrize("objective,anchored,drop_path", KINDS)
+def test_a_step_on_a_gpu_waits_for_nothing(tree, tmp_path, objective, anchored, drop_path):
     """The event is no wait in PyTorch's eyes: none is left of the fake device's list. The first steps compile."""
 
     @contextmanager
@@ -96,4 +104,4 @@ def test_a_step_on_a_gpu_waits_for_nothing(tree, tmp_path, anchored, drop_path):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    few_steps(trainer_of(tree, tmp_path, anchored, f"model.drop_path={drop_path}"), 5, guarded)
+    few_steps(trainer_of(tree, tmp_path, objective, anchored, drop_path), 5, guarded)

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from dinov2.train.trainer import compile_parts, shard
+from tests.dinov2.train import steps
 from tests.dinov2.train.steps import SETTINGS, check_final, check_history, final_parameters, run_steps, steps_config
-from tests.dinov2.train.steps import steps_model as cpu_model
 
 pytestmark = pytest.mark.gpu
 NAME = "train_steps_centering_shared_head"
@@ -17,15 +17,15 @@ TERMS = ("dino_local_crops_loss", "dino_global_crops_loss", "ibot_loss")
 
 
 def steps_model(name: str, cfg):
-    return cpu_model(name, cfg).to("cuda")
+    return steps.steps_model(name, cfg).to("cuda")
 
 
 @pytest.fixture(autouse=True)
 def float32_is_float32() -> Iterator[None]:
     """Convolutions in TF32, as PyTorch has them by default, are nearer to bf16's precision than to float32's."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        torch.compiler.set_stance("default")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+    torch.compiler.set_stance("default")
 
 
 @contextmanager
@@ -63,17 +63,13 @@ def test_bf16_stays_in_its_band(name):
 @pytest.mark.parametrize("dtype,rtol", [(None, 1e-4), (torch.bfloat16, 0.02)])
 def test_compiled_blocks_and_heads_train_alike(dtype, rtol):
     cfg = steps_config(NAME)
-    with_stance, _ = run_steps(NAME, compiled(cfg), cfg, dtype=dtype)
-    torch.compiler.set_stance("force_eager")  # also what is compiled unasked: softmax and cross-entropies
-    plain, _ = run_steps(NAME, steps_model(NAME, cfg), cfg, dtype=dtype)
-    assert_near(plain, with_stance, rtol)
-
-
-def compiled(cfg):
     model = steps_model(NAME, cfg)
     for network in model.networks():
         compile_parts(network)
-    return model
+    compiled, _ = run_steps(NAME, model, cfg, dtype=dtype)
+    torch.compiler.set_stance("force_eager")  # also what is compiled unasked: softmax and cross-entropies
+    plain, _ = run_steps(NAME, steps_model(NAME, cfg), cfg, dtype=dtype)
+    assert_near(plain, compiled, rtol)
 
 
 @pytest.mark.parametrize("dtype,rtol", [(None, 1e-4), (torch.bfloat16, 0.02)])
