@@ -38,6 +38,8 @@ setup(
         "dicom": ["pydicom>=3.0.2"],
         "fits": ["astropy>=8.0"],
         "nifti": ["nibabel>=5.4"],
+        "zarr": ["zarr>=3.0"],
+        "microscopy": ["nd2>=0.10", "czifile>=2019.7.2", "readlif>=0.6.5"],
         "umap": ["umap-learn>=0.5.7"],
         "parquet": ["pyarrow>=17"],
         "onnx": ["onnx>=1.17", "onnxscript>=0.2"],

@@ -8,6 +8,10 @@ import sys
 # utils.cli says how it ends. sys.argv[0] is -m before the program itself runs, and a program of others is left alone.
 _MODULE = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if sys.argv[:1] == ["-m"] else []
 _OURS = _MODULE and _MODULE[0].partition(".")[0] in ("dinov2", "Neighbor2Neighbor", "toy_mnist", "utils")
+if _OURS and {"-h", "--help"} & set(sys.argv[1:]):
+    from utils import quick_help
+
+    quick_help.install()
 if _OURS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not of a job in the background
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -87,9 +87,9 @@ def _walk(folder: Path, prefix: str, above: set[str], times: dict[str, int]) -> 
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Whether entry is a folder or a link to one; a link to itself is none."""
+    """Whether entry is a folder or a link to one; a link to itself is none, and a Zarr store is an image."""
     try:
-        return entry.is_dir()
+        return entry.is_dir() and not entry.name.lower().endswith(".zarr")
     except OSError:
         return False
 
@@ -97,6 +97,8 @@ def is_folder(entry: os.DirEntry) -> bool:
 def check_file(path: Path | str) -> os.stat_result:
     """What the system says of a file. ImageError where it is none: a pipe or a device would keep its reader waiting."""
     status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode) and str(path).lower().endswith(".zarr"):
+        return status
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(f"{path} cannot be read: it is no file but a folder, pipe, device or socket; remove it")
     return status

@@ -3,10 +3,12 @@
 A page is an image of its own, named as its file with the page's number from 0 before the ending, scan#0003.tif; the
 largest value over all pages is scan#max.tif. list_images(root, stack) makes such names, read_image() reads them. Pages
 are: planes of depth, time or sequence of a TIFF, the first axis of a .npy of [N, H, W] (N, H, W > 4) or [N, H, W, C],
-frames of DICOM, leading axes of FITS, slices along the last axes of NIfTI. Values are the physical ones: with the
+frames of DICOM, leading axes of FITS, slices along the last axes of NIfTI, all axes but height, width and channels of
+Zarr, CZI, ND2 and LIF. Values are the physical ones: with the
 rescaling of DICOM, BSCALE of FITS and the slope of NIfTI. Rows are as stored: FITS counts them from the bottom.
 """
 
+import json
 import logging
 import math
 import re
@@ -110,6 +112,86 @@ def _nifti(path: Path) -> Iterator[Stack]:
     yield Stack(math.prod(shape), (file.shape[1], file.shape[0], 1), page)
 
 
+def _by_axes(axes: str, shape: tuple[int, ...], read: Callable[[tuple], np.ndarray]) -> Stack:
+    """The pages of an array whose axes are named: Y, X, channels C or S; any others are pages, the last the fastest.
+
+    read(index) gives a part of it, as array[index] does.
+    """
+    if "Y" not in axes or "X" not in axes:
+        raise ValueError(f"its axes {axes} {shape} have no height and width")
+    lead = [place for place, axis in enumerate(axes) if axis not in "YXCS"]
+    rest = "".join(axis for axis in axes if axis in "YXCS")
+    sides = dict(zip(axes, shape, strict=True))
+
+    def page(number: int) -> np.ndarray:
+        index: list = [slice(None)] * len(axes)
+        places = np.unravel_index(number, [shape[place] for place in lead]) if lead else ()
+        for place, value in zip(lead, places, strict=True):
+            index[place] = int(value)
+        plane = np.asarray(read(tuple(index)))  # axes as in `rest`
+        order = [rest.index("Y"), rest.index("X"), *(place for place, axis in enumerate(rest) if axis in "CS")]
+        return plane.transpose(order).reshape(sides["Y"], sides["X"], -1)
+
+    channels = math.prod(sides[axis] for axis in rest if axis in "CS")
+    return Stack(math.prod(shape[place] for place in lead), (sides["Y"], sides["X"], channels), page)
+
+
+@contextmanager
+def _zarr(path: Path) -> Iterator[Stack]:
+    import zarr
+
+    opened = zarr.open(path, mode="r")
+    axes = ""
+    if isinstance(opened, zarr.Group):
+        attributes = dict(opened.attrs)
+        scales = attributes.get("ome", attributes).get("multiscales")
+        if not scales:
+            raise ValueError("it is a group without multiscales: name one of its arrays")
+        axes = "".join(axis["name"] for axis in scales[0]["axes"]).upper()
+        opened = opened[scales[0]["datasets"][0]["path"]]
+    # A codec that unpickles would run code of whoever wrote the file.
+    if opened.dtype.kind not in "buif" or "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
+        raise ValueError(f"it holds {opened.dtype}, or is packed by pickle: only plain numbers are read")
+    if not axes:
+        axes = {2: "YX", 3: "YXC" if opened.shape[-1] <= _FEW else "ZYX", 4: "ZYXC"}.get(opened.ndim, "")
+    yield _by_axes(axes, opened.shape, lambda index: opened[index])
+
+
+@contextmanager
+def _nd2(path: Path) -> Iterator[Stack]:
+    import nd2
+
+    with nd2.ND2File(path) as file:
+        array = file.to_dask()
+        yield _by_axes("".join(file.sizes), array.shape, lambda index: array[index].compute())
+
+
+@contextmanager
+def _czi(path: Path) -> Iterator[Stack]:
+    import czifile
+
+    with czifile.CziFile(path) as file:
+        array = file.asarray()
+        axes = file.axes.replace("S", "P").replace("0", "S")  # its S are scenes, its 0 samples of a pixel
+        yield _by_axes(axes, array.shape, lambda index: array[index])
+
+
+@contextmanager
+def _lif(path: Path) -> Iterator[Stack]:
+    from readlif.reader import LifFile
+
+    pages = [
+        (one, z, t) for one in LifFile(path).get_iter_image() for t in range(one.dims.t) for z in range(one.dims.z)
+    ]
+
+    def page(number: int) -> np.ndarray:
+        one, z, t = pages[number]
+        return np.stack([np.asarray(one.get_frame(z=z, t=t, c=c)) for c in range(one.channels)], axis=-1)
+
+    first = pages[0][0]
+    yield Stack(len(pages), (first.dims.y, first.dims.x, first.channels), page)
+
+
 class Reader(NamedTuple):
     open: Callable[[Path], AbstractContextManager[Stack]]
     library: str = ""
@@ -121,6 +203,9 @@ READERS = {
     ".dcm": Reader(_dicom, "pydicom", "dicom"),
     ".fits": Reader(_fits, "astropy", "fits"), ".fit": Reader(_fits, "astropy", "fits"),
     ".fts": Reader(_fits, "astropy", "fits"),
+    ".zarr": Reader(_zarr, "zarr", "zarr"),
+    ".nd2": Reader(_nd2, "nd2", "microscopy"), ".czi": Reader(_czi, "czifile", "microscopy"),
+    ".lif": Reader(_lif, "readlif", "microscopy"),
     ".nii": Reader(_nifti, "nibabel", "nifti"), ".nii.gz": Reader(_nifti, "nibabel", "nifti"),
 }  # fmt: skip
 FIELD_EXTENSIONS = tuple(ending for ending, reader in READERS.items() if reader.library)

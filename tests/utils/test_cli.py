@@ -1,5 +1,6 @@
 """How programs end: Ctrl-C while they load and while they work, without a traceback; the device that they choose."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -42,3 +43,29 @@ def test_the_device_is_a_gpu_where_there_is_one(monkeypatch):
     for there, kind in ((True, "mps"), (False, "cpu")):
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=there: there)
         assert distributed.device() == torch.device(kind)
+
+
+def programs() -> list[str]:
+    """All that `python -m` runs, by its last lines."""
+    files = [
+        file for room in ("dinov2", "Neighbor2Neighbor", "toy_mnist", "utils") for file in (ROOT / room).rglob("*.py")
+    ]
+    runs = [
+        file
+        for file in files
+        if "__main__" in (file.name, file.stem) or 'if __name__ == "__main__":' in file.read_text()
+    ]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in runs]
+    names = [name.removesuffix(".__main__").removesuffix(".__init__") for name in names]
+    return sorted(set(names) - {"utils.locks"})  # which scripts alone call
+
+
+@pytest.mark.parametrize("program", programs())
+def test_help_does_not_wait_for_what_loads_slowly(program):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shown = subprocess.run([sys.executable, "-m", program, "--help"], cwd=ROOT, text=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime  # of a core: others may be busy
+    assert shown.returncode == 0 and not shown.stderr, shown.stderr
+    assert program.rpartition(".")[2] in shown.stdout
+    assert seconds < 2

@@ -1,5 +1,7 @@
 """Stacks, and files of the fields' own formats, written by their real libraries; EXIF's orientation."""
 
+import json
+import pickle
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,9 +61,24 @@ def write_ome(path: Path, array: np.ndarray) -> None:
     tifffile.imwrite(path, both, ome=True, metadata={"axes": "ZCYX" if array.ndim == 3 else "CYX"})
 
 
+def write_zarr(path: Path, array: np.ndarray) -> None:
+    pytest.importorskip("zarr").save_array(path, array)
+
+
+def write_ome_zarr(path: Path, array: np.ndarray) -> None:
+    """Two resolutions, two channels: the array and its negative."""
+    zarr = pytest.importorskip("zarr")
+    both, axes = np.stack([array, -array]), "czyx" if array.ndim == 3 else "cyx"
+    group = zarr.create_group(path)
+    for name, part in (("0", both), ("1", both[..., ::2, ::2])):
+        group.create_array(name, data=part)
+    datasets = [{"path": "0"}, {"path": "1"}]
+    group.attrs["ome"] = {"multiscales": [{"axes": [{"name": axis} for axis in axes], "datasets": datasets}]}
+
+
 WRITERS = {
     "dcm": write_dicom, "fits": write_fits, "nii": write_nifti, "nii.gz": write_nifti, "tif": write_tiff,
-    "ome.tif": write_ome, "npy": np.save,
+    "ome.tif": write_ome, "npy": np.save, "zarr": write_zarr, "ome.zarr": write_ome_zarr,
 }  # fmt: skip
 
 
@@ -127,14 +144,68 @@ def _without_pages(opened):
 
 
 @pytest.mark.parametrize("ending,library,extra", [("dcm", "pydicom", "dicom"), ("fits", "astropy", "fits"),
-                                                  ("nii", "nibabel", "nifti")])  # fmt: skip
+                                                  ("nii", "nibabel", "nifti"), ("zarr", "zarr", "zarr"),
+                                                  ("nd2", "nd2", "microscopy"), ("czi", "czifile", "microscopy"),
+                                                  ("lif", "readlif", "microscopy")])  # fmt: skip
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, ending, library, extra):
     (tmp_path / f"x.{ending}").write_bytes(b"whatever")
-    for name in (library, "astropy.io"):
+    for name in (library, "astropy.io", "readlif.reader"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImageError, match=rf"x.{ending}.*need {library}: pip install 'noise-robust-dino\[{extra}\]'"):
         read_image(tmp_path / f"x.{ending}", 1)
-    assert f'"{extra}": ["{library}>=' in (Path(__file__).parents[2] / "setup.py").read_text()
+    extras = (Path(__file__).parents[2] / "setup.py").read_text()
+    assert f'"{library}>=' in extras.split(f'"{extra}": [')[1].split("]")[0]
+
+
+@pytest.mark.parametrize("ending", ["nd2", "czi", "lif"])
+def test_what_only_a_microscope_writes_is_named_where_it_is_damaged(tmp_path, ending):
+    """No library writes these: what a whole file gives is not tested."""
+    pytest.importorskip({"nd2": "nd2", "czi": "czifile", "lif": "readlif"}[ending])
+    (tmp_path / f"x.{ending}").write_bytes(b"whatever" * 50)
+    assert list_images(tmp_path, "pages") == [f"x.{ending}"]
+    with pytest.raises(ImageError, match=f"x.{ending} cannot be read"):
+        read_image(tmp_path / f"x.{ending}", 1)
+
+
+def test_axes_may_stand_in_any_order():
+    array = np.arange(2 * 3 * 4 * 5 * 2).reshape(2, 3, 4, 5, 2)
+    stack = readers._by_axes("TCYXZ", array.shape, lambda index: array[index])
+    assert stack.count == 4 and stack.size == (4, 5, 3)
+    assert np.array_equal(stack.page(3), array[1, :, :, :, 1].transpose(1, 2, 0))
+    with pytest.raises(ValueError, match="have no height and width"):
+        readers._by_axes("TZ", (2, 3), None)
+
+
+def test_a_zarr_store_is_an_image_among_class_folders(tmp_path):
+    write_zarr(tmp_path / "train/cells/a.zarr", STACK[0].astype(np.uint8))
+    write_zarr(tmp_path / "train/debris/b.zarr", STACK[0].astype(np.uint8))
+    index = build_index(tmp_path, "train")
+    assert index.relatives == ["train/cells/a.zarr", "train/debris/b.zarr"] and index.classes == ["cells", "debris"]
+
+
+@pytest.mark.parametrize("how", ["codec", "objects"])
+def test_a_zarr_store_that_would_unpickle_is_refused(tmp_path, how):
+    pytest.importorskip("zarr")
+    (tmp_path / "x.zarr").mkdir()
+    header = {"zarr_format": 2, "shape": [4, 4], "chunks": [4, 4], "dtype": "|u1", "fill_value": 0, "order": "C"}
+    header |= {"compressor": None, "filters": [{"id": "pickle", "protocol": 5}]}
+    header |= {"dtype": "|O"} if how == "objects" else {}
+    text = json.dumps(header).replace("pickle", "\\u0070ickle")  # as who hides it would write it
+    (tmp_path / "x.zarr" / ".zarray").write_text(text)
+    (tmp_path / "x.zarr" / "0.0").write_bytes(pickle.dumps(Opens(str(tmp_path / "opened"))))
+    with pytest.raises(ImageError, match="x.zarr cannot be read"):
+        read_image(tmp_path / "x.zarr", 1)
+    assert not (tmp_path / "opened").exists()
+
+
+class Opens:
+    """A pickle of it opens a file when it is loaded."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
 
 
 def test_a_file_with_a_page_in_its_name_is_that_file(tmp_path):
