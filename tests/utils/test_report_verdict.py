@@ -214,6 +214,10 @@ def test_verdict_names_what_is_missing_and_how_little_one_seed_says(data, tmp_pa
     paths = [make_run(tmp_path / method, method, data) for method in ("dinov2", "nct")]
     sentences = said(table_of(*paths))
     assert "Not among these runs: DINOv2 w/ NC, N2N + DINOv2, DINOv2 (clean)." in sentences
+    others = [make_run(tmp_path / "simclr" / method, method, data) for method in ("dinov2", "nc")]
+    for other in others:
+        (other / "config.yaml").write_text("objective: simclr\n" + (other / "config.yaml").read_text())
+    assert "Not among these runs: N2N + SimCLR, SimCLR (clean)." in said(table_of(*others))  # it can't have NCT
     assert "One seed each" in sentences and "400 validation images" in sentences and "±4.9" in sentences
     assert "Not among these runs" not in said(table_of(paths[0]))
 

@@ -93,8 +93,9 @@ def caveats(table: Table) -> list[str]:
     """On which figures the sentences rest, and how well they are known."""
     present = {line.runs[0].name for line in table.lines}
     wanted = [words["name"] for method, words in METHODS.items() if (method, table.noise) != ("clean", "none")]
-    missing = [name.replace("DINOv2", objective) for objective in table.by_objective() for name in wanted]
-    missing = [name for name in missing if name not in present]
+    possible = [name.replace("DINOv2", objective) for objective in table.by_objective() for name in wanted]
+    impossible = [METHODS["nct"]["name"].replace("DINOv2", objective) for objective in WORDS["without_nct"]]
+    missing = [name for name in possible if name not in (*present, *impossible)]
     sentences = [f"Not among these runs: {', '.join(missing)}."] if missing else []
     finals = [[c for line in table.lines + table.floors if (c := line.final(m))] for m in table.metrics]
     kinds = {difference(a.rows, b.rows).over for cells in finals for a, b in pairwise(cells)}

@@ -25,6 +25,7 @@ def test_rows_say_what_they_are_and_are_made_once(run, capsys):
     assert [(row["epoch"], row["metric"]) for row in rows] == [(e, f"knn{k}_top1") for e in (1, 2) for k in (3, 10)]
     for row in rows:
         assert (row["method"], row["noise"], row["dataset"], row["seed"]) == ("dinov2", "gauss50", "digits", 0)
+        assert (row["objective"], row["curriculum"]) == ("dinov2", "none")
         assert row["iteration"] == 10 * row["epoch"] and row["config_hash"] and row["version"]
     assert [row["details"].get("last", False) for row in rows] == [False, True, False, True]
     evaluate(run, "checkpoints=all")

@@ -13,8 +13,8 @@ from tests.conftest import fill_parameters, golden
 from tests.dinov2.objectives.rank_gradients import NAMES, batch_of, config_of, gradients, spread
 from tests.dinov2.train.steps import DISPLAYED, recorded_batch, steps_config
 from tests.dinov2.train.test_curriculum import SHORT, write_denoised
-from tests.dinov2.train.test_ranks import run_ranks
 from tests.dinov2.train.tiny import make_tree, settings
+from tests.ranks import run_ranks
 from utils.results import read_json_lines
 
 OTHERS = [name for name in OBJECTIVES if name != "dinov2"]
@@ -79,7 +79,7 @@ def test_two_ranks_have_the_gradients_of_one(tmp_path):
     """The images of the other rank repel too, and batch normalisation is over both."""
     output = tmp_path / "ranks.pth"
     command = ("-m", "tests.dinov2.objectives.rank_gradients", str(output))
-    assert run_ranks(2, 29700, *command) == [0, 0]
+    assert run_ranks(2, tmp_path, *command) == [0, 0]
     two = torch.load(output, weights_only=True)
     for name in NAMES:
         one = gradients(name)
