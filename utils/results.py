@@ -17,7 +17,7 @@ FIELDS = ("method", "noise", "dataset", "seed", "epoch", "iteration", "metric", 
 # Method → curriculum of its rows: the images that it trains on, in their order.
 CURRICULA = {"dinov2": "none", "nc": "nc", "nct": "nct", "n2n": "denoised", "clean": "clean"}
 FLOORS = ("untrained", "pixels", "public")  # methods of rows that no training has gone into
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 
 def append_json(path: Path, row: dict) -> None:
