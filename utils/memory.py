@@ -3,6 +3,8 @@
 import ctypes
 import sys
 
+from utils import distributed
+
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # parameters of glibc's mallopt
 
 
@@ -11,8 +13,10 @@ def keep_freed_memory() -> None:
 
     Left to itself, glibc maps each large block anew and hands it back when freed. A training step on a CPU frees
     gigabytes of them, and to fault them in again takes a third of its time (docs/performance.md); of an augmentation's,
-    half.
+    half. Not of several ranks on a CPU: one of them has died in glibc's heap, where this puts the large blocks too.
     """
+    if distributed.world_size() > 1 and distributed.device().type == "cpu":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
-from utils.files import atomic_path
+from utils.files import atomic_path, named
 from utils.results import append_json, read_json_lines
 
 
@@ -25,13 +26,24 @@ class MetricsLog:
             rows = [row for row in read_json_lines(self.path) if row[clock] <= after]
             with atomic_path(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.board = SummaryWriter(str(Path(run) / "tensorboard"), purge_step=after + 1 if after else None)
+        self.folder = Path(run) / "tensorboard"
+        threading.excepthook = _print_unless_raised_again
+        with named(self.folder):
+            self.board = SummaryWriter(str(self.folder), purge_step=after + 1 if after else None)
 
     def write(self, row: dict) -> None:
         append_json(self.path, row)
-        for key, value in row.items():
-            if isinstance(value, int | float) and key != self.clock:
-                self.board.add_scalar(key, value, row[self.clock])
+        with named(self.folder):
+            for key, value in row.items():
+                if isinstance(value, int | float) and key != self.clock:
+                    self.board.add_scalar(key, value, row[self.clock])
 
     def close(self) -> None:
-        self.board.close()
+        with named(self.folder):
+            self.board.close()
+
+
+def _print_unless_raised_again(arguments: threading.ExceptHookArgs) -> None:
+    """What TensorBoard's own thread can't write is raised by the next write or close, which name the folder."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)

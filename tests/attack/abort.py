@@ -35,7 +35,7 @@ from tests.ranks import backtraces, environment, free_port, keep_core
 from utils import cli, distributed, memory
 
 MEMORY = ("kept", "glibc's own")  # whether keep_freed_memory is called
-KEEP = memory.keep_freed_memory
+KEEP = memory.keep_freed_memory  # which does nothing once a rank has joined others on a CPU
 RUNS = 10  # of a pair
 STEPS = 4
 SECONDS = 3600  # after which a pair counts as hanging: for machines that are busy

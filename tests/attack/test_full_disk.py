@@ -2,20 +2,27 @@
 
 import errno
 import os
+import re
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dinov2 import export
+from dinov2 import checkpoint, export
 from dinov2.config import load_config, save_run_config
 from dinov2.eval import common, linear, pca
 from dinov2.eval.probes import Probes
+from dinov2.train.__main__ import main as train
+from tests import killing
+from tests.dinov2.train.tiny import make_tree, settings
 from utils import images, locks
 from utils.report import __main__ as report
-from utils.results import append_result
+from utils.results import append_result, read_json_lines
 
 ROW = {"method": "dinov2", "noise": "none", "dataset": "x", "seed": 0, "epoch": 1, "iteration": 1, "metric": "m",
        "value": 1.0, "view": "noisy", "protocol": "full"}  # fmt: skip
@@ -58,14 +65,21 @@ WRITERS = {
 }
 
 
+@contextmanager
+def small(disk: Path, size: str) -> Iterator[Path]:
+    disk.mkdir(parents=True)
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk])
+
+
 @pytest.fixture
 def small_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk]).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk])
+    with small(tmp_path / "disk", "100k") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.__name__)
@@ -87,6 +101,51 @@ def test_an_export_and_a_report_name_what_they_could_not_write(small_disk, tmp_p
     with pytest.raises(OSError, match="No space left on device.*report.html"):
         report.main([str(tmp_path / "run"), "--output", str(small_disk / "report.html"), "--title", "x" * 200_000])
     assert list(small_disk.iterdir()) == []
+
+
+def fill(disk: Path, room: int) -> None:
+    (disk / "ballast").unlink(missing_ok=True)
+    (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - room))
+
+
+def train_into(run: Path, tree: Path) -> tuple[int, str]:
+    """Exit code of two epochs, each with a checkpoint, and what was said."""
+    arguments, log = settings(tree, run, "train.epochs=2", "train.eval_every=1"), tree.parent / "log"
+    code = killing.end(killing.start(train, arguments, log))
+    said = log.read_text()
+    log.unlink()
+    return code, said
+
+
+def test_a_training_names_what_it_could_not_write_and_goes_on_when_there_is_room(tmp_path):
+    tree = make_tree(tmp_path / "tiny")
+    assert train_into(tmp_path / "whole", tree)[0] == 0
+    with small(tmp_path / "disk", "40m") as disk:
+        # Room for the first files, of a page each; for the first of two checkpoints.
+        for room, names in ((20_480, r"metrics\.jsonl|tensorboard"), (14_000_000, "checkpoints/iter_0000000006")):
+            fill(disk, room)
+            code, said = train_into(disk / "run", tree)
+            (last,) = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert code == 2 and re.search(f"run/({names})", last) and "Traceback" not in said, said
+        assert [c.iteration for c in checkpoint.list_checkpoints(disk / "run")] == [3]
+        (disk / "ballast").unlink()
+        code, said = train_into(disk / "run", tree)
+        assert code == 0 and "resumes from" in said, said
+        ends = [checkpoint.latest(run).teacher for run in (tmp_path / "whole", disk / "run")]
+        one, other = (checkpoint.load_tensors(end)["teacher"] for end in ends)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+        rows = [row["iteration"] for row in read_json_lines(disk / "run/metrics.jsonl")]
+        assert rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_training_names_the_folder_of_tensorboard(tmp_path):
+    tree = make_tree(tmp_path / "tiny")
+    with small(tmp_path / "run/tensorboard", "16k") as disk:
+        fill(disk, 4096)
+        code, said = train_into(tmp_path / "run", tree)
+    (last,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 2 and "No space left on device: " in last and "run/tensorboard" in last, said
+    assert "Traceback" not in said
 
 
 def test_what_kills_left_goes_at_the_next_start_and_what_is_in_use_stays(tmp_path):
