@@ -411,7 +411,7 @@ def test_runs_of_several_objectives_stand_apart(tmp_path):
 
 
 def label_free_row(run, metric, value, epoch):
-    row = read_results(run)[0] | {"metric": metric, "value": value, "epoch": epoch, "protocol": "label_free"}
+    row = read_results(run)[0] | {"metric": metric, "value": value, "epoch": epoch, "details": {"by_chance": 0.125}}
     append_result(run / "results.jsonl", row)
 
 
@@ -423,8 +423,8 @@ def test_figures_without_labels_are_shown_and_unknown_ones_with_them(tmp_path):
     label_free_row(run, "effective_rank", 7.5, 4)
     label_free_row(run, "another_<i>_figure", 0.25, 4)
     text = part(label_free, find_runs([run]))
-    assert text.count("<svg role") == 1 and ">14</td>" in text and ">12</td>" not in text  # the last of each
-    assert "RankMe after the mean" in text and "another &lt;i&gt; figure" in text and ">0.25</td>" in text
+    assert text.count("<svg role") == 1 and ">14<small>" in text and ">12<small>" not in text  # the last of each
+    assert "RankMe after the mean" in text and "another &lt;i&gt; figure" in text and ">0.25<small>chance 0.12" in text
 
 
 def test_maps_of_the_features(tmp_path):

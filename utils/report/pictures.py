@@ -13,7 +13,7 @@ import numpy as np
 from utils.images import denoised_root, grey_levels, list_images, read_image, read_manifest, twin, visible
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.report.data import Run, label
-from utils.report.plots import data_uri, scatter
+from utils.report.plots import SERIES, data_uri, scatter
 from utils.report.table import Table
 from utils.values import Values, reading
 
@@ -138,7 +138,7 @@ def feature_map(name: str, path: Path) -> dict:
     content, drawn = json.loads(path.read_text()), path.with_name("map.png")
     points = [(x, y, str(label or "")) for x, y, _, label in content["points"]]
     uri = data_uri(read_image(drawn), MAP) if drawn.is_file() else ""
-    labelled = any(label for _, _, label in points)
-    charts = [scatter(points, LABELLED if labelled else "A point is an image.")] if labelled or not uri else []
+    told = 1 < len({label for _, _, label in points}) <= len(SERIES)
+    charts = [scatter(points, LABELLED if told else "A point is an image.")] if told or not uri else []
     figures = {"method": content["method"], "explained": content.get("explained") or [], "count": len(points)}
     return {"name": name, "figures": figures, "uri": uri, "charts": charts}

@@ -14,7 +14,7 @@ from utils.report.plots import Series, line_chart
 from utils.report.table import title_of
 
 LEVELS = ("easy", "medium", "hard")  # of landmarks
-SHOWN = r"(linear|knn\d+)_top1|robustness_.*|map_(easy|medium|hard)"  # metrics that other sections show
+SHOWN = r"(linear|knn\d+)_top1|robustness_.*|map_(easy|medium|hard|explained)"  # metrics that other sections show
 
 
 def robustness(runs: list[Run]) -> dict | None:
@@ -46,7 +46,7 @@ def sigma_of(noise: str) -> float:
 def label_free(runs: list[Run]) -> dict | None:
     """Figures without labels, and all others that no section of their own shows: the last of each run."""
     last = {
-        (run.path, row["metric"], row["view"]): row["value"]
+        (run.path, row["metric"], row["view"]): row
         for run in runs
         for row in sorted(run.rows, key=lambda row: row["epoch"])
         if not re.fullmatch(SHOWN, row["metric"])
