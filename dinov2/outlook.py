@@ -50,8 +50,8 @@ def measure_training(stage, measured: bool) -> tuple[float, int]:
     from dinov2.train.trainer import Trainer
 
     model = curriculum.build_model(stage)
-    sizes = [sum(p.numel() for p in network.parameters()) for network in (model.student, model.teacher)]
-    size = 4 * (3 * sizes[0] + 2 * sizes[1])  # student, both moments of Adam; teacher, whole and for evaluation
+    counted = [model.student, model.student, *model.trained(), model.published()]  # moments; networks; for evaluation
+    size = 4 * sum(p.numel() for network in counted for p in network.parameters())
     if not measured:
         return 0.0, size
     images = dataset_from_config(stage.cfg, "train", ("noisy",) * (2 if stage.anchor else 1))
