@@ -73,7 +73,7 @@ class Request:
     labels: str | None = None
     weights: str | None = None  # a backbone to continue from
     channels: str | int | None = None
-    values: str = "auto"
+    values: str | None = None
     stack: str = "refuse"
     subsample: int | None = None
     evaluate: Sequence[str] = ()
@@ -110,7 +110,8 @@ def pretrain(folder: Path | str, *settings: str, **options) -> Path:
     o = request.options()
     check_early(request, o)
     layout = Layout(request.val, o.given("data.group"), o.given("data.labels"), stack=request.stack)
-    survey = request.look(o.data, layout, o.given("data.values") or request.values)
+    scaled = Options(scale=request.scale).of_scale("data.values") if request.scale else None
+    survey = request.look(o.data, layout, o.given("data.values") or request.values or scaled or "auto")
     total = survey.count
     if request.steps and not o.dry and (names := trial_images(request, o)):
         o.data = f"{o.output}/images-{len(names)}"
@@ -158,7 +159,7 @@ def trial_images(request: Request, o: Options) -> list[str]:
 
 
 def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
-    scale, weights = request.scale, request.weights
+    scale, weights = request.scale, request.weights or o.given("model.pretrained")
     first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, weights)
     o.scale = str(first.value)
     base = OmegaConf.to_container(OmegaConf.load(o.scale_file))
@@ -322,7 +323,7 @@ def make_parser() -> Parser:
     add("--labels", metavar="CSV", help="path,label[,split] [the folders are the classes]")
     add("--from", dest="weights", metavar="WEIGHTS", help="a backbone to continue from, see docs/public_weights.md")
     add("--channels", metavar="N", help="keep images of N channels, or of the majority [all have the same number]")
-    add("--values", default="auto", metavar="RULE", help="auto, full, percentile, range=[lo,hi], log [auto]")
+    add("--values", metavar="RULE", help="auto, full, percentile, range=[lo,hi], log [the scale's, else auto]")
     add("--stack", default="refuse", metavar="HOW", help="files of several pages: refuse, pages, max [refuse]")
     add("--subsample", type=number, metavar="N", help="the denoiser learns from every N-th pixel [2 where noise is "
         "correlated over one]")  # fmt: skip
