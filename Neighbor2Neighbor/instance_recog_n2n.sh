@@ -11,22 +11,6 @@
 #   --dry-run      print the commands, run nothing
 #
 # The copies are noisy_jpg-<noise>-denoised/ beside each jpg/, where the evaluation looks for them. Finished ones are skipped.
-set -eu
-. "$(dirname "$0")/common.sh"
-
-data=$(absolute "${data:-.}")
-models=$(absolute "${models:-$root/runs/imagenet100}")
-[ ! -d "$data/datasets" ] || data=$data/datasets
-for dataset in roxford5k rparis6k; do
-    if [ ! -d "$data/$dataset/jpg" ]; then
-        echo "error: $data/$dataset/jpg is missing; name the folder of both sets by --data DIR" >&2
-        exit 2
-    fi
-done
-
-for noise in $noises; do
-    for dataset in roxford5k rparis6k; do
-        module Neighbor2Neighbor.denoise --model "$models/$noise/denoiser/unet.pth" --data "$data/$dataset/jpg" \
-            --noise "$noise" "$@"
-    done
-done
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/exps/env.sh"
+pipeline instance_recog_n2n "$@"

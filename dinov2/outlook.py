@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -14,8 +16,8 @@ from dinov2.run.survey import Survey
 MEASURED_S = 3.0  # seconds of training steps that the estimate is made of
 
 
-def costs_of(o: Options, survey: Survey, found: dict, measured: bool) -> dict[str, float]:
-    """Bytes of disk and, where they are measured, seconds of the parts."""
+def costs_of(o: Options, survey: Survey, found: dict) -> dict[str, float]:
+    """Seconds of the parts by name, and bytes of disk as "disk". found: what Neighbor2Neighbor.outlook says."""
     from dinov2.config import load_config
     from dinov2.train import curriculum
 
@@ -32,7 +34,7 @@ def costs_of(o: Options, survey: Survey, found: dict, measured: bool) -> dict[st
     for stage in runs.values():
         anchored = bool(stage.anchor)
         if anchored not in times:
-            times[anchored] = measure_training(stage, measured)
+            times[anchored] = measure_training(stage)
         seconds, size = times[anchored]
         train = stage.cfg.train
         kept = len({*range(train.eval_every, stage.stop_epoch + 1, train.eval_every), *stage.keep}) + train.keep_last
@@ -41,7 +43,7 @@ def costs_of(o: Options, survey: Survey, found: dict, measured: bool) -> dict[st
     return costs
 
 
-def measure_training(stage, measured: bool) -> tuple[float, int]:
+def measure_training(stage) -> tuple[float, int]:
     """Seconds of an iteration of a stage, by some on the folder's own images, and bytes of a checkpoint."""
     import torch
 
@@ -52,8 +54,6 @@ def measure_training(stage, measured: bool) -> tuple[float, int]:
     model = curriculum.build_model(stage)
     counted = [model.student, model.student, *model.trained(), model.published()]  # moments; networks; for evaluation
     size = 4 * sum(p.numel() for network in counted for p in network.parameters())
-    if not measured:
-        return 0.0, size
     images = dataset_from_config(stage.cfg, "train", ("noisy",) * (2 if stage.anchor else 1))
     images.keep(list(range(min(64, len(images)))))
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +70,18 @@ def measure_training(stage, measured: bool) -> tuple[float, int]:
             else:
                 done += 1
     raise AssertionError("the order of images has no end")
+
+
+def check_disk(output: str, need: float) -> None:
+    """Says how much is needed and free. ValueError where what is not there yet does not fit."""
+    there = sum(path.lstat().st_size for path in Path(output).rglob("*"))
+    free = shutil.disk_usage(output).free
+    print(f"disk: {need / 1e9:.2g} GB needed for checkpoints and the denoised copy, {free / 1e9:.3g} GB free")
+    if need - there > free:
+        raise ValueError(
+            f"{output} lies on a disk with {free / 1e9:.3g} GB free, {need / 1e9:.3g} GB are needed: give --output on "
+            "another one, or keep fewer checkpoints (train.eval_every=N)"
+        )
 
 
 def duration(seconds: float) -> str:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import signal
+import shlex
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from omegaconf import OmegaConf
 from dinov2 import CommandModule
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS
-from dinov2.outlook import costs_of, duration
+from dinov2.outlook import check_disk, costs_of, duration
 from dinov2.run import stages
 from dinov2.run.choices import Choice, Hardware, choose, choose_denoiser, choose_scale
 from dinov2.run.options import (
@@ -42,7 +41,7 @@ from dinov2.run.options import (
     split_words,
     tidy,
 )
-from dinov2.run.pipeline import CommandFailed, Runner, environment
+from dinov2.run.pipeline import CommandFailed, Runner, environment, sums
 from dinov2.run.subset import link, spread
 from dinov2.run.survey import Survey, look_at
 from utils import cli
@@ -74,7 +73,7 @@ class Request:
     labels: str | None = None
     weights: str | None = None  # a backbone to continue from
     channels: str | int | None = None
-    values: str = "auto"
+    values: str | None = None
     stack: str = "refuse"
     subsample: int | None = None
     evaluate: Sequence[str] = ()
@@ -111,7 +110,8 @@ def pretrain(folder: Path | str, *settings: str, **options) -> Path:
     o = request.options()
     check_early(request, o)
     layout = Layout(request.val, o.given("data.group"), o.given("data.labels"), stack=request.stack)
-    survey = request.look(o.data, layout, o.given("data.values") or request.values)
+    scaled = Options(scale=request.scale).of_scale("data.values") if request.scale else None
+    survey = request.look(o.data, layout, o.given("data.values") or request.values or scaled or "auto")
     total = survey.count
     if request.steps and not o.dry and (names := trial_images(request, o)):
         o.data = f"{o.output}/images-{len(names)}"
@@ -120,9 +120,10 @@ def pretrain(folder: Path | str, *settings: str, **options) -> Path:
             o.overrides.append("data.labels=labels.csv")
         survey = request.look(o.data, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule))
     plan = Plan(o, survey, choices_of(request, o, survey), total)
-    plan.fill(list(request.evaluate))
-    plan.describe()
-    return plan.run(request.subsample)
+    with locked(o.output, "-quickstart"):
+        plan.fill(list(request.evaluate))
+        plan.describe()
+        return plan.run(request.subsample)
 
 
 def check_early(request: Request, o: Options) -> None:
@@ -158,7 +159,7 @@ def trial_images(request: Request, o: Options) -> list[str]:
 
 
 def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
-    scale, weights = request.scale, request.weights
+    scale, weights = request.scale, request.weights or o.given("model.pretrained")
     first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, weights)
     o.scale = str(first.value)
     base = OmegaConf.to_container(OmegaConf.load(o.scale_file))
@@ -196,7 +197,12 @@ class Plan:
         o.evals = evaluate or [*(["linear", "knn"] if labelled else []), "label_free", "pca", "map"]
         self.write()
         finish(o)
-        stages.check_settings(o)
+        size = stages.check_settings(o).crops.global_size
+        if size > 2 * survey.side:
+            raise ValueError(
+                f"crops.global_size={size} would enlarge images of {survey.side} px more than twice: give a "
+                "smaller one, or leave it and --scale out"
+            )
 
     def write(self) -> None:
         content = OmegaConf.create({})
@@ -243,50 +249,38 @@ class Plan:
         run = Runner(o.output, o.dry).run
         parts = {"denoiser": stages.train_denoiser, "noise": stages.check_noise, "denoised copy": stages.denoise}
         parts |= {"pretraining": stages.pretrain, "evaluation": stages.evaluate, "report": stages.report}
-        if o.dry:
-            for stage in parts.values():
-                run(stage(o))
-            return Path(last)
-        with locked(o.output, "-quickstart"):
+        if not o.dry:
             self.outlook(subsample)
-            for name, stage in parts.items():
-                print(f"== {name}", flush=True)
-                run(stage(o))
-        print(f"== {duration(time.monotonic() - started)}; the report: {o.output}/report.html")
-        print(f"== features of any folder: python -m dinov2.embed {last} DIR --output features.parquet", flush=True)
+        for name, stage in parts.items():
+            print(f"== {name}", flush=True)
+            run(stage(o))
+        if not o.dry:
+            print(f"== {duration(time.monotonic() - started)}; the report: {o.output}/report.html")
+            embed = shlex.join(["python", "-m", "dinov2.embed", last, o.data, "--output", "features.csv"])
+            print(f"== features of this or any other folder: {embed}", flush=True)
         return Path(last)
 
     def outlook(self, subsample: int | None) -> None:
         """Says what it costs, and decides by the noise whether the denoiser learns from every second pixel. Kept in
-        <output>/outlook.json, so that a call that goes on is neither decided anew nor delayed."""
-        o = self.o
-        path, key = Path(o.output, "outlook.json"), json.dumps([o.denoiser, o.reading, o.data])
+        <output>/outlook.json, so that a call that goes on is neither decided anew nor delayed.
+        """
+        o, path = self.o, Path(self.o.output, "outlook.json")
+        of = sums(o.overlay) + json.dumps([o.denoiser, o.reading, o.data, o.methods, o.seeds, o.gpus, o.overrides])
         found = json.loads(path.read_text()) if path.is_file() else {}
-        begun = found.get("of") == key
-        if not begun:
-            found = {"of": key} | self._ask_denoiser()
+        if found.get("of") != of:
+            found = self._ask_denoiser()
+            found |= {"of": of, "costs": costs_of(o, self.survey, found)}
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(found))
         print("noise: " + "; ".join(found["verdict"]))
-        chosen = subsample or found["subsample"]
-        if chosen > 1:
+        if (chosen := subsample or found["subsample"]) > 1:
             o.denoiser += ["--subsample", str(chosen)]
             print(f"  denoiser --subsample {chosen}: {'as asked' if subsample else 'by the verdict above'}")
-        costs = costs_of(o, self.survey, found, measured=not begun)
-        need, free = costs.pop("disk"), shutil.disk_usage(o.output).free
-        print(f"disk: {need / 1e9:.2g} GB needed for checkpoints and the denoised copy, {free / 1e9:.3g} GB free")
-        if need > free and not begun:
-            raise ValueError(
-                f"{o.output} lies on a disk with {free / 1e9:.3g} GB free, {need / 1e9:.3g} GB are needed: give "
-                "--output on another one, or keep fewer checkpoints (train.eval_every=N)"
-            )
-        if not begun:
-            words = ", ".join(f"{name} {duration(seconds)}" for name, seconds in costs.items())
-            total = duration(sum(costs.values()))
-            print(
-                f"time: about {total} by the first batches on this machine, evaluation not counted ({words})",
-                flush=True,
-            )
+        need, seconds = found["costs"].pop("disk"), found["costs"]
+        check_disk(o.output, need)
+        words = ", ".join(f"{name} {duration(part)}" for name, part in seconds.items())
+        total = duration(sum(seconds.values()))
+        print(f"time: about {total} by the first batches on this machine, evaluation not counted ({words})", flush=True)
 
     def _ask_denoiser(self) -> dict:
         command = stages.denoiser_command(self.o, self.o.noises[0])
@@ -329,7 +323,7 @@ def make_parser() -> Parser:
     add("--labels", metavar="CSV", help="path,label[,split] [the folders are the classes]")
     add("--from", dest="weights", metavar="WEIGHTS", help="a backbone to continue from, see docs/public_weights.md")
     add("--channels", metavar="N", help="keep images of N channels, or of the majority [all have the same number]")
-    add("--values", default="auto", metavar="RULE", help="auto, full, percentile, range=[lo,hi], log [auto]")
+    add("--values", metavar="RULE", help="auto, full, percentile, range=[lo,hi], log [the scale's, else auto]")
     add("--stack", default="refuse", metavar="HOW", help="files of several pages: refuse, pages, max [refuse]")
     add("--subsample", type=number, metavar="N", help="the denoiser learns from every N-th pixel [2 where noise is "
         "correlated over one]")  # fmt: skip
@@ -357,7 +351,6 @@ def main(argv: list[str]) -> int:
     if channels not in (None, "majority") and not (channels.isdecimal() and int(channels)):
         raise ValueError(f"--channels {channels}: give a whole number, or majority")
     words.remove(folders[0])
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the command is ended too
     try:
         pretrain(folders[0], *words, **{name: value for name, value in found.items() if value is not None})
     except CommandFailed as failure:

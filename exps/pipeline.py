@@ -1,4 +1,4 @@
-"""Runs a script of this folder: its stages with its own defaults. Called by the .sh of the same name, from anywhere."""
+"""Runs a script of this folder, its stages with its own defaults, or of Neighbor2Neighbor/: called by its .sh."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from denoisers import instance_recog_n2n, linear_probe_n2n
+from denoisers import parse as parse_denoisers
+
 from dinov2.eval import FLOORED
 from dinov2.run.options import PYTHON, Options, help_text, parse
 from dinov2.run.pipeline import CommandFailed, Runner, say
@@ -36,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NINE = "gauss50 gauss100 gauss255 speckle0.4 speckle0.7 speckle1.0 shot10 shot3 shot1".split()
 IMAGENET100 = {"scale": "imagenet100", "evals": ["linear"], "checkpoints": "all"}
 IMAGENET1K = {"noises": ["gauss255", "gauss100"], "methods": ["dinov2", "n2n", "nc", "nct"], "evals": ["linear"]}
+DENOISERS = {"linear_probe_n2n": linear_probe_n2n, "instance_recog_n2n": instance_recog_n2n}
 DEFAULTS = {
     "linear_probe": Options(noises=NINE, methods=["dinov2", "n2n", "nc"], **IMAGENET100),
     # The four noises whose λ was published.
@@ -45,6 +49,8 @@ DEFAULTS = {
 
 
 def main(script: str, caller: str, argv: list[str]) -> int:
+    if script in DENOISERS:
+        return denoisers(script, caller, argv)
     defaults = DEFAULTS.get(script, Options())
     if {"-h", "--help"} & set(argv):
         print(help_text(about(script), defaults))
@@ -78,9 +84,23 @@ def main(script: str, caller: str, argv: list[str]) -> int:
     return 0
 
 
-def about(script: str) -> str:
+def denoisers(script: str, caller: str, argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(about(script, "Neighbor2Neighbor"))
+        return 0
+    options = parse_denoisers(argv)
+    os.chdir(ROOT)
+    try:
+        Runner("", options.dry).run(DENOISERS[script](options, caller, str(ROOT)))
+    except CommandFailed as failure:
+        print(failure, file=sys.stderr)
+        return failure.code
+    return 0
+
+
+def about(script: str, folder: str = "exps") -> str:
     """The comment that a script begins with."""
-    lines = (ROOT / f"exps/{script}.sh").read_text().splitlines()[1:]
+    lines = (ROOT / folder / f"{script}.sh").read_text().splitlines()[1:]
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(line[2:] for line in lines[:end])
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from dinov2.data.index import build_index, has_images
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS, FLOORED
@@ -228,12 +230,12 @@ def why_no_accuracy(o: Options) -> str:
     return ""
 
 
-def check_settings(o: Options) -> None:
-    """ValueError for a key or value that a run would refuse, before the first command."""
+def check_settings(o: Options) -> DictConfig:
+    """The last run's settings. ValueError for what any run would refuse, before the first command."""
     from dinov2.config import load_config  # here, as it loads slowly
 
-    for noise, method in runs_of(o):
-        load_config([*train_arguments(o, noise, method, o.seeds[0]), *o.eval_overrides])
+    runs = [load_config([*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides]) for run in runs_of(o)]
+    return runs[-1]
 
 
 def layout(o: Options) -> Layout:

@@ -146,6 +146,14 @@ def test_mixed_channels_are_counted_and_the_majority_kept_on_request(tmp_path, c
     assert "data.mixed=keep" in printed and printed.count("--mixed keep") == 3 and "--format npy" in printed
 
 
+def test_a_scale_that_scales_values_is_followed(tmp_path, capsys):
+    folder = make_images(tmp_path / "d", side=64)
+    assert main([str(folder), "--scale", "mstar", "--dry-run", "--output", str(tmp_path / "o")]) == 0
+    printed = capsys.readouterr().out
+    assert "data.values = log=[1,255]" in printed and "--values 'log=[1,255]'" in printed
+    assert "dinov2.train mstar " in printed
+
+
 def write_rows(path: Path, rows: list) -> Path:
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([["path", "label"], *rows])
@@ -190,6 +198,8 @@ def test_a_group_in_both_splits(tmp_path):
         (["--values", "wide"], "wide"),
         (["data.in_chans=1"], "give it as --channels"),
         (["crops.global_size=33"], "crops.global_size=33 is no multiple of model.patch_size=8"),
+        (["crops.global_size=224"], "crops.global_size=224 would enlarge images of 32 px"),
+        (["--scale", "imagenet100"], "crops.global_size=224 would enlarge images of 32 px"),
         (["another folder"], "give one folder of images, not 2"),
         (["--scale", "imagenet100", "--noise", "shot3"], "give anchor.weights.shot3=NUMBER"),
         (["--output", "DIR/runs"], "lies inside"),
@@ -214,15 +224,15 @@ def test_images_too_small_for_crops(tmp_path):
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch, capsys):
     folder, asked = make_images(tmp_path / "d"), {"verdict": ["independent"], "subsample": 1}
     monkeypatch.setattr("dinov2.pretrain.Plan._ask_denoiser", lambda plan: asked | {"step_s": 3.6, "megapixel_s": 1.0})
-    monkeypatch.setattr("dinov2.outlook.measure_training", lambda stage, measured: (1.0, 10**9))
+    monkeypatch.setattr("dinov2.outlook.measure_training", lambda stage: (1.0, 10**9))
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2 * 10**9))
-    sentence = refused(folder, "--output", tmp_path / "o")
+    refused(folder, "--output", tmp_path / "o")
+    sentence = refused(folder, "--output", tmp_path / "o")  # the second time as the first
     # Epochs 20, 40, 60 and 70 of the denoised run, 20 and 30 of the noisy one, and of each one to go on from.
     assert "2 GB free, 8 GB are needed" in sentence and "give --output on another one" in sentence
     assert not (tmp_path / "o/none").exists()
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**12))
     monkeypatch.setattr("dinov2.pretrain.Runner.run", lambda runner, steps: None)
-    (tmp_path / "o/outlook.json").unlink()
     assert main([str(folder), "--output", str(tmp_path / "o")]) == 0
     # 1,000 steps of the denoiser; 70 epochs of 10 iterations, then 30.
     assert re.search(r"time: about 1 h 17 min .*\(denoiser 1 h 0 min, denoised copy 0 s, n2n 12 min, nct 5 min\)",
@@ -238,6 +248,17 @@ def test_a_part_of_a_folder_keeps_its_folders_and_its_labels(tmp_path):
     link(folder, names, tmp_path / "part", str(table))
     assert list_images(tmp_path / "part") == sorted(names)
     assert len((tmp_path / "part/labels.csv").read_text().splitlines()) == 11
+
+
+def test_a_trial_of_a_large_folder_is_made_on_a_part_of_it(tmp_path, monkeypatch, capsys):
+    folder = make_images(tmp_path / "d", number=200, folders=("a", "b"))
+    table = write_rows(tmp_path / "l.csv", [[name, name[0]] for name in list_images(folder)])
+    monkeypatch.setattr("dinov2.pretrain.Plan.run", lambda plan, subsample: plan)
+    plan = dinov2.pretrain(folder, output=tmp_path / "o", steps=1, labels=str(table), group=r"\d+")
+    assert plan.o.data == str(tmp_path / "o/images-256") and len(list_images(plan.o.data)) == 256
+    assert plan.survey.labelled and plan.o.given("data.labels") == "labels.csv" and plan.survey.count == 256
+    assert len(plan.survey.val.relatives) in (25, 26, 27)
+    assert "a trial on 256 of 400 images, linked in" in capsys.readouterr().out
 
 
 def test_a_folder_of_many_files_is_listed_within_its_bound(tmp_path):
@@ -264,7 +285,7 @@ def test_help_is_quick_and_loads_no_torch():
 def test_a_flat_folder_to_the_report_and_its_features(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("dinov2.outlook.MEASURED_S", 0.0)
     folder = make_images(tmp_path / "my scans")
-    words = dict(output=tmp_path / "o", steps=2, seeds=[1])
+    words = dict(output=tmp_path / "o", steps=2, seeds=[1], evaluate=["label_free"])
     run = dinov2.pretrain(folder, "model.depth=1", "train.precision=fp32", **words)
     printed = capfd.readouterr().out
     assert run == tmp_path / "o/none/nct-seed1" and (tmp_path / "o/report.html").is_file()
@@ -275,5 +296,5 @@ def test_a_flat_folder_to_the_report_and_its_features(tmp_path, monkeypatch, cap
     asked = json.loads((tmp_path / "o/outlook.json").read_text())
     assert dinov2.pretrain(folder, "model.depth=1", "train.precision=fp32", **words) == run
     printed = capfd.readouterr().out
-    assert printed.count("finished before: ") >= 4 and "time: about" not in printed
+    assert printed.count("finished before: ") == 5 and "time: about" in printed
     assert json.loads((tmp_path / "o/outlook.json").read_text()) == asked
