@@ -70,7 +70,7 @@ def train(images: list[Tensor], steps: int, batch: int, seed: int) -> torch.nn.M
 
     loss, physics = SureGaussianLoss(sigma=0.1, unsure=True), Denoising()
     model = lambda y, physics=None, **_: network(y)  # noqa: E731 - as the loss calls it
-    model.training = True
+    model.training = True  # type: ignore[attr-defined]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in progress(range(steps), total=steps, desc="UNSURE", unit="step"):
         y = torch.stack([crop(images[int(i)]) for i in torch.randint(len(images), (batch,))])

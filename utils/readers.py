@@ -154,7 +154,7 @@ def _zarr(path: Path) -> Iterator[Stack]:
         raise ValueError(f"it holds {opened.dtype}, or is packed by pickle: only plain numbers are read")
     if not axes:
         axes = {2: "YX", 3: "YXC" if opened.shape[-1] <= _FEW else "ZYX", 4: "ZYXC"}.get(opened.ndim, "")
-    yield _by_axes(axes, opened.shape, lambda index: opened[index])
+    yield _by_axes(axes, opened.shape, lambda index: np.asarray(opened[index]))
 
 
 @contextmanager
