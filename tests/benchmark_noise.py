@@ -1,6 +1,6 @@
 """Speed of noise against the algorithm of the published release, taken turn by turn in one run.
 
-    python -m tests.benchmark_noise --images FOLDER       (any photographs; they are brought to 500x375 px, JPEG)
+python -m tests.benchmark_noise --images FOLDER       (any photographs; they are brought to 500x375 px, JPEG)
 """
 
 import argparse

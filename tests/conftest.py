@@ -16,7 +16,6 @@ GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "golden"))
 DATA_DIR = Path(os.environ.get("TEST_DATA_DIR", ROOT / ".data"))
 
 
-
 def pytest_configure(config) -> None:
     config.addinivalue_line("markers", "gpu: runs on a GPU, and is skipped where there is none")
 

@@ -1,6 +1,6 @@
 """Prints the table of docs/parity.md: the largest differences between this code and the recorded numbers.
 
-    python -m tests.parity
+python -m tests.parity
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ make_python requirements.txt tests/requirements.txt
 "$PYTHON" -c "import lightly" 2>/dev/null || "$PYTHON" -m pip install --quiet --no-deps "lightly>=1.5" ||
     echo "without lightly: the contrastive losses are not compared with its"
 "$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
 # One thread a process: two processes share two cores, and sums are the same on every machine.
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n "${PYTEST_WORKERS:-2}" -q tests "$@"

@@ -35,8 +35,7 @@ def probe(encoders: list[Encoder], data: Digits, spec: NoiseSpec, seed: int, epo
             for index in torch.randperm(len(data.train_images), generator=generator).split(BATCH):
                 features = encode(encoders, data.train_images[index], spec, generator)
                 losses = [
-                    F.cross_entropy(head(z), data.train_labels[index])
-                    for head, z in zip(heads, features, strict=True)
+                    F.cross_entropy(head(z), data.train_labels[index]) for head, z in zip(heads, features, strict=True)
                 ]
                 optimizer.zero_grad()
                 sum(losses).backward()

@@ -1,6 +1,6 @@
 """Every tool killed at random moments, then run once more: the end is that of a run that nobody disturbed.
 
-    KILLS=20 python -m pytest -s tests/attack/test_kills.py      prints how many kills met a living process
+KILLS=20 python -m pytest -s tests/attack/test_kills.py      prints how many kills met a living process
 """
 
 import os

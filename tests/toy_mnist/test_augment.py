@@ -60,9 +60,7 @@ def test_parameters_have_torchvisions_distributions():
     torch.manual_seed(3)
     image = torch.zeros(1, 28, 28)
     crops = torch.tensor([RandomResizedCrop.get_params(image, [0.8, 1.0], [3 / 4, 4 / 3]) for _ in range(n)])
-    maps = [
-        RandomAffine.get_params([-15.0, 15.0], [0.1, 0.1], [0.95, 1.05], [-10.0, 10.0], [28, 28]) for _ in range(n)
-    ]
+    maps = [RandomAffine.get_params([-15.0, 15.0], [0.1, 0.1], [0.95, 1.05], [-10.0, 10.0], [28, 28]) for _ in range(n)]
     pairs = {name: (ours.crop[:, i], crops[:, i]) for i, name in enumerate(("top", "left", "height", "width"))}
     pairs["height * width"] = ours.crop[:, 2:].prod(1), crops[:, 2:].prod(1)
     pairs["angle"] = ours.angle, torch.tensor([m[0] for m in maps])
