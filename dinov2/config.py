@@ -143,18 +143,18 @@ def load_run_config(run: Path | str) -> DictConfig:
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no config.yaml")
     content = _read_yaml(path)
-    if outside := next(_outside(OmegaConf.to_container(content)), None):
-        raise ValueError(f"{path}: {outside} refers to something outside of the run; write its value there")
+    if key := next(_references(OmegaConf.to_container(content)), None):
+        raise ValueError(f"{path}: {key} refers to something else (${{...}}); write its value there")
     return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, content)
 
 
-def _outside(content: object, key: str = "") -> Iterator[str]:
-    """Keys whose text has a reference with a resolver, as ${oc.env:HOME}: a saved config has none."""
-    if isinstance(content, str) and re.search(r"(?<!\\)\$\{[^}]*:", content):
+def _references(content: object, key: str = "") -> Iterator[str]:
+    """Keys whose text has a reference: a saved config has none. After an odd number of backslashes ${ is text."""
+    if isinstance(content, str) and re.search(r"(?<!\\)(\\\\)*\$\{", content):
         yield key
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for name, value in pairs:
-        yield from _outside(value, f"{key}.{name}".lstrip("."))
+        yield from _references(value, f"{key}.{name}".lstrip("."))
 
 
 def escaped(content: object) -> object:

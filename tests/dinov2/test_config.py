@@ -319,10 +319,12 @@ def test_an_overlay_refers_to_keys_and_quotes_its_numbers(tmp_path):
     refused([str(overlay)], r"data\.name=7 in overlay .* quote it")
 
 
-def test_a_saved_config_refers_to_nothing_outside(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reference", ["${oc.env:SECRET}", r"\\\\${oc.env:SECRET}", "${output_dir}${output_dir}"])
+def test_a_saved_config_refers_to_nothing(reference, tmp_path, monkeypatch):
+    """Backslashes before it, if even in number, are themselves alone; a few lines of twofold ones fill the memory."""
     monkeypatch.setenv("SECRET", "hidden")
     save_run_config(load_config(BASE), tmp_path)
     saved = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(saved.replace("name: null", "name: ${oc.env:SECRET}"))
-    with pytest.raises(ValueError, match=r"config.yaml: data\.name refers to something outside"):
+    (tmp_path / "config.yaml").write_text(saved.replace("name: null", f"name: {reference}"))
+    with pytest.raises(ValueError, match=r"config.yaml: data\.name refers to something else"):
         load_run_config(tmp_path)
