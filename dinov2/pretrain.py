@@ -160,7 +160,8 @@ def trial_images(request: Request, o: Options) -> list[str]:
 
 def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
     scale, weights = request.scale, request.weights or o.given("model.pretrained")
-    first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, weights)
+    hardware = Hardware.here()
+    first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, hardware.gpu, weights)
     o.scale = str(first.value)
     base = OmegaConf.to_container(OmegaConf.load(o.scale_file))
     given = dict(word.split("=", 1) for word in o.overrides)
@@ -169,7 +170,7 @@ def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
         from dinov2.models.weights import read_weights
 
         patch = read_weights(weights).model["patch_size"]
-    return [first, *choose(survey, base, Hardware.here(), given, patch, weights)]
+    return [first, *choose(survey, o.scale, base, hardware, given, patch, weights)]
 
 
 @dataclass

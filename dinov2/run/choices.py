@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from omegaconf import OmegaConf
+
 from dinov2.run.survey import Survey, mean_and_std
 
 PASSES = 100  # over the images, of a whole schedule
 LEAST_EPOCH = 10  # iterations: checkpoints and logs cost more than shorter ones
 RESIDENT = 1 << 30  # bytes of decoded images in memory
 SMALL = 20_000  # images; with fewer the settings that were measured on thousands
+PUBLISHED = ("imagenet100", "imagenet1k")  # scales whose crops, heads and epochs stay
+FOLLOWED = ("train.epochs", "train.batch_size", "crops.global_size")  # keys that others follow
 RULE = "rule of thumb"
 
 
@@ -36,23 +40,29 @@ class Hardware:
         return cls(torch.cuda.is_available(), os.cpu_count() or 1)
 
 
-def choose_scale(survey: Survey, weights: str | None) -> Choice:
+def choose_scale(survey: Survey, gpu: bool, weights: str | None) -> Choice:
     if survey.side < 48:
         return Choice("scale", "quickstart", f"images of {survey.side} px: measured on 1,442 digits of 32 px")
-    if weights is None and survey.count >= SMALL and survey.side >= 160:
-        return Choice("scale", "imagenet100", f"{survey.count} images of {survey.side} px: the published settings")
     why = f"{survey.count} images, {survey.side} px" if weights is None else "continued training, small heads"
+    if weights is None and survey.count >= SMALL and survey.side >= 160:
+        if gpu:
+            return Choice("scale", "imagenet100", f"{why}: the published settings")
+        why += ", and no GPU"
     return Choice("scale", "imagenette", f"{why}: measured on 9,469 images of 96 px")
 
 
 def choose(
-    survey: Survey, base: dict, hardware: Hardware, given: dict[str, str], patch: int, weights: str | None
+    survey: Survey, scale: str, base: dict, hardware: Hardware, given: dict[str, str], patch: int, weights: str | None
 ) -> list[Choice]:
-    """The keys that the folder decides, over those of the scale `base` (its file's content).
+    """The keys that the folder decides, over those of a scale (base: its file's content); of a YAML of the user's, only
+    those that it leaves open.
 
     given: what the user has set, which others follow. patch: of the backbone, px. weights: to continue from.
     """
-    small = base["train"]["batch_size"] != 40  # not the published scale, whose settings stay
+    small, own = scale not in PUBLISHED, scale.endswith((".yaml", ".yml"))
+    if own:
+        set_there = {key: OmegaConf.select(OmegaConf.create(base), key) for key in FOLLOWED}
+        given = {key: str(value) for key, value in set_there.items() if value is not None} | given
     found = _data(survey, hardware)
     found += _crops(survey, hardware, patch, given) if small else []
     found += _schedule(survey, base, given, small)
@@ -68,7 +78,7 @@ def choose(
         found.append(
             Choice("optim.head_warmup_epochs", 5, "the fresh heads train alone first (usual advice, not measured)")
         )
-    return found
+    return [choice for choice in found if not own or OmegaConf.select(OmegaConf.create(base), choice.key) is None]
 
 
 def _data(survey: Survey, hardware: Hardware) -> list[Choice]:
@@ -77,8 +87,9 @@ def _data(survey: Survey, hardware: Hardware) -> list[Choice]:
         mean, std = mean_and_std(survey)
         found += [Choice("data.mean", mean, "of 16 of the images"), Choice("data.std", std, "of 16 of the images")]
     found.append(Choice("data.values", str(survey.rule), "see above"))
-    size = survey.count * survey.pixels * survey.channels * (4 if survey.deep else 1) * 2  # noisy and denoised
-    resident = size <= RESIDENT and len(survey.shapes) * survey.side**2 < 1e8
+    canvas = max(h for h, _ in survey.shapes) * max(w for _, w in survey.shapes)  # all are padded to the largest sides
+    size = survey.count * canvas * survey.channels * (4 if survey.deep else 1) * 2  # noisy and denoised
+    resident = size <= RESIDENT
     words = (
         f"{size / 1e9:.2g} GB decoded, noisy and denoised, {'are' if resident else 'are not'} held in memory ({RULE})"
     )
@@ -109,13 +120,14 @@ def _crops(survey: Survey, hardware: Hardware, patch: int, given: dict[str, str]
 
 
 def _schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) -> list[Choice]:
-    n, largest, epochs = len(survey.train.relatives), base["train"]["batch_size"], int(given.get("train.epochs", 0))
+    train = {"batch_size": 64, "epochs": PASSES} | base.get("train", {})
+    n, largest, epochs = len(survey.train.relatives), train["batch_size"], int(given.get("train.epochs", 0))
     batch = largest
     while batch > max(2, n // 2):
         batch //= 2
     batch = int(given.get("train.batch_size", batch))
     length = max(LEAST_EPOCH, -(-n // batch))
-    total = epochs or (PASSES if small else base["train"]["epochs"])
+    total = epochs or (PASSES if small else train["epochs"])
     restart = min(max(1, round(0.7 * total)), total - 1) if total > 1 else 1
     noisy = max(1, total - restart)
     by_size = "the scale's" if batch == largest else f"at most half of {n} images ({RULE})"

@@ -50,9 +50,12 @@ def chosen(folder: Path, given=(), weights=None, hardware=LAPTOP) -> dict:
     from omegaconf import OmegaConf
 
     survey = look_at(str(folder), Layout(), None, "auto")
-    scale = choose_scale(survey, weights)
+    scale = choose_scale(survey, hardware.gpu, weights)
     base = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{scale.value}.yaml"))
-    choices = [scale, *choose(survey, base, hardware, dict(given), base["model"].get("patch_size", 16), weights)]
+    choices = [
+        scale,
+        *choose(survey, scale.value, base, hardware, dict(given), base["model"].get("patch_size", 16), weights),
+    ]
     assert all(choice.reason for choice in choices)
     return {choice.key: choice.value for choice in choices}
 
@@ -75,6 +78,22 @@ def test_choices_follow_the_size_of_the_images(tmp_path):
     assert (large["scale"], large["crops.global_size"], large["crops.local_size"]) == ("imagenette", 128, 64)
     assert "data.mean" not in large and large["eval.crop"] == 128
     assert chosen(tmp_path / "large", hardware=Hardware(True, 8))["crops.global_size"] == 128  # too small for 224
+
+
+def test_many_large_images_take_the_published_settings_on_a_gpu_alone(tmp_path, monkeypatch):
+    survey = look_at(str(make_images(tmp_path / "d", side=160)), Layout(), None, "auto")
+    monkeypatch.setattr("dinov2.run.survey.Survey.count", 30_000)
+    assert choose_scale(survey, True, None).value == "imagenet100"
+    assert choose_scale(survey, False, None).value == "imagenette"
+    assert "no GPU" in choose_scale(survey, False, None).reason
+
+
+def test_a_yaml_of_the_users_is_filled_up(tmp_path):
+    survey = look_at(str(make_images(tmp_path / "d", side=64)), Layout(), None, "auto")
+    own = {"crops": {"global_size": 48}, "train": {"epochs": 7}}
+    keys = {c.key: c.value for c in choose(survey, "my.yaml", own, LAPTOP, {}, 16, None)}
+    assert not {"crops.global_size", "train.epochs"} & keys.keys() and keys["train.batch_size"] == 8
+    assert (keys["crops.local_size"], keys["curriculum.restart_epoch"]) == (32, 5)
 
 
 def test_what_the_user_gives_is_followed(tmp_path):
