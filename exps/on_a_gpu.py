@@ -249,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     state = args.work / "summary.json"
     summary = json.loads(state.read_text()) if state.exists() else {}
     summary["machine"] = machine()
+    collect(args.work, args.output, summary)  # what there is, also when nothing is left to do
     for part in parts(args):
         if (args.only and part.name not in args.only) or summary.get(part.name, {}).get("end") == "finished":
             continue

@@ -53,6 +53,11 @@ def test_what_is_finished_is_skipped_and_results_are_small_files(tmp_path, monke
     for _ in range(2):
         assert on_a_gpu.main(["--output", str(output), "--device", "cpu"]) == 0
     assert log.read_text() == "xxx"  # the broken one twice
+    assert on_a_gpu.main(["--output", str(tmp_path / "again"), "--device", "cpu", "--only", "part"]) == 0
+    assert (
+        log.read_text() == "xxx"
+        and (tmp_path / "again/curves.jsonl").read_bytes() == (output / "curves.jsonl").read_bytes()
+    )
     summary = json.loads((output / "summary.json").read_text())
     assert summary["part"]["end"] == "finished" and summary["broken"]["end"].startswith("failed")
     rows = [json.loads(line) for line in (output / "curves.jsonl").read_text().splitlines()]
