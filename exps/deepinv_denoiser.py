@@ -61,6 +61,17 @@ class Unsure:
         return self.network(batch.to(self.device))
 
 
+class WithPhysics(torch.nn.Module):
+    """The network as the loss calls it: with what made the measurement, which a denoiser does not need."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, y: Tensor, physics=None, **_) -> Tensor:
+        return self.network(y)
+
+
 def train(images: list[Tensor], steps: int, batch: int, seed: int) -> torch.nn.Module:
     """images: [C, H, W] in [0, 1], noisy."""
     torch.manual_seed(seed)
@@ -69,8 +80,7 @@ def train(images: list[Tensor], steps: int, batch: int, seed: int) -> torch.nn.M
     from deepinv.physics import Denoising
 
     loss, physics = SureGaussianLoss(sigma=0.1, unsure=True), Denoising()
-    model = lambda y, physics=None, **_: network(y)  # noqa: E731 - as the loss calls it
-    model.training = True  # type: ignore[attr-defined]
+    model = WithPhysics(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in progress(range(steps), total=steps, desc="UNSURE", unit="step"):
         y = torch.stack([crop(images[int(i)]) for i in torch.randint(len(images), (batch,))])

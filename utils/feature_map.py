@@ -58,7 +58,7 @@ def _umap(rows: np.ndarray) -> np.ndarray:
         import umap
     except ImportError as error:
         raise ValueError("a map by umap needs it: pip install 'noise-robust-dino[umap]'") from error
-    return umap.UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=0).fit_transform(rows)
+    return umap.UMAP(n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=0, n_jobs=1).fit_transform(rows)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -122,10 +122,13 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     of noisy ones with denoised copies also denoised_agreement (percent) and cosine_to_denoised (cosine), and
     information (percent), where the run's log has it.
     """
-    view, k = eval_view(cfg), cfg.eval.label_free.k
+    view = eval_view(cfg)
     dataset = chosen_images(cfg, view)
-    if k >= len(dataset) - 1:
-        raise ValueError(f"eval.label_free.k={k} is too many neighbours of {len(dataset)} images: give a smaller one")
+    if len(dataset) < 2:
+        raise ValueError(f"{cfg.data.root} has a single training image: these figures compare images")
+    k = min(cfg.eval.label_free.k, max(1, (len(dataset) - 1) // 2))
+    if k < cfg.eval.label_free.k and distributed.is_main():
+        print(f"label_free: eval.label_free.k becomes {k}, as there are {len(dataset)} images", flush=True)
     values = features_of(backbone, cfg, dataset)
     details = {"images": len(dataset), "split": "train"}
     yield "rankme", rankme(values), details

@@ -136,11 +136,16 @@ def test_best_checkpoint_without_labels(run):
     assert common.choose(run, "best")[0].iteration == 20
 
 
-def test_too_many_neighbours(run):
-    with pytest.raises(ValueError, match="eval.label_free.k=59 is too many neighbours of 60 images"):
-        evaluate(run, "eval.label_free.k=59")
+def test_more_neighbours_than_images(tmp_path, capsys):
+    run = make_run(tmp_path / "run", flat(tmp_path / "photos", images=4), "noise=none", epochs=(1,))
+    evaluate(run)
+    assert "eval.label_free.k becomes 1, as there are 4 images" in capsys.readouterr().out
+    assert [row["details"]["k"] for row in read_results(run) if row["metric"] == "neighbour_agreement"] == [1]
+    alone = make_run(tmp_path / "alone", flat(tmp_path / "photo", images=1), "noise=none", epochs=(1,))
+    with pytest.raises(ValueError, match="a single training image"):
+        evaluate(alone)
 
 
 def test_knn_still_refuses_what_is_wrong_with_labels(run):
-    with pytest.raises(ValueError, match="eval.knn.k=61"):
-        evaluate(run, "eval.knn.k=[61]", name="knn", evaluator=knn.evaluate)
+    with pytest.raises(ValueError, match="n_per_class=99, but class"):
+        evaluate(run, "eval.knn.n_per_class=[99]", name="knn", evaluator=knn.evaluate)
