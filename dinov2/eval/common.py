@@ -188,7 +188,7 @@ def choose(folder: Path, which: str) -> list[Checkpoint]:
 
 def best_of(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
     """The checkpoint with the highest linear probe or, without any probe, the highest kNN with the most common k or,
-    without labels, the features that the noise changes least (docs/evaluation.md says why).
+    without labels, the features that the noise changes least (docs/without_labels.md says why).
     """
     by_iteration = {checkpoint.iteration: checkpoint for checkpoint in kept}
     rows = [row for row in read_results(folder) if row["iteration"] in by_iteration]

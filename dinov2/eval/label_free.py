@@ -4,7 +4,7 @@
 
 On training images (eval.label_free.images of them) in the run's evaluation view. Two versions of each image are
 compared: under two realisations of the noise, where it is synthetic and the view noisy; else two random crops. What
-each figure is worth, and how checkpoints=best chooses by them: docs/evaluation.md.
+each figure is worth, and how checkpoints=best chooses by them: docs/without_labels.md.
 """
 
 from __future__ import annotations
