@@ -142,5 +142,5 @@ def test_too_many_neighbours(run):
 
 
 def test_knn_still_refuses_what_is_wrong_with_labels(run):
-    with pytest.raises(ValueError, match="eval.knn.k=61"):
-        evaluate(run, "eval.knn.k=[61]", name="knn", evaluator=knn.evaluate)
+    with pytest.raises(ValueError, match="n_per_class=61, but class"):
+        evaluate(run, "eval.knn.n_per_class=[61]", name="knn", evaluator=knn.evaluate)
