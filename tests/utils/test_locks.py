@@ -33,8 +33,12 @@ def test_a_second_holder_is_told_who_holds_it_and_the_lock_goes_with_its_block(t
         with locked(tmp_path / "run", "-1-of-2"):  # another part
             pass
     with pytest.raises(RuntimeError), locked(tmp_path / "run"):
+        (tmp_path / "run/kept").touch()
         raise RuntimeError
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
+    with pytest.raises(RuntimeError), locked(tmp_path / "refused"):
+        raise RuntimeError
+    assert not (tmp_path / "refused").exists(), "a folder of nothing but the lock goes with it"
 
 
 @pytest.mark.parametrize("fields", [{"pid": 2**22 + 1}, {"boot": "another", "pid": os.getpid()}, {"start": None}])
