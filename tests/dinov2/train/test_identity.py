@@ -71,7 +71,8 @@ VALUES = {
     "curriculum.noisy_epochs": "3", "curriculum.noisy_set": "{{optim.min_lr: 0.1}}", "anchor.head": "frozen",
     "curriculum.stages": "[{{view: noisy, epochs: 4, dir: {folder}/run}}]", "anchor.weights": "{{gauss50: 9.0}}",
     "anchor.weight_end": "0.5", "anchor.run": "{folder}/moved/n2n", "anchor.epoch": "1", "eval.view": "noisy",
-    "eval.linear.learning_rates": "[0.5]", "eval.linear.protocol": "cached", "eval.map.method": "umap", "train.on_collapse": "stop",
+    "eval.linear.learning_rates": "[0.5]", "eval.linear.protocol": "cached", "eval.map.method": "umap",
+    "train.on_collapse": "stop",
     "eval.retrieval.denoised_root": "x", "eval.retrieval.distractors": "x", "resume.allow": "[seed]",
 }  # fmt: skip
 # The name that a key has in the refusal, where it is another: what it sets.
