@@ -35,4 +35,9 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {advice} ({str(error).splitlines()[0]})", file=sys.stderr)
         code = 2
+    ranks = sys.modules.get("utils.distributed")  # not imported here: it loads PyTorch
+    if ranks is not None and ranks.joined:
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+        ranks.leave(code if isinstance(code, int) else int(code is not None))
     sys.exit(code)

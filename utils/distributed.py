@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,7 @@ from torch import Tensor
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # rank 0 may build an index of a large tree while the others wait
 POLL = 1.0  # s
+joined = False  # whether this process has been one of several ranks
 _waits = count()  # the ranks call `wait_for_main` in step
 
 
@@ -44,13 +47,27 @@ def launched() -> tuple[int, int]:
 
 def init() -> None:
     """Joins the process group when started as one of several ranks; chooses this rank's GPU. Safe to call twice."""
+    global joined
     if not dist.is_initialized() and launched()[1] > 1:
+        joined = True
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
 
 def close() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this rank with its exit code, as sys.exit does, without taking the interpreter down.
+
+    A thread of gloo may still let go of a tensor then, for which it needs the interpreter's lock; a thread that asks
+    for it at that point is ended by CPython, in the midst of a destructor, and the process aborts (docs/security.md).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def rank() -> int:

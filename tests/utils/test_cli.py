@@ -1,5 +1,6 @@
 """How programs end: Ctrl-C while they load and while they work, without a traceback; the device that they choose."""
 
+import os
 import resource
 import signal
 import subprocess
@@ -69,3 +70,17 @@ def test_help_does_not_wait_for_what_loads_slowly(program):
     assert shown.returncode == 0 and not shown.stderr, shown.stderr
     assert program.rpartition(".")[2] in shown.stdout
     assert seconds < 2
+
+
+def test_a_rank_leaves_without_taking_the_interpreter_down(tmp_path):
+    """Nothing that is torn down at the interpreter's end runs any more; what was registered and printed is there."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import atexit\nfrom utils import cli, distributed\n\n\nclass Last:\n    def __del__(self):\n"
+        "        print('torn down')\n\n\nlast = Last()\natexit.register(print, 'registered')\n\n\n"
+        "def main():\n    distributed.joined = True\n    print('done')\n    return 3\n\n\ncli.run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.split("\n")) == (3, ["done", "registered", ""]), done.stderr

@@ -9,7 +9,7 @@ from dinov2.config import load_config
 from dinov2.objectives import OBJECTIVES, Batch
 from dinov2.train.trainer import shard
 from tests.dinov2.train.tiny import SETTINGS
-from utils import distributed
+from utils import cli, distributed
 
 NAMES = ("simclr", "mocov3", "simsiam")
 SMALL = ["projector.hidden=16", "projector.dim=8", "projector.predictor=8", "model.drop_path=0.0", "data.root=x"]
@@ -66,4 +66,4 @@ def main(output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    cli.run(lambda: main(*sys.argv[1:]))

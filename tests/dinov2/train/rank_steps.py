@@ -6,7 +6,7 @@ import torch
 
 from dinov2.train.trainer import shard
 from tests.dinov2.train.steps import final_parameters, run_steps, steps_config, steps_model
-from utils import distributed
+from utils import cli, distributed
 
 
 def main(name: str, output: str) -> None:
@@ -27,4 +27,4 @@ def main(name: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    cli.run(lambda: main(*sys.argv[1:]))
