@@ -24,7 +24,7 @@ from dinov2.keys import FREE_FORM, PAGE, STAGE, Key, defaults, keys, one_of
 from utils.files import atomic_path
 from utils.noise import NoiseSpec
 from utils.values import check as check_values
-from utils.yaml_files import load_yaml
+from utils.yaml_files import load_yaml, map_texts
 
 CONFIGS = PAGE.parent
 WEIGHT = Key.of(0.0)  # of an anchor
@@ -159,11 +159,7 @@ def _references(content: object, key: str = "") -> Iterator[str]:
 
 def escaped(content: object) -> object:
     """content with every ${ in its texts as OmegaConf is to read it: as two characters, not as a reference."""
-    if isinstance(content, dict):
-        return {key: escaped(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [escaped(value) for value in content]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) else content
+    return map_texts(content, lambda text: re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
 
 
 def _read_yaml(path: Path) -> DictConfig:

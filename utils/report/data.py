@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
-from utils.yaml_files import load_yaml
+from utils.yaml_files import load_yaml, map_texts
 
 WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
 METHODS, FLOORS, OBJECTIVES = WORDS["methods"], WORDS["floors"], WORDS["objectives"]
@@ -147,11 +147,7 @@ def _figures(row: dict) -> dict:
 
 def _plain(content: object) -> object:
     """content with the texts that dinov2.config escaped as they were given."""
-    if isinstance(content, dict):
-        return {key: _plain(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_plain(value) for value in content]
-    return re.sub(r"(\\*)\1\\\$\{", r"\1${", content) if isinstance(content, str) else content
+    return map_texts(content, lambda text: re.sub(r"(\\*)\1\\\$\{", r"\1${", text))
 
 
 def find_runs(paths: list[Path]) -> list[Run]:
