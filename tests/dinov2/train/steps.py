@@ -131,3 +131,12 @@ def check_final(name: str, state: dict[str, torch.Tensor]) -> None:
     assert len(keys) >= 5
     for key in keys:
         np.testing.assert_allclose(state[key], recorded[f"final/{key}"], rtol=1e-2, atol=1e-4, err_msg=key)
+
+
+def check_three_steps(name: str, build=steps_model) -> None:
+    """Trains the recorded steps with the model of build(name, cfg): every term, parameter and centre as recorded."""
+    cfg = steps_config(name)
+    model = build(name, cfg)
+    history, centers = run_steps(name, model, cfg)
+    check_history(name, history)
+    check_final(name, final_parameters(model) | {key: value.cpu() for key, value in centers.items()})

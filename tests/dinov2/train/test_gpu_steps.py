@@ -9,7 +9,12 @@ import torch.distributed as dist
 
 from dinov2.train.trainer import compile_parts, shard
 from tests.dinov2.train import steps
-from tests.dinov2.train.steps import SETTINGS, check_final, check_history, final_parameters, run_steps, steps_config
+from tests.dinov2.train.steps import (
+    SETTINGS,
+    check_three_steps,
+    run_steps,
+    steps_config,
+)
 
 pytestmark = pytest.mark.gpu
 NAME = "train_steps_centering_shared_head"
@@ -45,11 +50,7 @@ def assert_near(history, other, rtol: float) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_float32_is_as_recorded(name):
-    cfg = steps_config(name)
-    model = steps_model(name, cfg)
-    history, centers = run_steps(name, model, cfg)
-    check_history(name, history)
-    check_final(name, final_parameters(model) | {key: value.cpu() for key, value in centers.items()})
+    check_three_steps(name, steps_model)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -8,8 +8,7 @@ from dinov2.train.anchor import with_anchor
 from tests.conftest import golden
 from tests.dinov2.train.steps import (
     SETTINGS,
-    check_final,
-    check_history,
+    check_three_steps,
     final_parameters,
     recorded_batch,
     run_steps,
@@ -20,11 +19,7 @@ from tests.dinov2.train.steps import (
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_three_steps(name):
-    cfg = steps_config(name)
-    model = steps_model(name, cfg)
-    history, centers = run_steps(name, model, cfg)
-    check_history(name, history)
-    check_final(name, final_parameters(model) | centers)
+    check_three_steps(name)
 
 
 def test_micro_batches_equal_the_batch():
