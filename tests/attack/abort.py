@@ -3,9 +3,10 @@
     python -m tests.attack.abort --runs 300 --output DIR
 
 A run joins gloo, shards a small model (FSDP), trains some steps, writes a checkpoint and reads it, computes features,
-and leaves the group. A pair of processes, forked from one that has imported torch, makes RUNS runs and ends as
-processes do. DIR keeps what a pair left that did not end well: what its ranks said, with the Python stacks of their
-threads, and those of their cores by gdb.
+and leaves the group. A pair of processes, forked from one that has imported torch, makes EACH of the runs and ends as
+the project's ranks do (utils.distributed.leave) or, with --end interpreter, by the interpreter's own end. DIR keeps
+what a pair left that did not end well: what its ranks said, with the Python stacks of their threads, and those of
+their cores by gdb.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from utils import cli, distributed, memory
 
 MEMORY = ("kept", "glibc's own")  # whether keep_freed_memory is called
 KEEP = memory.keep_freed_memory  # which does nothing once a rank has joined others on a CPU
-RUNS = 10  # of a pair
 STEPS = 4
 SECONDS = 3600  # after which a pair counts as hanging: for machines that are busy
 
@@ -70,7 +70,7 @@ class Job:
 
 
 def start_rank(rank: int, job: Job, kept: bool, folder: Path, ports: list[int]) -> int:
-    """Fork one of two ranks; its id. The rank itself leaves by the interpreter's own end."""
+    """Fork one of two ranks; its id."""
     child = os.fork()
     if child:
         return child
@@ -106,7 +106,7 @@ def wait(children: list[int]) -> list[str]:
     return [ends[child] for child in children]
 
 
-def hunt(runs: int, output: Path) -> dict[str, Counter]:
+def hunt(runs: int, each: int, output: Path) -> dict[str, Counter]:
     """So many runs of each setting of MEMORY, their pairs by turns: how pairs ended ("0 0": well), and how often."""
     for module in list(sys.modules.values()):
         if hasattr(module, "keep_freed_memory"):
@@ -114,8 +114,8 @@ def hunt(runs: int, output: Path) -> dict[str, Counter]:
     job, begun = Job(make_tree(output / "tiny")), time.monotonic()
     gc.freeze()
     found = {setting: Counter() for setting in MEMORY}
-    for pair in range(2 * (runs // RUNS)):
-        folder, setting, ports = output / f"pair-{pair}", MEMORY[pair % 2], [free_port() for _ in range(RUNS)]
+    for pair in range(2 * (runs // each)):
+        folder, setting, ports = output / f"pair-{pair}", MEMORY[pair % 2], [free_port() for _ in range(each)]
         folder.mkdir()
         ends = wait([start_rank(rank, job, setting == MEMORY[0], folder, ports) for rank in range(2)])
         found[setting][" ".join(ends)] += 1
@@ -131,11 +131,15 @@ def hunt(runs: int, output: Path) -> dict[str, Counter]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300, help="of each setting (default 300)")
+    parser.add_argument("--each", type=int, default=10, help="runs that a pair of processes makes (default 10)")
+    parser.add_argument("--end", choices=("leave", "interpreter"), default="leave", help="how ranks end (default leave)")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     options = parser.parse_args(argv)
+    if options.end == "interpreter":
+        distributed.leave = sys.exit
     options.output.mkdir(parents=True)
     torch.set_num_threads(1)
-    found = hunt(options.runs, options.output.resolve())
+    found = hunt(options.runs, options.each, options.output.resolve())
     for setting, ends in found.items():
         print(f"memory {setting}: of {options.runs} runs in {ends.total()} pairs, pairs by their ends: {dict(ends)}")
     return int(any(set(ends) != {"0 0"} for ends in found.values()))
