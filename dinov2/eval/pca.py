@@ -4,7 +4,7 @@
 
 Writes <run>/pca.npz, which the report reads, and <run>/pca.png; the row is the mean cosine similarity of patch tokens
 at the same place of the clean and the noisy (or denoised) view. Without a noise there is one view and no row: images
-noisy by nature, and the clean ceiling, unless it is given a noise (noise=gauss255).
+noisy by nature, and the clean oracle, unless it is given a noise (noise=gauss255).
 The images are those of val or, where there is none, of train.
 """
 

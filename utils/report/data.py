@@ -43,7 +43,7 @@ class Run:
         # The view that it is meant to be evaluated on.
         view = (self.config.get("eval") or {}).get("view") or (self.stages[-1].get("view") if self.stages else None)
         self.view = "noisy" if view == "mix" else view
-        # The noise of the images that it trained on: none for the clean ceiling.
+        # The noise of the images that it trained on: none for the clean oracle.
         self.trained_noise = "none" if self.view == "clean" else self.noise
         # What the method trains: DINOv2 in runs from before there were others.
         objective = str(self.config.get("objective") or "dinov2")
