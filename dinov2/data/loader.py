@@ -24,7 +24,7 @@ from utils.workers import start_loader_worker
 
 
 @dataclass
-class Batch:
+class ImageBatch:
     """B images in V views.
 
     canvases: V tensors [B, C, H, W], uint8 or (files above 8 bits) float32 in [0, 1], each image at the top left, zeros
@@ -42,11 +42,11 @@ class Batch:
     plan: Packed | None = None
     bad: dict[int, str] = field(default_factory=dict)
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> "ImageBatch":
         plan = self.plan and self.plan.pin_memory()
         return replace(self, canvases=[canvas.pin_memory() for canvas in self.canvases], plan=plan)
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> "ImageBatch":
         """The batch with canvases and plan on the device. From pinned memory they are copied without waiting, on a
         stream of their own: while the device still computes the step before."""
         if torch.device(device).type != "cuda":
@@ -59,7 +59,7 @@ class Batch:
             tensor.record_stream(current)  # its memory is not the copies' again before the step is through
         return moved
 
-    def _moved(self, device) -> "Batch":
+    def _moved(self, device) -> "ImageBatch":
         canvases = [canvas.to(device, non_blocking=True) for canvas in self.canvases]
         return replace(self, canvases=canvases, plan=self.plan and self.plan.to(device))
 
@@ -84,17 +84,17 @@ def make_loader(
     device: torch.device | str = "cpu",
     resident: "ResidentImages | None" = None,
     plan: Plan | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     """Training batches of a rank from start_iteration to stop_iteration (None: without end), canvases on `device`.
 
     batch_size: images of one iteration over all ranks; the order is that of IterationSampler, with its errors.
-    resident: the decoded set, to serve from instead of reading files. plan: draws Batch.plan, in the workers where
+    resident: the decoded set, to serve from instead of reading files. plan: draws ImageBatch.plan, in the workers where
     there are some. ImageError (a ValueError) names a file that cannot be read.
     """
     order = IterationSampler(len(dataset), batch_size, seed, rank, world_size, start_iteration, stop_iteration)
     if resident is not None:
         return (resident.batch(iteration, indices, plan) for iteration, indices in order)
-    return _batches(dataset, order, workers, device, plan=plan)
+    return _load_batches(dataset, order, workers, device, plan=plan)
 
 
 def make_eval_loader(
@@ -106,14 +106,14 @@ def make_eval_loader(
     device: torch.device | str = "cpu",
     start: int = 0,
     skip_bad: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     """One pass over the images rank, rank + world_size, ... in order from `start`; the last batch is smaller.
 
     skip_bad: images that cannot be read are left out of their batch, which names them, instead of ending the pass.
     """
     own = range(start + rank, len(dataset), world_size)
     order = [(k, list(own[start : start + batch_size])) for k, start in enumerate(range(0, len(own), batch_size))]
-    return _batches(dataset, order, workers, device, skip_bad=skip_bad)
+    return _load_batches(dataset, order, workers, device, skip_bad=skip_bad)
 
 
 class ResidentImages:
@@ -126,14 +126,14 @@ class ResidentImages:
     def __init__(self, dataset: ImageDataset, workers: int = 0, device: torch.device | str = "cpu"):
         self.dataset, self.device = dataset, torch.device(device)
         order = [(0, list(range(start, min(start + 64, len(dataset))))) for start in range(0, len(dataset), 64)]
-        loaded = _batches(dataset, order, workers, device, kinds=dataset.kinds)
+        loaded = _load_batches(dataset, order, workers, device, kinds=dataset.kinds)
         parts = list(progress(loaded, total=len(order), desc="decoding the resident set", unit="batch"))
         self.sizes = torch.cat([part.sizes for part in parts])
         self.canvases = {
             kind: _join([part.canvases[number] for part in parts]) for number, kind in enumerate(dataset.kinds)
         }
 
-    def batch(self, iteration: int, indices: list[int], plan: Plan | None = None) -> Batch:
+    def batch(self, iteration: int, indices: list[int], plan: Plan | None = None) -> ImageBatch:
         """The same batch as from files, but for the padding, which is that of the whole set."""
         own = torch.tensor(indices)
         on_device = own.to(self.device, non_blocking=True)
@@ -152,17 +152,17 @@ class ResidentImages:
         if plan:
             drawn = plan(iteration, self.sizes[own])
             drawn = (drawn.pin_memory() if self.device.type == "cuda" else drawn).to(self.device)
-        return Batch(canvases, self.sizes[own], labels, own, iteration, drawn)
+        return ImageBatch(canvases, self.sizes[own], labels, own, iteration, drawn)
 
 
-class _Batches(Dataset):
-    """Item (iteration, indices) is a whole Batch; an image that cannot be read is returned as its message, because an
-    exception that crosses from a worker process drags two tracebacks along."""
+class _BatchDataset(Dataset):
+    """Item (iteration, indices) is a whole ImageBatch, or the message about an image that cannot be read: an exception
+    that crosses from a worker process drags two tracebacks along."""
 
     def __init__(self, dataset: ImageDataset, kinds: tuple[str, ...] | None, plan: Plan | None, skip_bad: bool):
         self.dataset, self.kinds, self.plan, self.skip_bad = dataset, kinds, plan, skip_bad
 
-    def __getitem__(self, key: tuple[int, list[int]]) -> Batch | str:
+    def __getitem__(self, key: tuple[int, list[int]]) -> ImageBatch | str:
         iteration, indices = key
         dataset, images, bad = self.dataset, [], {}
         for index in indices:
@@ -174,7 +174,7 @@ class _Batches(Dataset):
                 bad[index] = str(error)
         indices = [index for index in indices if index not in bad]
         sizes = torch.tensor([image[0].shape[:2] for image in images]).view(-1, 2)
-        return Batch(
+        return ImageBatch(
             canvases=[_pad(view) for view in zip(*images, strict=True)],
             sizes=sizes,
             labels=torch.from_numpy(dataset.labels[indices]),
@@ -185,10 +185,10 @@ class _Batches(Dataset):
         )
 
 
-def _batches(dataset, order, workers, device, kinds=None, plan=None, skip_bad=False) -> Iterator[Batch]:
+def _load_batches(dataset, order, workers, device, kinds=None, plan=None, skip_bad=False) -> Iterator[ImageBatch]:
     """The batches of the keys (iteration, indices) of `order`, one after another."""
     loader = DataLoader(
-        _Batches(dataset, kinds, plan, skip_bad),
+        _BatchDataset(dataset, kinds, plan, skip_bad),
         batch_size=None,
         sampler=order,
         num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.index import MissingSplit
-from dinov2.data.loader import Batch, ResidentImages, make_eval_loader
+from dinov2.data.loader import ImageBatch, ResidentImages, make_eval_loader
 from utils import distributed
 from utils.progress import progress
 
@@ -132,7 +132,7 @@ def _resident(config: str, split: str) -> ResidentImages:
 
 def ordered_batches(
     cfg: DictConfig, dataset: ImageDataset, resident: ResidentImages | None, size: int
-) -> Iterator[Batch]:
+) -> Iterator[ImageBatch]:
     """This rank's images, rank, rank + ranks, ..., once and in order."""
     rank, ranks = distributed.rank(), distributed.world_size()
     if resident is None:
@@ -162,7 +162,7 @@ def features_of(
     cfg: DictConfig,
     dataset: ImageDataset,
     read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens,
-    crops: Callable[[Batch], Tensor] | None = None,
+    crops: Callable[[ImageBatch], Tensor] | None = None,
     resident: ResidentImages | None = None,
 ) -> Tensor:
     """Features of every image of a data set: float32 [N, F]; the ranks share the work, each gets all of them.

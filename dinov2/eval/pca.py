@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dinov2.data.eval_transforms import CentreCrop
-from dinov2.data.loader import Batch, make_eval_loader
+from dinov2.data.loader import ImageBatch, make_eval_loader
 from dinov2.eval import common
 from dinov2.eval.features import autocast, check_finite, eval_view, shown_dataset
 from utils import distributed
@@ -51,7 +51,7 @@ def spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
 
 
 @torch.inference_mode()
-def patch_views(backbone: nn.Module, cfg: DictConfig, batch: Batch, names: list[str]) -> tuple[np.ndarray, Tensor]:
+def patch_views(backbone: nn.Module, cfg: DictConfig, batch: ImageBatch, names: list[str]) -> tuple[np.ndarray, Tensor]:
     """Cropped pictures uint8 [n, V, S, S, 3] and patch tokens [n, V, h, w, D] of a batch with V views.
 
     The pictures show the first three channels as red, green and blue, or the first as grey where there are fewer.

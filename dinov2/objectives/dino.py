@@ -7,10 +7,9 @@ softmax(g_s(x) / τ_s). The teacher follows the student (section 3.1); both netw
 from __future__ import annotations
 
 from omegaconf import DictConfig
-from torch import Tensor
 
 from dinov2.objectives.distillation import SelfDistillation, StudentOutputs, Targets, cls_losses, total_and_terms
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms
 
 
 class DINO(SelfDistillation):
@@ -23,7 +22,7 @@ class DINO(SelfDistillation):
         super().__init__(cfg)
         self.student["dino_head"].last_layer.weight_g.requires_grad_(False)
 
-    def losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> LossAndTerms:
         """Eq. 3: cross-entropy of each of the teacher's two crops with each other crop of the student's, averaged."""
         terms_in_all = (len(student.local_cls) + GLOBAL_CROPS - 1) * GLOBAL_CROPS
         dino = cls_losses(student, targets, terms_in_all)

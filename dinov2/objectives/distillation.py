@@ -16,7 +16,7 @@ from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import Center, dino_loss, sinkhorn_knopp
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives.diagnostics import diagnose
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective, follow
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms, Objective, follow
 
 
 @dataclass
@@ -93,7 +93,7 @@ class SelfDistillation(Objective):
         self.dino_center = Center((1, cfg.dino.prototypes))
         self.ibot_center = Center((1, 1, (cfg.ibot if cfg.ibot.separate_head else cfg.dino).prototypes))
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         targets = self.teacher_targets(batch, teacher_temp)
         more_targets = self.extra_targets(batch, teacher_temp, progress)
         self.student["dino_head"].observing = self.observing
@@ -101,7 +101,7 @@ class SelfDistillation(Objective):
         self.observe(targets, student)
         return self.losses(student, [targets, *more_targets], batch)
 
-    def losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> LossAndTerms:
         """Loss [] and terms, against the targets of all teachers, the EMA teacher's first."""
         raise NotImplementedError
 
@@ -116,12 +116,12 @@ class SelfDistillation(Objective):
             )
             self.diagnostics = diagnose(targets.cls, student.global_cls, student.cls_tokens, bottleneck)
 
-    def extra_targets(self, batch: Batch, teacher_temp: float, progress: float) -> list[Targets]:
+    def extra_targets(self, batch: CropBatch, teacher_temp: float, progress: float) -> list[Targets]:
         """Hook for the targets of further teachers."""
         return []
 
     @torch.no_grad()
-    def teacher_targets(self, batch: Batch, temp: float) -> Targets:
+    def teacher_targets(self, batch: CropBatch, temp: float) -> Targets:
         logits = self.target_logits(self.teacher["backbone"], self.teacher, batch.global_crops, batch.masked)
         return self.logits_to_targets(*logits, temp, self.dino_center, self.ibot_center)
 
@@ -147,7 +147,7 @@ class SelfDistillation(Objective):
         ibot.observe(patches)
         return targets
 
-    def student_outputs(self, batch: Batch) -> StudentOutputs:
+    def student_outputs(self, batch: CropBatch) -> StudentOutputs:
         images = len(batch.global_crops) // GLOBAL_CROPS
         crops, masks, read = [batch.global_crops], [batch.masks], [batch.masked]
         if len(batch.local_crops):

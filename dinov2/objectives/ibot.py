@@ -6,15 +6,13 @@ none (appendix). The teacher's targets, centres and moving average are those of 
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from dinov2.loss import ibot_loss
 from dinov2.objectives.distillation import SelfDistillation, StudentOutputs, Targets, cls_losses, total_and_terms
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms
 
 
 class IBOT(SelfDistillation):
-    def losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> LossAndTerms:
         """Section 3.1: the sum of L_[CLS] (eq. 2, over all pairs of different crops) and L_MIM (eq. 3)."""
         terms_in_all = (len(student.local_cls) + GLOBAL_CROPS - 1) * GLOBAL_CROPS
         terms = cls_losses(student, targets, terms_in_all)

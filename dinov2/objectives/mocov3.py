@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from dinov2.loss import info_nce
-from dinov2.objectives.objective import Batch, follow
+from dinov2.objectives.objective import CropBatch, LossAndTerms, follow
 from dinov2.objectives.two_views import TwoViews, build_network, build_predictor
 
 
@@ -28,7 +28,7 @@ class MoCoV3(TwoViews):
         self.teacher.requires_grad_(False)
         self.student["predictor"] = build_predictor(cfg, last_norm=True)
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         cls = self.cls_tokens(self.student, batch)
         queries = tuple(self.student["predictor"](self.student["projector"](view)) for view in cls)
         with torch.no_grad():

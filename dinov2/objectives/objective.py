@@ -16,6 +16,7 @@ from dinov2.objectives.diagnostics import Information
 from utils.memory import keep_freed_memory
 
 GLOBAL_CROPS = 2
+LossAndTerms = tuple[Tensor, dict[str, Tensor]]  # [] to back-propagate, and by name what is displayed
 
 
 def read_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,7 @@ def read_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class Batch:
+class CropBatch:
     """One micro-batch of B images; crops are crop-major (all first crops, then all second ones)."""
 
     global_crops: Tensor  # [2 * B, C, S, S]
@@ -60,8 +61,8 @@ class Objective(nn.Module):
         self.diagnostics: dict[str, float] = {}  # columns of metrics.jsonl
         self.information: Information | None = None  # when set, forward adds its targets over prototypes, if any, to it
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] to back-propagate and the terms to display; progress: share of the schedule done, in [0, 1]."""
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
+        """Loss and terms; progress: fraction of the schedule that is done, in [0, 1]."""
         raise NotImplementedError
 
     def finish_step(self, momentum: float) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from dinov2.loss import nt_xent
-from dinov2.objectives.objective import Batch
+from dinov2.objectives.objective import CropBatch, LossAndTerms
 from dinov2.objectives.two_views import TwoViews, build_network
 
 
@@ -20,7 +19,7 @@ class SimCLR(TwoViews):
         super().__init__(cfg)
         self.student = build_network(cfg, last_norm=False, drop_path=True)
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         cls = self.cls_tokens(self.student, batch)
         # Both views pass the projector together, as published: its batch normalisation sees 2 N rows.
         first, second = self.student["projector"](torch.cat(cls)).chunk(2)

@@ -7,10 +7,9 @@ gradient (section 3, eq. 1 to 4). Neither negatives nor a teacher: f itself is u
 from __future__ import annotations
 
 from omegaconf import DictConfig
-from torch import Tensor
 
 from dinov2.loss import negative_cosine
-from dinov2.objectives.objective import Batch
+from dinov2.objectives.objective import CropBatch, LossAndTerms
 from dinov2.objectives.two_views import TwoViews, build_network, build_predictor
 
 
@@ -22,7 +21,7 @@ class SimSiam(TwoViews):
         self.student = build_network(cfg, last_norm=True, drop_path=True)
         self.student["predictor"] = build_predictor(cfg, last_norm=False)
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         cls = self.cls_tokens(self.student, batch)
         z = tuple(self.student["projector"](view) for view in cls)
         p = [self.student["predictor"](view) for view in z]

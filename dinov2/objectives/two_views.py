@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dinov2.layers.projector import Projector
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives.diagnostics import diagnose_embeddings
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective
 
 
 def build_network(cfg: DictConfig, last_norm: bool, drop_path: bool = False) -> nn.ModuleDict:
@@ -38,7 +38,7 @@ class TwoViews(Objective):
                 raise ValueError(f"objective={cfg.objective} compares two whole views: {key}={value} must be 0")
         super().__init__(cfg)
 
-    def cls_tokens(self, network: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor]:
+    def cls_tokens(self, network: nn.ModuleDict, batch: CropBatch) -> tuple[Tensor, Tensor]:
         """Of the first and of the second view.  # two of [B, D]"""
         tokens = network["backbone"](batch.global_crops, read=batch.masked[:0])["x_norm_clstoken"]
         return tokens.chunk(GLOBAL_CROPS)

@@ -20,7 +20,7 @@ from dinov2.loss import Center
 from dinov2.models.pretrained import load_pretrained
 from dinov2.objectives import OBJECTIVES
 from dinov2.objectives.distillation import SelfDistillation, Targets, build_network
-from dinov2.objectives.objective import Batch
+from dinov2.objectives.objective import CropBatch
 
 
 class Anchored(SelfDistillation):
@@ -48,7 +48,7 @@ class Anchored(SelfDistillation):
             return self.weight
         return self.weight_end + 0.5 * (self.weight - self.weight_end) * (1 + math.cos(math.pi * progress))
 
-    def extra_targets(self, batch: Batch, teacher_temp: float, progress: float) -> list[Targets]:
+    def extra_targets(self, batch: CropBatch, teacher_temp: float, progress: float) -> list[Targets]:
         weight = self.weight_at(progress)
         if weight == 0:
             return []

@@ -28,7 +28,7 @@ from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.data.packed import Packed
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective, read_masks
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective, read_masks
 from dinov2.train.collapse import CollapseWatch
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
@@ -139,13 +139,13 @@ class BatchMaker:
             tensors += [*parameters.tensors(), own, *read_masks(own)]
         return Packed.of(tensors)
 
-    def __call__(self, data) -> Iterator[Batch]:
+    def __call__(self, data) -> Iterator[CropBatch]:
         tensors = iter(data.plan.tensors())
         for mine in self.micro_batches():
             parameters = AugmentParameters.of(tensors)
             views, sizes = [canvas[mine] for canvas in data.canvases], data.sizes[mine]
             masks, masked, mask_weights = islice(tensors, 3)
-            yield Batch(
+            yield CropBatch(
                 global_crops=self.augment.apply_global(views[0], sizes, parameters),
                 local_crops=self.augment.apply_local(views[0], sizes, parameters),
                 masks=masks,
@@ -222,7 +222,7 @@ def collected_by_hand() -> Iterator[None]:
 class Trainer:
     """Trains `model` under `cfg` in the folder cfg.output_dir until the epoch `stop_epoch` of its schedule.
 
-    dataset: gives one view of each image, or two: the second one becomes Batch.other_global_crops.
+    dataset: gives one view of each image, or two: the second one becomes CropBatch.other_global_crops.
     keep: epochs kept for evaluation beside every train.eval_every-th.
     prepare: called when the model stands on its device; start_fresh: with model and optimiser, if there is no
     checkpoint to resume.
@@ -366,7 +366,7 @@ class Trainer:
             )
         )
 
-    def step(self, iteration: int, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def step(self, iteration: int, batches: Iterator[CropBatch]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One optimiser step: the terms to display, and this iteration's schedule."""
         cfg, model = self.cfg, self.model
         torch.manual_seed(seed_of(cfg.seed, iteration, distributed.rank()))  # drop path
