@@ -75,7 +75,7 @@ def cls_losses(student: StudentOutputs, targets: list[Targets], terms_in_all: in
     return losses
 
 
-def total_and_terms(losses: Tensor, displayed: dict[str, Tensor], targets: list[Targets]):
+def total_and_terms(losses: Tensor, displayed: dict[str, Tensor], targets: list[Targets]) -> LossAndTerms:
     """Weighted sum of the teachers' losses [teachers], and their terms by name."""
     terms = {t.prefix + name: values[i] for i, t in enumerate(targets) for name, values in displayed.items()}
     return sum(target.weight * loss for target, loss in zip(targets, losses, strict=True)), terms
@@ -122,15 +122,15 @@ class SelfDistillation(Objective):
 
     @torch.no_grad()
     def teacher_targets(self, batch: CropBatch, temp: float) -> Targets:
-        logits = self.target_logits(self.teacher["backbone"], self.teacher, batch.global_crops, batch.masked)
+        logits = self.target_logits(self.teacher["backbone"], self.teacher, batch.global_crops, batch.masked_indices)
         return self.logits_to_targets(*logits, temp, self.dino_center, self.ibot_center)
 
     @torch.no_grad()
     def target_logits(
-        self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked: Tensor
+        self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked_indices: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the CLS tokens, crops swapped (two of [B, K]), and of the patches masked for the student [M, K]."""
-        out = backbone(crops, read=masked)
+        out = backbone(crops, masked_indices=masked_indices)
         first, second = out["x_norm_clstoken"].chunk(GLOBAL_CROPS)
         second, first, patches = tokens_through_heads(heads, second, first, patches=out["x_norm_patchtokens"])
         return second, first, patches
@@ -149,18 +149,17 @@ class SelfDistillation(Objective):
 
     def student_outputs(self, batch: CropBatch) -> StudentOutputs:
         images = len(batch.global_crops) // GLOBAL_CROPS
-        crops, masks, read = [batch.global_crops], [batch.masks], [batch.masked]
+        crops, masks, indices = [batch.global_crops], [batch.masks], [batch.masked_indices]
         if len(batch.local_crops):
-            crops, masks, read = [*crops, batch.local_crops], [*masks, None], [*read, batch.masked[:0]]
-        outputs = self.student["backbone"](crops, masks, read)
-        large, cls = outputs[0], outputs[0]["x_norm_clstoken"]
+            crops, masks, indices = [*crops, batch.local_crops], [*masks, None], [*indices, batch.masked_indices[:0]]
+        outputs = self.student["backbone"](crops, masks, indices)
+        cls, patches = outputs[0]["x_norm_clstoken"], outputs[0]["x_norm_patchtokens"]
         local_cls = outputs[1]["x_norm_clstoken"] if len(outputs) > 1 else cls[:0]
-        patches = large["x_norm_patchtokens"]
-        local, large_cls, masked = tokens_through_heads(self.student, local_cls, cls, patches=patches)
+        local_logits, global_logits, patch_logits = tokens_through_heads(self.student, local_cls, cls, patches=patches)
         return StudentOutputs(
-            local_cls=local.view(len(local) // images, images, local.shape[1]),
-            global_cls=large_cls.unflatten(0, (GLOBAL_CROPS, images)),
-            patches=masked,
+            local_cls=local_logits.view(len(local_logits) // images, images, local_logits.shape[1]),
+            global_cls=global_logits.unflatten(0, (GLOBAL_CROPS, images)),
+            patches=patch_logits,
             cls_tokens=cls.unflatten(0, (GLOBAL_CROPS, images)),
         )
 

@@ -19,12 +19,14 @@ GLOBAL_CROPS = 2
 LossAndTerms = tuple[Tensor, dict[str, Tensor]]  # [] to back-propagate, and by name what is displayed
 
 
-def read_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of masks [2 * B, N]: the positions of the masked patches in [2 * B * N], and each one's weight in the loss, the
-    inverse of its crop's number.  # both [M]; how many is asked of the masks, so a device had to be waited for"""
-    masked = masks.flatten().nonzero().squeeze(1)
+def index_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the masked patches among all 2 * B * N, and their weights in the loss.  # [2 * B, N] → [M], [M]
+
+    A patch's weight is 1 / masked patches of its crop. M depends on the values: a GPU would have to be waited for.
+    """
+    masked_indices = masks.flatten().nonzero().squeeze(1)
     per_crop = masks.sum(dim=1, keepdim=True).clamp(min=1).float()  # [2 * B, 1]
-    return masked, (1 / per_crop).expand_as(masks)[masks]
+    return masked_indices, (1 / per_crop).expand_as(masks)[masks]
 
 
 @dataclass
@@ -35,12 +37,12 @@ class CropBatch:
     local_crops: Tensor  # [L * B, C, s, s]
     masks: Tensor  # [2 * B, N] bool
     other_global_crops: Tensor | None = None  # [2 * B, C, S, S]: the same crops of a second view of each image
-    masked: Tensor | None = None  # [M], with the next of `read_masks`; None: read from the masks
+    masked_indices: Tensor | None = None  # [M], as mask_weights from `index_masks`; None: computed from the masks
     mask_weights: Tensor | None = None  # [M]
 
     def __post_init__(self) -> None:
-        if self.masked is None:
-            self.masked, self.mask_weights = read_masks(self.masks)
+        if self.masked_indices is None:
+            self.masked_indices, self.mask_weights = index_masks(self.masks)
 
 
 class Objective(nn.Module):

@@ -40,7 +40,7 @@ class TwoViews(Objective):
 
     def cls_tokens(self, network: nn.ModuleDict, batch: CropBatch) -> tuple[Tensor, Tensor]:
         """Of the first and of the second view.  # two of [B, D]"""
-        tokens = network["backbone"](batch.global_crops, read=batch.masked[:0])["x_norm_clstoken"]
+        tokens = network["backbone"](batch.global_crops, masked_indices=batch.masked_indices[:0])["x_norm_clstoken"]
         return tokens.chunk(GLOBAL_CROPS)
 
     def observe(self, cls: tuple[Tensor, Tensor], embeddings: tuple[Tensor, Tensor]) -> None:

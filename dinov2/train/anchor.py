@@ -55,7 +55,7 @@ class Anchored(SelfDistillation):
         assert batch.other_global_crops is not None
         with torch.no_grad():
             heads = self.anchor if self.own_head else self.teacher
-            logits = self.target_logits(self.anchor["backbone"], heads, batch.other_global_crops, batch.masked)
+            logits = self.target_logits(self.anchor["backbone"], heads, batch.other_global_crops, batch.masked_indices)
             targets = self.logits_to_targets(*logits, teacher_temp, self.anchor_dino_center, self.anchor_ibot_center)
         return [replace(targets, weight=weight, prefix="anchor_")]
 

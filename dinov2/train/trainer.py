@@ -28,7 +28,7 @@ from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.data.packed import Packed
-from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective, read_masks
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective, index_masks
 from dinov2.train.collapse import CollapseWatch
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
@@ -136,7 +136,7 @@ class BatchMaker:
             generator = torch.Generator().manual_seed(seed_of(cfg.seed, iteration, "crops"))
             parameters = self.augment.sample(sizes[mine], generator, position, cfg.train.batch_size)
             own = masks[:, position : position + mine.stop - mine.start].flatten(0, 1)
-            tensors += [*parameters.tensors(), own, *read_masks(own)]
+            tensors += [*parameters.tensors(), own, *index_masks(own)]
         return Packed.of(tensors)
 
     def __call__(self, data) -> Iterator[CropBatch]:
@@ -144,13 +144,13 @@ class BatchMaker:
         for mine in self.micro_batches():
             parameters = AugmentParameters.of(tensors)
             views, sizes = [canvas[mine] for canvas in data.canvases], data.sizes[mine]
-            masks, masked, mask_weights = islice(tensors, 3)
+            masks, masked_indices, mask_weights = islice(tensors, 3)
             yield CropBatch(
                 global_crops=self.augment.apply_global(views[0], sizes, parameters),
                 local_crops=self.augment.apply_local(views[0], sizes, parameters),
                 masks=masks,
                 other_global_crops=self.augment.apply_global(views[1], sizes, parameters) if len(views) > 1 else None,
-                masked=masked,
+                masked_indices=masked_indices,
                 mask_weights=mask_weights,
             )
 
