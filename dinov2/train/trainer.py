@@ -29,7 +29,7 @@ from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.data.packed import Packed
 from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective, index_masks
-from dinov2.train.collapse import CollapseWatch
+from dinov2.train.collapse import CollapseMonitor
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
 from utils import distributed
@@ -156,7 +156,7 @@ class BatchMaker:
 
 
 class HostCopy:
-    """A tensor on its way to the host; `values` waits for the work before the copy, not for what came after."""
+    """A tensor on its way to the host; `values` waits for the work before the copy, not for later work."""
 
     def __init__(self, tensor: Tensor):
         self.copied, self.host = None, tensor
@@ -171,9 +171,9 @@ class HostCopy:
         return self.host.tolist()
 
 
-class Watch:
-    """Terms of the last step, averaged over ranks. They come to the host behind the step's work, and are read when the
-    next step has been launched, so that a GPU is never waited for.
+class LossMonitor:
+    """Loss terms of the last step, averaged over ranks. They are copied to the host after the step, and read when the
+    next one has been launched, so that the host never waits for a GPU.
 
     Stops the run at the first NaN or inf, and tells when any rank was asked to leave.
     """
@@ -193,7 +193,7 @@ class Watch:
         self.pending = iteration, list(terms), HostCopy(distributed.all_reduce_mean(stacked))
 
     def read(self) -> bool:
-        """Takes in the last step's terms. True when the run is to leave; FloatingPointError on NaN or inf."""
+        """Updates `terms` to the last step's. True when the run is to leave; FloatingPointError on NaN or inf."""
         if self.pending is None:
             return self.all_leaving
         (iteration, names, copy), self.pending = self.pending, None
@@ -259,7 +259,7 @@ class Trainer:
         self.optimizer = build_optimizer(model.student, cfg)
         self.schedules = Schedules(cfg)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.train.precision == "fp16")
-        self.watch, self.collapse = Watch(), CollapseWatch(cfg)
+        self.monitor, self.collapse = LossMonitor(), CollapseMonitor(cfg)
         self.make_batches = BatchMaker(cfg, self.device)
         self.iteration = self.saved = self.resume()
         if self.iteration == 0:
@@ -297,7 +297,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains to the stop epoch. SIGTERM saves and leaves; a resumed fit goes on with the very next image."""
-        previous = signal.signal(signal.SIGTERM, self.watch.ask_to_leave)
+        previous = signal.signal(signal.SIGTERM, self.monitor.ask_to_leave)
         total = self.stop_epoch * self.length
         log = MetricsLog(self.run, after=self.iteration or -1) if distributed.is_main() else None
         cfg = self.cfg
@@ -315,8 +315,8 @@ class Trainer:
                     self.measure_knn(log)
                 clock, waited, steps = time.perf_counter(), 0.0, 0
                 while self.iteration < total:
-                    if self.watch.all_leaving:
-                        self.watch.read()  # nothing is saved before its losses are known to be finite
+                    if self.monitor.all_leaving:
+                        self.monitor.read()  # nothing is saved before its losses are known to be finite
                         if self.saved != self.iteration:  # else it would replace one that is kept for evaluation
                             self.save(evaluate=False)
                         raise Terminated()
@@ -326,22 +326,23 @@ class Trainer:
                     self.model.observing = distributed.is_main() and (self.iteration + 1) % cfg.train.log_every == 0
                     self.model.information = self.collapse.window(self.iteration)
                     terms, row = self.step(data.iteration, self.make_batches(data))
-                    self.watch.read()  # of the step before
-                    self.watch.put(self.iteration, terms)
+                    self.monitor.read()  # of the step before
+                    self.monitor.put(self.iteration, terms)
                     self.iteration, steps = self.iteration + 1, steps + 1
-                    bar.update(cfg.train.batch_size, **{k: v for k, v in self.watch.terms.items() if k == "total_loss"})
+                    shown = {name: value for name, value in self.monitor.terms.items() if name == "total_loss"}
+                    bar.update(cfg.train.batch_size, **shown)
                     if self.iteration % cfg.train.log_every == 0 or self.iteration == total:
-                        self.watch.read()
+                        self.monitor.read()
                         seconds = time.perf_counter() - clock
-                        row |= self.watch.terms | self.cost(seconds, steps, waited) | self.model.diagnostics
+                        row |= self.monitor.terms | self.cost(seconds, steps, waited) | self.model.diagnostics
                         row |= self.collapse.read(self.iteration, steps)
                         if log:
                             log.write({"iteration": self.iteration, "epoch": self.iteration / self.length} | row)
-                        self.collapse.speak()
+                        self.collapse.report()
                         clock, waited, steps = time.perf_counter(), 0.0, 0
                     if self.iteration % self.length == 0:
                         self.end_epoch(log)
-                self.collapse.speak(at_end=True)
+                self.collapse.report(at_end=True)
         finally:
             signal.signal(signal.SIGTERM, previous)
             if log:
@@ -400,7 +401,7 @@ class Trainer:
 
     def end_epoch(self, log: MetricsLog | None) -> None:
         epoch, train = self.iteration // self.length, self.cfg.train
-        self.watch.read()  # as above
+        self.monitor.read()  # as above
         evaluate = epoch % train.eval_every == 0 or epoch in self.keep or epoch == self.stop_epoch
         if evaluate or epoch % train.checkpoint_every == 0:
             self.save(evaluate)

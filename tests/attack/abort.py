@@ -61,8 +61,8 @@ class Job:
     def run(self, trainer: Trainer) -> None:
         for data in islice(trainer.load_batches(STEPS), STEPS):
             terms, _ = trainer.step(data.iteration, trainer.make_batches(data))
-            trainer.watch.put(data.iteration, terms)
-            trainer.watch.read()
+            trainer.monitor.put(data.iteration, terms)
+            trainer.monitor.read()
         trainer.iteration = STEPS
         trainer.save(evaluate=True)
         assert trainer.resume() == STEPS

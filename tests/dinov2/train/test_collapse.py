@@ -7,7 +7,7 @@ import torch
 
 from dinov2.config import load_config
 from dinov2.train.__main__ import main
-from dinov2.train.collapse import Collapsed, CollapseWatch, Information, kind_of
+from dinov2.train.collapse import Collapsed, CollapseMonitor, Information, classify
 from tests.dinov2.train.tiny import make_tree, settings
 from utils.results import read_json_lines
 
@@ -44,17 +44,17 @@ def test_information_of_known_targets():
     ],
 )
 def test_both_collapses_are_told_apart(targets, kind):
-    assert kind_of(information_of(targets)) == kind
+    assert classify(information_of(targets)) == kind
 
 
 def test_a_window_holds_enough_crops_and_starts_anew(tmp_path, tree):
     cfg = load_config(settings(tree, tmp_path, "train.batch_size=40", "train.log_every=10"))
-    watch = CollapseWatch(cfg)
-    measured = [iteration for iteration in range(20) if watch.window(iteration)]
+    monitor = CollapseMonitor(cfg)
+    measured = [iteration for iteration in range(20) if monitor.window(iteration)]
     assert measured == [6, 7, 8, 9, 16, 17, 18, 19]  # four steps of 80 crops before each row
-    watch.window(9).add("cls", torch.eye(K))
-    assert watch.read(10, 10)["information_cls_share"] == pytest.approx(1)
-    assert watch.read(20, 10) == {}  # nothing was added since
+    monitor.window(9).add("cls", torch.eye(K))
+    assert monitor.read(10, 10)["information_cls_share"] == pytest.approx(1)
+    assert monitor.read(20, 10) == {}  # nothing was added since
 
 
 COLLAPSING = (

@@ -49,10 +49,10 @@ def few_steps(trainer: Trainer, number: int, last) -> None:
         with last() if iteration == number - 1 else nullcontext():
             data = next(batches)
             terms, _ = trainer.step(iteration, trainer.make_batches(data))
-            trainer.watch.read()
-            trainer.watch.put(iteration, terms)
-    trainer.watch.read()
-    assert trainer.watch.terms["total_loss"] > 0
+            trainer.monitor.read()
+            trainer.monitor.put(iteration, terms)
+    trainer.monitor.read()
+    assert trainer.monitor.terms["total_loss"] > 0
 
 
 @needs_cuda_build
