@@ -102,17 +102,18 @@ def whole_state(network: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 class BatchMaker:
-    """Canvases of one iteration → micro-batches of crops and masks, the same whatever the number of ranks.
+    """Turns the canvases of one iteration into micro-batches of crops and masks, the same for any number of ranks.
 
-    `plan` draws what is random, on the CPU, in the loader's workers where there are some; calling the maker applies it.
+    `plan` draws the random parameters on the CPU, in the loader's workers if there are any; a call applies them.
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device):
         self.cfg, self.device = cfg, device
         self.augment = Augment(cfg.crops, cfg.data.mean, cfg.data.std)
         self.grid = (cfg.crops.global_size // cfg.model.patch_size,) * 2
-        self.share = cfg.train.batch_size // distributed.world_size()  # images of this rank
-        self.first = distributed.rank() * self.share
+        self.rank_batch_size = cfg.train.batch_size // distributed.world_size()  # images of this rank
+        self.micro_batch_size = self.rank_batch_size // cfg.train.accumulate
+        self.first = distributed.rank() * self.rank_batch_size  # image of this rank in the batch of all ranks
 
     def masks(self, iteration: int) -> Tensor:
         """Masks of all global crops of all ranks.  # [2, batch_size, N] bool"""
@@ -124,26 +125,26 @@ class BatchMaker:
         return torch.from_numpy(masks).unflatten(0, (GLOBAL_CROPS, total))
 
     def micro_batches(self) -> list[slice]:
-        """The images of each, within this rank's."""
-        size = self.share // self.cfg.train.accumulate
-        return [slice(start, start + size) for start in range(0, self.share, size)]
+        """The images of each micro-batch, within those of this rank."""
+        size = self.micro_batch_size
+        return [slice(start, start + size) for start in range(0, self.rank_batch_size, size)]
 
     def plan(self, iteration: int, sizes: Tensor) -> Packed:
-        """Crop parameters and masks of this rank's images of sizes [share, 2], one micro-batch after another."""
+        """Crop parameters and masks of this rank's images of sizes [rank_batch_size, 2], by micro-batches."""
         cfg, masks, tensors = self.cfg, self.masks(iteration), []
-        for mine in self.micro_batches():
-            position = self.first + mine.start  # of the micro-batch in the batch of all ranks
+        for images in self.micro_batches():
+            position = self.first + images.start  # of the micro-batch in the batch of all ranks
             generator = torch.Generator().manual_seed(seed_of(cfg.seed, iteration, "crops"))
-            parameters = self.augment.sample(sizes[mine], generator, position, cfg.train.batch_size)
-            own = masks[:, position : position + mine.stop - mine.start].flatten(0, 1)
-            tensors += [*parameters.tensors(), own, *index_masks(own)]
+            parameters = self.augment.sample(sizes[images], generator, position, cfg.train.batch_size)
+            own_masks = masks[:, position : position + self.micro_batch_size].flatten(0, 1)
+            tensors += [*parameters.tensors(), own_masks, *index_masks(own_masks)]
         return Packed.of(tensors)
 
     def __call__(self, data) -> Iterator[CropBatch]:
         tensors = iter(data.plan.tensors())
-        for mine in self.micro_batches():
+        for images in self.micro_batches():
             parameters = AugmentParameters.of(tensors)
-            views, sizes = [canvas[mine] for canvas in data.canvases], data.sizes[mine]
+            views, sizes = [canvas[images] for canvas in data.canvases], data.sizes[images]
             masks, masked_indices, mask_weights = islice(tensors, 3)
             yield CropBatch(
                 global_crops=self.augment.apply_global(views[0], sizes, parameters),
