@@ -86,14 +86,14 @@ def build_trainer(stage: Stage, images: ImageDataset | None = None, run_identity
     )
 
 
-def run_stage(stage: Stage, last: bool = True) -> None:
+def run_stage(stage: Stage) -> None:
     if stage.finished:
         if distributed.is_main():
-            taken = identity.take_over(stage) if last else ""
+            taken = identity.take_over(stage) if stage.is_last_stage else ""
             print(f"{stage.run}: finished (epoch {stage.stop_epoch}), skipped{taken}", flush=True)
         return
     images = curriculum.dataset(stage)
-    identity.check(stage, last, images)
+    identity.check(stage, images)
     run_identity = identity.record(stage, images)
     if distributed.is_main():
         record_environment(stage.run)
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> None:
             distributed.on_main(lambda: [locks.enter_context(locked(s.run)) for s in stages if not s.finished])
             curriculum.check_inputs(stages)
             for stage in stages:
-                run_stage(stage, stage is stages[-1])
+                run_stage(stage)
     finally:
         distributed.close()
 

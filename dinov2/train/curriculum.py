@@ -44,6 +44,7 @@ class Stage:
     from_epoch: int | None
     anchor: tuple[Path, int | None] | None  # run and epoch of the frozen teacher; or a file of weights and None
     keep: tuple[int, ...]  # epochs kept beside those of train.eval_every: later stages start from them
+    is_last_stage: bool = True  # the one that the command is about; earlier ones are runs of their own
 
     @property
     def finished(self) -> bool:
@@ -63,9 +64,10 @@ def plan(cfg: DictConfig) -> list[Stage]:
     stages: list[Stage] = []
     for number, entry in enumerate(entries):
         before = entries[number - 1] if number else None
+        is_last_stage = number + 1 == len(entries)
         # A stage goes on to the last epoch that a later one starts from or is anchored to.
         keep = {stage_end(entry)} | {epoch for run, epoch in anchors.values() if run == str(Path(entry.dir))}
-        if number + 1 < len(entries):
+        if not is_last_stage:
             keep.add(entries[number + 1].get("from_epoch") or stage_end(entry))
         if entry.view == "denoised":
             # A denoised run serves curricula that are trained later, by themselves: what they start from is kept.
@@ -73,7 +75,7 @@ def plan(cfg: DictConfig) -> list[Stage]:
             keep |= {epoch for epoch in later if epoch and epoch <= stage_end(entry)}
         stages.append(
             Stage(
-                cfg=_stage_config(cfg, entry, alone=number + 1 < len(entries)),
+                cfg=_stage_config(cfg, entry, is_last_stage),
                 view=entry.view,
                 mix=tuple(entry.mix) if entry.get("mix") else None,
                 stop_epoch=max(keep),
@@ -83,21 +85,22 @@ def plan(cfg: DictConfig) -> list[Stage]:
                 from_epoch=entry.get("from_epoch") or (stage_end(before) if before else None),
                 anchor=(Path(anchors[number][0]), anchors[number][1]) if number in anchors else None,
                 keep=tuple(sorted(keep)),
+                is_last_stage=is_last_stage,
             )
         )
     return stages
 
 
-def _stage_config(cfg: DictConfig, entry: DictConfig, alone: bool) -> DictConfig:
+def _stage_config(cfg: DictConfig, entry: DictConfig, is_last_stage: bool) -> DictConfig:
     """The run's config with this stage's schedule, noise and changes.
 
-    alone: an earlier stage is a run of its own, and its saved config says so: the denoised one is an n2n run.
+    An earlier stage is a run of its own, and its saved config says so: the denoised one is an n2n run.
     """
     changes = {"train.epochs": entry.epochs, "noise": entry.get("noise") or cfg.noise}
     if (entry.get("init") or "scratch") != "scratch":
         changes["optim.head_warmup_epochs"] = 0  # the heads are no longer fresh
     stage = stage_overrides(stage_overrides(cfg, changes), entry.get("set") or {})
-    if alone:
+    if not is_last_stage:
         method = entry.get("method") or {"denoised": "n2n", "clean": "clean"}.get(entry.view, "dinov2")
         only = {key: entry[key] for key in ("view", "epochs", "dir", "mix", "init", "anchor") if entry.get(key)}
         own = {"denoised_dir": entry.dir, "stages": [only]}
@@ -187,11 +190,10 @@ def check_inputs(stages: list[Stage]) -> None:
     """
     own = [stage.run for stage in stages]
     for stage in stages:
-        last = stage is stages[-1]
-        identity.check(stage, last)
+        identity.check(stage)
         _check_kept(stage)
         if stage.finished:
-            identity.check(stage, last, _finished_images(stage))
+            identity.check(stage, _finished_images(stage))
             continue
         if stage.anchor and stage.anchor[1] is not None and stage.anchor[0] not in own:
             _check_same(stage.cfg, stage.anchor[0])
@@ -199,7 +201,7 @@ def check_inputs(stages: list[Stage]) -> None:
         images = dataset(stage)
         if "denoised" in images.twins:
             _check_denoised(images.twins["denoised"], images)
-        identity.check(stage, last, images)
+        identity.check(stage, images)
 
 
 def _finished_images(stage: Stage) -> ImageDataset | None:

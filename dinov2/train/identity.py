@@ -152,23 +152,22 @@ def differences(stage: Stage, images: ImageDataset | None) -> dict[str, tuple]:
     return {key: (held[key], here[key]) for key in here if key in held and held[key] != here[key]}
 
 
-def check(stage: Stage, last: bool, images: ImageDataset | None = None) -> None:
-    """ValueError where the stage's folder holds another run: the first key that differs, with both values.
+def check(stage: Stage, images: ImageDataset | None = None) -> None:
+    """ValueError where the stage's folder holds another run: names the first key that differs, and both values.
 
-    last: the stage that the command is about. Keys of resume.allow may differ, unless that stage is finished: then
-    nothing would be trained under them.
+    Keys of resume.allow may differ, except in a finished last stage: nothing would be trained under them.
     """
     if not is_begun(stage.run):
         return
     for key, (old, new) in differences(stage, images).items():
-        if within(key, stage.cfg.resume.allow) and not (last and stage.finished):
+        if within(key, stage.cfg.resume.allow) and not (stage.is_last_stage and stage.finished):
             continue
-        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_way_out(stage, key, last)}")
+        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_suggest(stage, key)}")
 
 
-def _way_out(stage: Stage, key: str, last: bool) -> str:
-    other = "choose another output_dir" if last else "choose another folder for it"
-    if last and stage.finished:
+def _suggest(stage: Stage, key: str) -> str:
+    other = "choose another output_dir" if stage.is_last_stage else "choose another folder for it"
+    if stage.is_last_stage and stage.finished:
         return f"it is finished, and nothing would be trained under the new value; {other}"
     if key.split(".")[0] not in CHANGEABLE:
         return other
