@@ -30,7 +30,7 @@ from torch import Tensor
 from dinov2.dcp_reader import load_tensors_into, read_description
 from utils import distributed, tensor_files
 
-# One process saves and loads by itself on purpose; said at every checkpoint, it would bury what matters.
+# A single process saves and loads without a group on purpose; the warning at every checkpoint would be noise.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 MARK = "COMPLETE"
@@ -57,13 +57,13 @@ def _folder(run: Path | str) -> Path:
 
 @cache
 def _warn(sentence: str) -> None:
-    """Once a process: the same folders are looked at many times."""
+    """Warns once a process: the same folders are looked at many times."""
     if distributed.is_main():
         print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """The checkpoint in a folder; None when it is not whole, which is said."""
+    """The checkpoint in a folder; None, with a warning, when it is not whole."""
     try:
         mark = json.loads((path / MARK).read_text())
         if mark.pop("check", None) not in (None, _check(mark)):
@@ -95,13 +95,13 @@ def _check(mark: dict) -> str:
 
 
 def list_checkpoints(run: Path | str) -> list[Checkpoint]:
-    """Whole checkpoints of a run by their sizes, oldest first; what is in the files is looked at when one is loaded."""
+    """A run's checkpoints whose files have their sizes, oldest first; contents are checked when one is loaded."""
     found = [_read(path) for path in sorted(_folder(run).glob("iter_*"))]
     return sorted((c for c in found if c is not None), key=lambda c: c.iteration)
 
 
 def latest(run: Path | str) -> Checkpoint | None:
-    """The last checkpoint that is as it was written; damaged ones are named and passed over. All ranks call it."""
+    """The last undamaged checkpoint; damaged ones are named in a warning. All ranks call it."""
     for checkpoint in reversed(list_checkpoints(run)):
         try:
             check(checkpoint)
@@ -113,7 +113,7 @@ def latest(run: Path | str) -> Checkpoint | None:
 
 
 def check(checkpoint: Checkpoint) -> None:
-    """ValueError that names the first file which is not as it was written. The ranks share the work: all call it."""
+    """ValueError that names the first damaged file. The ranks share the work: all call it."""
     if not checkpoint.hashes:
         _warn(f"{checkpoint.path} was written without checksums: the sizes of its files alone are checked")
     names, ranks = sorted(checkpoint.hashes), distributed.world_size()
@@ -134,16 +134,16 @@ def _differs(path: Path, wanted: str) -> bool:
 
 @cache
 def _hash_of(path: Path, size: int, time: int) -> str:
-    """xxh3 of a file; size and time tell whether it is the one that was looked at before."""
+    """xxh3 of a file; size and time are keys of the cache: a changed file is read again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
 def _sync_and_hash(path: Path) -> str:
-    """xxh3 of a file just written, computed while the disk takes it in.
+    """xxh3 of a file just written, computed while it is synced to the disk.
 
-    Mapped: it still is in memory, and reading copies it, which takes longer than the hash. At a load a damaged disk is
-    to give an error, not a signal: _hash_of reads.
+    The file is still in memory, so it is mapped: reading would copy it, which takes longer than the hash. _hash_of
+    reads instead, because a damaged disk must raise an error there, not a signal.
     """
     with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
         synced = pool.submit(os.fsync, file.fileno())
@@ -194,8 +194,8 @@ def save(
     distributed.barrier()
     mark = {"iteration": iteration, "epoch": epoch, "evaluate": teacher is not None, "identity": identity}
     try:
-        # The writer's own error on a full disk is a long chain; the folder never gets its mark either way.
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=_alone())
+        # On a full disk the writer raises a long chain of errors; without its mark the folder is never used.
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=_is_single_process())
         hashes = _write_through(temporary, teacher)
         if distributed.is_main():
             _finish(temporary, final, mark, hashes)
@@ -212,12 +212,12 @@ def save(
     return Checkpoint(final, iteration, epoch, teacher is not None, identity, hashes)
 
 
-def _alone() -> bool:
+def _is_single_process() -> bool:
     return distributed.world_size() == 1
 
 
 def _write_through(folder: Path, teacher: dict[str, Tensor] | None) -> dict[str, str]:
-    """Each rank brings its shard to the disk; the main rank also writes the teacher. Checksums of the files."""
+    """Each rank syncs its shard to the disk; the main rank also writes the teacher. Returns the files' checksums."""
     own = {path.name: 0 for path in folder.glob(f"__{distributed.rank()}_*.distcp")}
     hashes, failure = {}, None
     try:
@@ -244,7 +244,7 @@ def _finish(temporary: Path, final: Path, mark: dict, hashes: dict[str, str]) ->
 
 
 def _prune(run: Path | str, keep_last: int) -> None:
-    """Removes the oldest checkpoints that are not kept for evaluation, and what killed runs left half-written."""
+    """Removes the oldest checkpoints that are not kept for evaluation, and what killed runs left behind."""
     passing = [c for c in list_checkpoints(run) if not c.evaluate]
     for checkpoint in passing[: max(len(passing) - keep_last, 0)]:
         # Renamed first: a half-removed folder must not look like a checkpoint.
@@ -287,7 +287,7 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ValueError(f"{checkpoint.path} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    load_tensors_into(state, checkpoint.path, description, _alone())
+    load_tensors_into(state, checkpoint.path, description, _is_single_process())
     return state
 
 
