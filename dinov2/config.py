@@ -9,7 +9,6 @@ for overlays.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -23,6 +22,7 @@ from yaml import YAMLError
 from dinov2.keys import FREE_FORM, PAGE, STAGE, Key, defaults, keys, one_of
 from utils.files import atomic_path
 from utils.noise import NoiseSpec
+from utils.text import did_you_mean
 from utils.values import check as check_values
 from utils.yaml_files import load_yaml, map_texts
 
@@ -59,8 +59,7 @@ def find_overlay(name: str) -> Path:
         if not Path(name).is_file():
             raise ValueError(f"overlay {name} is no file")
         return Path(name)
-    close = difflib.get_close_matches(name, overlay_names(), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(name, overlay_names(), after=" ")
     raise ValueError(f"no overlay {name!r}: {hint}overlays are {', '.join(overlay_names())}, or the path of a .yaml")
 
 
@@ -223,11 +222,10 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
         if key not in known:
             section = isinstance(OmegaConf.to_container(overlay)[key], dict)
             known_names = _all_keys(defaults(), section=section)
-            # A part of a name, as lr of optim.base_lr, is less alike by its letters than another name of that length.
+            # By its letters a part of a name, as lr of optim.base_lr, is less alike than another name of its length.
             parts = [one for one in known_names if one.startswith(prefix) and f"_{key}" in one.removeprefix(prefix)]
-            close = parts if prefix and parts else difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"unknown key {name}{source}{hint}")
+            likely, cutoff = (parts[:1], 0.0) if prefix and parts else (known_names, 0.5)
+            raise ValueError(f"unknown key {name}{source}{did_you_mean(name, likely, '; ', cutoff=cutoff)}")
         if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
             continue
         if name in keys():

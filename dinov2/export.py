@@ -13,7 +13,6 @@ patches [B, N, D]. It needs onnx and onnxscript.
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -33,6 +32,7 @@ from dinov2.models.weights import SAFETENSORS, grid_side
 from utils import cli
 from utils.files import atomic_path
 from utils.locks import sweep
+from utils.text import did_you_mean
 from utils.values import known
 
 KEYS = ("run", "epoch", "format", "output")
@@ -213,9 +213,9 @@ def parse(argv: list[str]) -> dict[str, str]:
     for argument in argv:
         key, equals, value = argument.partition("=")
         if not equals or key not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {close[0]}=? " if close else ""
-            raise ValueError(f"{argument!r} is no argument: {hint}give {', '.join(f'{k}=' for k in KEYS)}")
+            names = [f"{known}=" for known in KEYS]
+            hint = did_you_mean(f"{key}=", names, after=" ")
+            raise ValueError(f"{argument!r} is no argument: {hint}give {', '.join(names)}")
         given[key] = value
     missing = [key for key in ("run", "format", "output") if not given.get(key)]
     if missing:

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from dinov2 import CommandModule
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS
-from dinov2.outlook import check_disk, costs_of, duration
+from dinov2.outlook import check_disk, costs_of
 from dinov2.run import stages
 from dinov2.run.choices import Choice, Hardware, choose, choose_denoiser, choose_scale
 from dinov2.run.options import (
@@ -34,7 +34,6 @@ from dinov2.run.options import (
     PYTHON,
     Options,
     Parser,
-    did_you_mean,
     finish,
     number,
     seed,
@@ -49,6 +48,7 @@ from utils.files import atomic_path
 from utils.images import list_images
 from utils.locks import locked
 from utils.readers import STACKS
+from utils.text import did_you_mean, duration
 
 TRIAL_IMAGES = 256  # that a trial looks at, at least
 # Keys that the denoiser must hear of too → the option that tells both.
@@ -132,7 +132,7 @@ def check_early(request: Request, o: Options) -> None:
     if root in (inside, *inside.parents):
         raise ValueError(f"the output {o.output} lies inside {root}, whose images would be read too: give --output")
     if request.stack not in STACKS:
-        hint = did_you_mean(request.stack, STACKS)
+        hint = did_you_mean(request.stack, STACKS, ": ")
         raise ValueError(f"--stack {request.stack} is none of {', '.join(STACKS)}{hint}")
     if request.weights is not None and not Path(request.weights).exists():
         raise ValueError(

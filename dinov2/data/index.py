@@ -17,6 +17,7 @@ from utils.files import atomic_path
 from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images, of_channels
 from utils.locks import sweep
 from utils.progress import progress
+from utils.text import list_some
 
 _VERSION = 3  # of the cache file's form and of the extensions that count as images
 
@@ -127,15 +128,10 @@ def check_classes(root: Path | str) -> None:
         return
     train, val = set(class_names(root, "train")), set(class_names(root, "val"))
     parts = [
-        f"only in {split}: {_some(only)}" for split, only in (("train", train - val), ("val", val - train)) if only
+        f"only in {split}: {list_some(only)}" for split, only in (("train", train - val), ("val", val - train)) if only
     ]
     if train and parts:
         raise ValueError(f"{root}: train and val must have the same class folders; {'; '.join(parts)}.")
-
-
-def _some(names) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _cache_files(root: Path, split: str, cache, stack: str, flat: bool) -> list[Path]:

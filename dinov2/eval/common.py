@@ -8,7 +8,6 @@ row's details.
 from __future__ import annotations
 
 import base64
-import difflib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from utils.memory import keep_freed_memory
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results, what_is_learned
+from utils.text import did_you_mean
 
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
 ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
@@ -141,9 +141,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
         key, _, text = override.partition("=")
         known = [k for k in flat_keys(cfg) if k.split(".")[0] in OPEN_SECTIONS]
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{key} is no key of an evaluation{hint}")
+            raise ValueError(f"{key} is no key of an evaluation{did_you_mean(key, known, '; ', cutoff=0.3)}")
         try:
             value = parse_value(key, text)
         except (OmegaConfBaseException, YAMLError) as error:

@@ -15,10 +15,11 @@ from utils.report.check import noise_check
 from utils.report.curves import INFORMATION, denoisers, results, training
 from utils.report.data import WORDS, Run, label, slot
 from utils.report.pictures import feature_map, noise_grid, pca, rankings
-from utils.report.sections import configs, cost, duration, environment, label_free, retrieval, robustness
+from utils.report.sections import configs, cost, environment, label_free, retrieval, robustness
 from utils.report.table import KINDS, Table, is_ahead, learned, make_tables, title_of
 from utils.report.verdict import collapses, verdict
 from utils.results import VERSION
+from utils.text import duration
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

@@ -89,14 +89,6 @@ def cost(runs: list[Run]) -> dict:
     return {"runs": runs, "lines": lines}
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best; nothing measured is a dash."""
-    if seconds <= 0:
-        return "–"
-    size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
-    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
-
-
 def environment(runs: list[Run]) -> dict | None:
     """Machine, code and command of each run's latest start."""
     known = [(label(run, runs), entries) for run in runs if (entries := read_environment(run.path))]
