@@ -27,24 +27,18 @@ from utils.feature_map import spread
 from utils.images import denoised_root
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines
+from utils.spectrum import effective_rank
 
 EPSILON = 1e-7  # as published
 
 
 def rankme(values: Tensor) -> float:
-    """exp of the entropy of the normalised singular values, not centred: in [1, min(N, D)].  # [N, D]
+    """Effective rank of features [N, D], not centred.
 
     Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by
     Their Rank", ICML 2023.
     """
-    singular = torch.linalg.svdvals(values.cpu().double())
-    share = singular / singular.sum().clamp_min(EPSILON) + EPSILON
-    return float(torch.exp(-(share * share.log()).sum()))
-
-
-def effective_rank(values: Tensor) -> float:
-    """The same of centred features (Roy and Vetterli, 2007): a mean that all images share is no information."""
-    return rankme(values - values.mean(dim=0))
+    return effective_rank(values.cpu().double(), EPSILON)
 
 
 def neighbours(values: Tensor, k: int) -> Tensor:
@@ -132,7 +126,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     values = features_of(backbone, cfg, dataset)
     details = {"images": len(dataset), "split": "train"}
     yield "rankme", rankme(values), details
-    yield "effective_rank", effective_rank(values), details
+    yield "effective_rank", rankme(values - values.mean(dim=0)), details  # a mean that all share tells nothing apart
     details = details | {"k": k, "by_chance": 100 * k / (len(dataset) - 1)}
     between, first, second = two_versions(backbone, cfg, view, dataset, values)
     yield "neighbour_agreement", neighbour_agreement(first, second, k), details | {"between": between}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dinov2.loss.prototypes import row_chunks
 from utils import distributed
+from utils.spectrum import effective_rank
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -48,16 +49,9 @@ class Information:
         return found
 
 
-def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007), in [1, min(n, D)].  # [n, D]
-
-    NaN where there are none: what has diverged is for the losses to say.
-    """
-    try:
-        singular = torch.linalg.svdvals(features.float() - features.float().mean(dim=0))
-    except torch.linalg.LinAlgError:
-        return float("nan")
-    return float(entropy(singular / singular.sum().clamp(min=1e-12)).exp())
+def centred_rank(features: Tensor) -> float:
+    """Effective rank of features [n, D] about their mean; NaN for diverged ones, which the losses report."""
+    return effective_rank(features - features.mean(dim=0))
 
 
 @torch.no_grad()
@@ -77,9 +71,9 @@ def diagnose(
         "student_entropy": float(entropy(student).mean()),
         "prototypes_used": teacher.argmax(dim=-1).unique().numel() / min(teacher.shape),
         "cls_norm": float(cls.norm(dim=-1).mean()),
-        "cls_effective_rank": effective_rank(cls),
+        "cls_effective_rank": centred_rank(cls),
         "bottleneck_norm": float(bottleneck.norm(dim=-1).mean()),
-        "bottleneck_effective_rank": effective_rank(bottleneck),
+        "bottleneck_effective_rank": centred_rank(bottleneck),
     }
 
 
@@ -94,8 +88,8 @@ def diagnose_embeddings(first_cls: Tensor, second_cls: Tensor, first: Tensor, se
     first, second = (torch.nn.functional.normalize(view.float(), dim=-1) for view in (first, second))
     return {
         "cls_norm": float(cls.norm(dim=-1).mean()),
-        "cls_effective_rank": effective_rank(cls),
+        "cls_effective_rank": centred_rank(cls),
         "embedding_spread": float(first.std(dim=0).mean() * first.shape[1] ** 0.5),
-        "embedding_effective_rank": effective_rank(first),
+        "embedding_effective_rank": centred_rank(first),
         "view_similarity": float((first * second).sum(dim=-1).mean()),
     }
