@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dinov2.dcp_reader import load_tensors_into, read_description
 from utils import distributed, tensor_files
+from utils.nested import flatten
 
 # A single process saves and loads without a group on purpose; the warning at every checkpoint would be noise.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -259,13 +260,6 @@ def sweep(run: Path | str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _flat(state: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in state.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def load(checkpoint: Checkpoint, state: dict) -> dict:
     """Fills the tensors of `state` in place from a checkpoint (which may hold more) and returns it.
 
@@ -278,7 +272,7 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
         for name, item in description.state_dict_metadata.items()
     }
     wrong = []
-    for name, value in _flat(state).items():
+    for name, value in flatten(state).items():
         assert isinstance(value, Tensor), name
         if name not in described:
             wrong.append(f"{name} is missing")

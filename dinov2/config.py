@@ -21,10 +21,11 @@ from yaml import YAMLError
 
 from dinov2.keys import FREE_FORM, PAGE, STAGE, Key, defaults, keys, one_of
 from utils.files import atomic_path
+from utils.nested import map_texts, walk
 from utils.noise import NoiseSpec
 from utils.text import did_you_mean
 from utils.values import check as check_values
-from utils.yaml_files import load_yaml, map_texts
+from utils.yaml_files import load_yaml
 
 CONFIGS = PAGE.parent
 WEIGHT = Key.of(0.0)  # of an anchor
@@ -220,8 +221,8 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
     for key in overlay:
         name = f"{prefix}{key}"
         if key not in known:
-            section = isinstance(OmegaConf.to_container(overlay)[key], dict)
-            known_names = _all_keys(defaults(), section=section)
+            is_section = isinstance(OmegaConf.to_container(overlay)[key], dict)
+            known_names = [one for one, value in walk(defaults()) if isinstance(value, dict) == is_section]
             # By its letters a part of a name, as lr of optim.base_lr, is less alike than another name of its length.
             parts = [one for one in known_names if one.startswith(prefix) and f"_{key}" in one.removeprefix(prefix)]
             likely, cutoff = (parts[:1], 0.0) if prefix and parts else (known_names, 0.5)
@@ -234,17 +235,6 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
             raise ValueError(f"{name}{source} is a section: give {name}.KEY=VALUE")
         elif name not in FREE_FORM:
             _check_keys(overlay[key], known[key], source, f"{name}.")
-
-
-def _all_keys(known: dict, prefix: str = "", *, section: bool) -> list[str]:
-    """Dotted names of all sections, or of all values that are none."""
-    keys = []
-    for key, value in known.items():
-        if isinstance(value, dict) == section:
-            keys.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            keys += _all_keys(value, f"{prefix}{key}.", section=section)
-    return keys
 
 
 def validate(cfg: DictConfig) -> None:
@@ -270,8 +260,7 @@ def validate(cfg: DictConfig) -> None:
     batch, micro = cfg.train.batch_size, cfg.train.accumulate
     require(batch % micro == 0, f"train.batch_size={batch} is no multiple of train.accumulate={micro}")
     for key in cfg.resume.allow:
-        known = any(key in _all_keys(defaults(), section=section) for section in (True, False))
-        known = known or str(key).startswith("anchor.weights.")
+        known = key in dict(walk(defaults())) or str(key).startswith("anchor.weights.")
         require(known, f"resume.allow={list(cfg.resume.allow)}: {key} is no key")
     for noise, weight in cfg.anchor.weights.items():
         WEIGHT.check_kind(f"anchor.weights.{noise}", weight)

@@ -8,12 +8,14 @@ where a round bracket leaves that end out and `rising` is of a pair. A kind that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+from utils.nested import flatten
 
 PAGE = Path(__file__).parent / "configs" / "default.yaml"
 FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # sections whose keys are the user's
@@ -104,7 +106,7 @@ def defaults() -> dict:
 def keys() -> dict[str, Key]:
     """Every key that holds a value, by its dotted name."""
     rules = _rules(PAGE.read_text())
-    return {name: Key.of(default, rules.get(name, "")) for name, default in _values(defaults())}
+    return {name: Key.of(default, rules.get(name, "")) for name, default in flatten(defaults()).items()}
 
 
 def _rules(text: str) -> dict[str, str]:
@@ -115,14 +117,6 @@ def _rules(text: str) -> dict[str, str]:
             path = [*path[: len(match["indent"]) // 2], match["name"]]
             found[".".join(path)] = (match["comment"] or "").partition(";")[0]
     return found
-
-
-def _values(section: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in section.items():
-        if isinstance(value, dict) and f"{prefix}{name}" not in FREE_FORM:
-            yield from _values(value, f"{prefix}{name}.")
-        elif not isinstance(value, dict):
-            yield f"{prefix}{name}", value
 
 
 STAGE = {  # of an entry of curriculum.stages

@@ -29,6 +29,7 @@ from dinov2.eval.features import Features, eval_view, without_labels
 from utils import cli, distributed
 from utils.locks import sweep
 from utils.memory import keep_freed_memory
+from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results, what_is_learned
@@ -139,7 +140,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
     cfg = load_run_config(folder)
     for override in overrides:
         key, _, text = override.partition("=")
-        known = [k for k in flat_keys(cfg) if k.split(".")[0] in OPEN_SECTIONS]
+        known = [name for name in flatten(OmegaConf.to_container(cfg)) if name.split(".")[0] in OPEN_SECTIONS]
         if key not in known:
             raise ValueError(f"{key} is no key of an evaluation{did_you_mean(key, known, '; ', cutoff=0.3)}")
         try:
@@ -155,15 +156,6 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
     if cfg.eval.crop % cfg.model.patch_size:
         raise ValueError(f"eval.crop={cfg.eval.crop} is no multiple of model.patch_size={cfg.model.patch_size}")
     return cfg
-
-
-def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted names of all values that are no sections themselves."""
-    keys = []
-    for key in cfg:
-        value = None if OmegaConf.is_missing(cfg, key) else cfg[key]
-        keys += flat_keys(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
-    return keys
 
 
 def choose(folder: Path, which: str) -> list[Checkpoint]:

@@ -20,6 +20,7 @@ from dinov2.config import load_run_config, save_run_config
 from dinov2.data.dataset import ImageDataset
 from utils import distributed
 from utils.files import atomic_path
+from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.values import ESTIMATED
 
@@ -63,14 +64,6 @@ def within(key: str, names) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def flat(content: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} → {"a.b": 1}"""
-    items: dict[str, object] = {}
-    for key, value in content.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items
-
-
 def settings(cfg: DictConfig) -> dict[str, object]:
     """The deciding settings of a run's last stage by key."""
     content = OmegaConf.to_container(cfg, resolve=True)
@@ -80,7 +73,7 @@ def settings(cfg: DictConfig) -> dict[str, object]:
     if entry.get("anchor"):
         decided |= {f"anchor.{key}": content["anchor"][key] for key in ("head", "weight_end", "pretrained")}
         decided[f"anchor.weights.{noise}"] = content["anchor"]["weights"].get(noise)
-    rest = {key: value for key, value in flat(content).items() if not within(key, NOT_DECIDING)}
+    rest = {key: value for key, value in flatten(content).items() if not within(key, NOT_DECIDING)}
     label = rest.pop("method")
     return decided | {key: value for key, value in rest.items() if key != "noise"} | {"method": label}
 
@@ -203,7 +196,7 @@ def record(stage: Stage, images: ImageDataset) -> str:
 def take_over(stage: Stage) -> str:
     """Lets a finished run have the settings of its evaluation and the places of its images; says which are new."""
     held = load_run_config(stage.run)
-    old, new = (flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (held, stage.cfg))
+    old, new = (flatten(OmegaConf.to_container(cfg, resolve=True)) for cfg in (held, stage.cfg))
     changed = [key for key in new if within(key, TAKEN_OVER) and old.get(key) != new[key]]
     for key in changed:
         OmegaConf.update(held, key, new[key])

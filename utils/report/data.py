@@ -12,9 +12,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from utils.nested import map_texts
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
-from utils.yaml_files import load_yaml, map_texts
+from utils.yaml_files import load_yaml
 
 WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
 METHODS, FLOORS, OBJECTIVES = WORDS["methods"], WORDS["floors"], WORDS["objectives"]

@@ -14,6 +14,7 @@ from dinov2.train import curriculum, identity
 from dinov2.train.__main__ import main
 from tests.dinov2.train.test_curriculum import SHORT, write_denoised
 from tests.dinov2.train.tiny import make_tree, settings
+from utils.nested import flatten
 
 WEIGHTS = "anchor.weights.gauss100=1.0"
 
@@ -88,7 +89,7 @@ APART = ("output_dir", "model.pretrained", "anchor.pretrained")  # the last two 
 
 def keys() -> list[str]:
     defaults = OmegaConf.to_container(load_defaults())
-    flat = identity.flat(defaults)
+    flat = flatten(defaults)
     return [*(key for key in flat if key not in APART), "curriculum.noisy_set", "anchor.weights"]
 
 
