@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dinov2.keys import FREE_FORM, PAGE, STAGE, Key, defaults, keys, one_of
+from dinov2.keys import FREE_FORM, PAGE, RENAMED, STAGE, Key, defaults, keys, one_of, suggest_key
 from utils.files import atomic_path
 from utils.nested import map_texts, walk
 from utils.noise import NoiseSpec
@@ -138,13 +138,19 @@ def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
 
 
 def load_run_config(run: Path | str) -> DictConfig:
-    """The config saved with a run. Keys that later versions added have their defaults; values were "full" before."""
+    """The config saved with a run, by today's keys. Keys that were added since have their defaults, and data.values is
+    "full", which it was before it was a key."""
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no config.yaml")
     content = _read_yaml(path)
     if key := next(_references(OmegaConf.to_container(content)), None):
         raise ValueError(f"{path}: {key} refers to something else (${{...}}); write its value there")
+    for old, new in RENAMED.items():
+        if (value := OmegaConf.select(content, old)) is not None:
+            section, name = _owner(content, old)
+            del section[name]
+            OmegaConf.update(content, new, value)
     return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, content)
 
 
@@ -226,7 +232,7 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
             # By its letters a part of a name, as lr of optim.base_lr, is less alike than another name of its length.
             parts = [one for one in known_names if one.startswith(prefix) and f"_{key}" in one.removeprefix(prefix)]
             likely, cutoff = (parts[:1], 0.0) if prefix and parts else (known_names, 0.5)
-            raise ValueError(f"unknown key {name}{source}{did_you_mean(name, likely, '; ', cutoff=cutoff)}")
+            raise ValueError(f"unknown key {name}{source}{suggest_key(name, likely, cutoff)}")
         if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
             continue
         if name in keys():

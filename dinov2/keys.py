@@ -16,9 +16,11 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from utils.nested import flatten
+from utils.text import did_you_mean
 
 PAGE = Path(__file__).parent / "configs" / "default.yaml"
 FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # sections whose keys are the user's
+RENAMED = {"eval.linear.cached_share": "eval.linear.cached_fraction"}  # old name in saved configs: today's
 KINDS = {"int": int, "float": float, "bool": bool, "text": str}
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "{key: value}", str: "a text"}
 NUMBER, NOTE = r"-?\d[\d.e-]*", r"( [(\[][^|]*)?"
@@ -135,6 +137,11 @@ STAGE = {  # of an entry of curriculum.stages
         ("method", None, "text or null"),
     )
 }
+
+
+def suggest_key(name: str, known: Iterable[str], cutoff: float) -> str:
+    """ "; did you mean KEY?", for messages on a key that does not exist: its new name, or the most alike of `known`."""
+    return did_you_mean(RENAMED.get(name, name), known, "; ", cutoff=cutoff)
 
 
 def one_of(name: str, value: object, allowed: Iterable) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from dinov2.checkpoint import Checkpoint, list_checkpoints
-from dinov2.config import config_hash, load_run_config, parse_value
+from dinov2.config import config_hash, load_run_config, parse_value, suggest_key
 from dinov2.data.dataset import dataset_from_config
 from dinov2.eval import EVALUATORS
 from dinov2.eval.features import Features, eval_view, without_labels
@@ -33,7 +33,6 @@ from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results, what_is_learned
-from utils.text import did_you_mean
 
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
 ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
@@ -142,7 +141,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
         key, _, text = override.partition("=")
         known = [name for name in flatten(OmegaConf.to_container(cfg)) if name.split(".")[0] in OPEN_SECTIONS]
         if key not in known:
-            raise ValueError(f"{key} is no key of an evaluation{did_you_mean(key, known, '; ', cutoff=0.3)}")
+            raise ValueError(f"{key} is no key of an evaluation{suggest_key(key, known, cutoff=0.3)}")
         try:
             value = parse_value(key, text)
         except (OmegaConfBaseException, YAMLError) as error:

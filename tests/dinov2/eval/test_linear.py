@@ -54,13 +54,13 @@ def test_only_the_cached_crops_are_in_bf16(run, monkeypatch):
     monkeypatch.setattr(linear, "block_tokens", noted)
     for protocol, training in (("exact", [False] * 20), ("cached", [True] * 4)):  # two views in two batches
         seen.clear()
-        probe(run, f"eval.linear.protocol={protocol}", "eval.linear.cached_share=0.2")
+        probe(run, f"eval.linear.protocol={protocol}", "eval.linear.cached_fraction=0.2")
         assert seen == [False, *training]
 
 
 @pytest.mark.parametrize("protocol", ["exact", "cached"])
 def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
-    settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_share=0.2")
+    settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_fraction=0.2")
     whole = probe(run, *settings)
     monkeypatch.setattr(linear, "SAVE_SECONDS", 0)
     step, done = linear.Probes.step, []
@@ -83,13 +83,13 @@ def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
 
 
 def test_cache_in_a_file_equals_cache_in_memory(run):
-    settings = ("eval.linear.protocol=cached", "eval.linear.cached_share=0.2")
+    settings = ("eval.linear.protocol=cached", "eval.linear.cached_fraction=0.2")
     assert probe(run, *settings, "eval.linear.cache_gib=0") == probe(run, *settings)
     assert not list(run.glob("**/*.f16"))
 
 
 def test_cached_views_are_different_crops_of_the_same_images(run, tmp_path):
-    cfg = common.load_settings(run, ["eval.linear.cached_share=0.3"])
+    cfg = common.load_settings(run, ["eval.linear.cached_fraction=0.3"])
     backbone = load_backbone(run)
     values, labels = linear.cache_views(backbone, cfg, tmp_path / "cache")
     assert values.shape == (3, 60, 3 * 192) and values.dtype == torch.float16
@@ -149,7 +149,7 @@ def test_views_are_a_share_of_the_exact_passes(run):
     assert linear.number_of_views(cfg, 60) == 1
     assert linear.number_of_views(cfg, 20) == 3
     assert linear.number_of_views(cfg, 10**6) == 1
-    assert linear.number_of_views(common.load_settings(run, ["eval.linear.cached_share=1"]), 60) == 11
+    assert linear.number_of_views(common.load_settings(run, ["eval.linear.cached_fraction=1"]), 60) == 11
 
 
 def test_learning_rates_scale_with_the_batch(run):
@@ -159,7 +159,7 @@ def test_learning_rates_scale_with_the_batch(run):
     }
 
 
-@pytest.mark.parametrize("setting", ["protocol=quick", "cached_share=0", "cached_share=2"])
+@pytest.mark.parametrize("setting", ["protocol=quick", "cached_fraction=0", "cached_fraction=2"])
 def test_unknown_protocol_and_share(run, setting):
     with pytest.raises(ValueError, match=rf"eval\.linear\.{setting}"):
         probe(run, "eval.linear.protocol=cached", f"eval.linear.{setting}")
