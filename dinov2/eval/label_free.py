@@ -30,6 +30,7 @@ from utils.results import is_number, read_json_lines
 from utils.spectrum import effective_rank
 
 EPSILON = 1e-7  # as published
+INFORMATION = ("information_cls_share", "information_cls_ratio")  # columns of the log; the first one until 0.2.0
 
 
 def rankme(values: Tensor) -> float:
@@ -52,8 +53,9 @@ def neighbours(values: Tensor, k: int) -> Tensor:
 
 
 def neighbour_agreement(first: Tensor, second: Tensor, k: int) -> float:
-    """Share of an image's k neighbours in the first version that are so in the second too, in percent; by chance 100 k
-    / (N - 1).  # [N, D], [N, D]
+    """Percentage of an image's k neighbours in the first version that are its neighbours in the second too.
+
+    By chance 100 k / (N - 1).  # [N, D], [N, D]
     """
     a, b = neighbours(first, k), neighbours(second, k)
     return float((a[:, :, None] == b[:, None, :]).any(dim=2).float().mean() * 100)
@@ -97,18 +99,17 @@ def denoised_version(backbone: nn.Module, cfg: DictConfig) -> Tensor | None:
 
 
 def centred_cosine(first: Tensor, second: Tensor) -> float:
-    """Mean cosine of an image's two versions about the mean of all images: what they all share is no likeness.  # [N,
-    D], [N, D]
-    """
+    """Mean cosine of an image's two versions, the mean of all images taken away.  # [N, D], [N, D]"""
     first, second = first - first.mean(dim=0), second - second.mean(dim=0)
     return float(nn.functional.cosine_similarity(first, second, dim=1).mean())
 
 
 def information(job: common.Job) -> float | None:
-    """What the teacher's targets said about the image when the checkpoint was made, in percent of the most possible."""
-    rows = [row for row in read_json_lines(job.run / "metrics.jsonl") if is_number(row.get("information_cls_share"))]
-    shares = [row["information_cls_share"] for row in rows if row["iteration"] <= job.iteration]
-    return 100 * shares[-1] if shares else None
+    """Mutual information of image and target when the checkpoint was made, in percent of its maximum."""
+    rows = read_json_lines(job.run / "metrics.jsonl")
+    found = [(row["iteration"], row[column]) for row in rows for column in INFORMATION if is_number(row.get(column))]
+    ratios = [ratio for iteration, ratio in found if iteration <= job.iteration]
+    return 100 * ratios[-1] if ratios else None
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
@@ -134,8 +135,8 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     if denoised is not None:
         yield "denoised_agreement", neighbour_agreement(values, denoised, k), details
         yield "cosine_to_denoised", centred_cosine(values, denoised), {"images": len(dataset)}
-    if (share := information(job)) is not None:
-        yield "information", share, {}
+    if (percent := information(job)) is not None:
+        yield "information", percent, {}
 
 
 if __name__ == "__main__":

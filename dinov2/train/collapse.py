@@ -72,7 +72,7 @@ class CollapseMonitor:
         for name, values in found.items():
             most = values["log_prototypes"]
             columns |= {f"{key}_{name}": value for key, value in values.items() if key != "log_prototypes"}
-            columns |= {f"information_{name}_share": values["information"] / most, "log_prototypes": most}
+            columns |= {f"information_{name}_ratio": values["information"] / most, "log_prototypes": most}
         return columns
 
     def update_verdict(self, iteration: int, kind: str) -> None:

@@ -235,7 +235,7 @@ def test_first_curve_is_the_information_and_entropies_have_their_maximum(page):
         "information of the targets, patches",
         "entropy of the targets, CLS",
     ]
-    assert "ln K = 6.93" in charts[2][0] and "as a share of ln K" in charts[0][1]
+    assert "ln K = 6.93" in charts[2][0] and "as a fraction of ln K" in charts[0][1]
     assert all(note.count("Good: ") == 1 or "as scheduled" in note for _, note in charts)
     assert page.read_text().count('<svg role="img"') == len(charts)  # no plot without its line
 

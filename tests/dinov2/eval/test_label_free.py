@@ -65,9 +65,10 @@ def test_noise_in_the_features_lowers_agreement_and_similarity_and_raises_rankme
 
 
 def test_rows_of_a_noisy_run(run):
+    logged = {"iteration": 10, "information_cls_share": 0.1}, {"iteration": 20, "information_cls_ratio": 0.2}
     (run / "metrics.jsonl").write_text(
-        "".join(json.dumps({"iteration": i, "information_cls_share": i / 100}) + "\n" for i in (10, 20))
-    )
+        "".join(json.dumps(row) + "\n" for row in logged)
+    )  # by an older version, then by ours
     evaluate(run, "checkpoints=all", "eval.label_free.k=3", "eval.label_free.images=30")
     rows = {(row["epoch"], row["metric"]): row for row in read_results(run)}
     assert [metric for epoch, metric in rows if epoch == 1] == [

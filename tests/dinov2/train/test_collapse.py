@@ -53,7 +53,7 @@ def test_a_window_holds_enough_crops_and_starts_anew(tmp_path, tree):
     measured = [iteration for iteration in range(20) if monitor.window(iteration)]
     assert measured == [6, 7, 8, 9, 16, 17, 18, 19]  # four steps of 80 crops before each row
     monitor.window(9).add("cls", torch.eye(K))
-    assert monitor.read(10, 10)["information_cls_share"] == pytest.approx(1)
+    assert monitor.read(10, 10)["information_cls_ratio"] == pytest.approx(1)
     assert monitor.read(20, 10) == {}  # nothing was added since
 
 
@@ -73,7 +73,7 @@ def test_a_run_forced_to_collapse_warns_once_and_at_its_end(tree, tmp_path, caps
     assert "teacher.temp=1" in said[0] and "dino.prototypes=32" in said[0] and "docs/small_data.md" in said[0]
     rows = [row for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "collapsed" in row]
     assert [row["collapsed"] for row in rows] == [""] * 5 + ["uniform"] * 3
-    assert rows[-1]["information_cls_share"] < 0.01 and rows[-1]["log_prototypes"] == pytest.approx(math.log(32))
+    assert rows[-1]["information_cls_ratio"] < 0.01 and rows[-1]["log_prototypes"] == pytest.approx(math.log(32))
 
 
 def test_a_run_forced_to_collapse_stops_when_told_to(tree, tmp_path):
