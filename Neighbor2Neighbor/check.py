@@ -3,15 +3,16 @@
     python -m Neighbor2Neighbor.check mstar
     python -m Neighbor2Neighbor.check mini-imagenet --noise gauss255 --model runs/n2n-gauss255/unet.pth
 
-Two looks at the noise of a sample of images. Flat patches: of all patches, the quarter with the least structure for its
-noise (variance of the means of its 4x4 blocks, over that of its pixels), less a fitted plane. Residuals, with --model:
-the noisy image less the denoised one. Of both, the correlation of pixels 1 to 4 apart along both axes and a diagonal.
-A network that can tell a pixel's noise from its neighbour's keeps about that share of it, so that independent means a
-correlation of at most 0.1. Of the flat patches, also how the noise grows with the brightness.
+The noise of a sample of images is looked at in two ways. Flat patches: the quarter of all patches with the least
+structure for its noise (variance of the means of its 4x4 blocks, over that of its pixels), minus a fitted plane.
+Residuals, with --model: the noisy image minus the denoised one. Both give the correlation of pixels 1 to 4 apart along
+both axes and a diagonal.
+A network that can tell a pixel's noise from its neighbour's keeps about that fraction of it, so "independent" means a
+correlation of at most 0.1. The flat patches also show how the noise grows with the brightness.
 
-The choice of the patches lowers the correlations by some hundredths (to -0.02 for independent noise); what structure
-they still hold raises them: of images with little noise the figures are upper bounds. check.json and check.png are
-written to --output, or beside --model.
+The choice of the patches lowers the correlations by some hundredths (to -0.02 for independent noise), and the structure
+that they still hold raises them: for images with little noise the figures are upper bounds. check.json and check.png
+are written to --output, or beside --model.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from utils.report.check import draw, figures
 from utils.values import Values, add_options, check, reading, resolve
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
-QUIETEST = 0.25  # share of the patches that are taken
+QUIETEST = 0.25  # fraction of the patches that is taken
 INDEPENDENT = 0.1  # largest correlation that counts as none
 BINS = 10  # of brightness
 DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "diagonal": (1, 1)}
@@ -204,7 +205,7 @@ def _independent_by_halves(lags: list[float]) -> bool:
 
 def _correlated(lags: list[float], reach: int) -> str:
     over = f"correlated over {reach} pixel{'s' if reach > 1 else ''}{' or more' if reach == len(lags) else ''}"
-    keeps = f"{over} ({lags[0]:.2f} at 1): a denoiser trained on neighbours keeps about that share of the noise"
+    keeps = f"{over} ({lags[0]:.2f} at 1): a denoiser trained on neighbours keeps about that fraction of the noise"
     if _independent_by_halves(lags):
         return f"{keeps}; --subsample 2 makes it independent ({lags[1]:.2f} at 2 pixels)"
     return f"{keeps}; choose another one by --denoiser, see docs/denoiser.md"

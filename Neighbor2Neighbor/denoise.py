@@ -61,15 +61,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--subsample", type=int, help="each n-th pixel by itself (default: as the model was trained)")
     add_options(parser, default=None)
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n parts (default 0/1)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Denoise one tree (or this process's share). Returns 0, or 2 where single images could not be read."""
+    """Denoise one tree (or this process's part). Returns 0, or 2 where single images could not be read."""
     args = parse_arguments(argv)
     spec = NoiseSpec.parse(args.noise)
-    shard, shards = _share(args.shard)
+    shard, shards = _parse_shard(args.shard)
     if min(args.batch_size, args.tile, args.subsample or 1) < 1:
         raise ValueError("--batch-size, --tile and --subsample must be at least 1")
     relatives = images.list_images(args.data, args.stack)
@@ -122,7 +122,7 @@ def _values_text(args: argparse.Namespace) -> str:
     raise ValueError(f"{args.model} was trained with values {trained}, not {args.values}; leave --values out")
 
 
-def _share(text: str) -> tuple[int, int]:
+def _parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of --shard, or the rank and the number of ranks."""
     if text == "0/1":
         return distributed.launched()

@@ -223,7 +223,7 @@ class Training:
             _save({name: value.cpu() for name, value in self.network.state_dict().items()}, self.output / "unet.pth")
 
     def train_step(self, crops: Tensor) -> Tensor:
-        """One step on this process's share of the batch [B, C, S, S], as loaded. Returns both terms of the loss [2]."""
+        """One step on this process's part of the batch [B, C, S, S], as loaded. Returns both terms of the loss [2]."""
         noisy = unit_values(crops).contiguous(memory_format=torch.channels_last)
         reconstruction, regulariser = neighbor_loss(self.predict, noisy, self._pairs(noisy))
         for group in self.optimizer.param_groups:
@@ -238,7 +238,7 @@ class Training:
             return self.forward(batch)
 
     def _pairs(self, noisy: Tensor) -> Tensor:
-        """This process's share of the pairs of the whole batch, a function of the seed and the step."""
+        """This process's part of the pairs of the whole batch, a function of the seed and the step."""
         generator = torch.Generator(self.device).manual_seed((self.args.seed * 2**40 + self.step) % 2**63)
         everyone = noisy.new_empty((self.args.batch_size, 1, *noisy.shape[2:]))
         return draw_pairs(everyone, generator).chunk(distributed.world_size())[distributed.rank()]

@@ -303,7 +303,7 @@ def _validate_stages(cfg: DictConfig, require) -> None:
         require(
             (stage.view == "mix") == (mix is not None), f"{name}.mix: [start, end] belongs to view mix, and to it alone"
         )
-        require(mix is None or len(mix) == 2, f"{name}.mix={mix} must be [start, end], two shares")
+        require(mix is None or len(mix) == 2, f"{name}.mix={mix} must be [start, end], two fractions")
         NoiseSpec.parse(stage.get("noise") or cfg.noise)
         if stage.get("anchor"):
             _validate_anchor(cfg, number, require)

@@ -5,7 +5,7 @@
     python exps/benchmark.py --arch vit_base --batch-size 64 --device cuda
     python exps/benchmark.py --only step data --compare other.py
 
-Sections: step (DINOv2 and NCT, with the share of the hardware's matrix rate that they reach), data (decoding, each
+Sections: step (DINOv2 and NCT, with the fraction of the hardware's matrix rate that they reach), data (decoding, each
 noise, all crops), both (the trainer from files on: how long the step waits for data), denoiser, probe, checkpoint.
 
 Every case has a process of its own. They take turns, one step each, so that what else the machine does meets all of

@@ -6,7 +6,7 @@ write_map("DIR/map.png", …) writes, beside the picture, DIR/map.json for a pag
     points      [[x, y, path, label or null], ...], one an image
     thumbnails  name of a picture of all thumbnails, in the order of the points, row by row; `tile` pixels a side,
                 `columns` of them in a row
-    explained   of pca: the shares of the variance that x and y have; of umap: []
+    explained   of pca: the fractions of the variance that x and y explain; of umap: []
 """
 
 import json
@@ -32,7 +32,7 @@ def spread(count: int, most: int = MOST) -> np.ndarray:
 
 
 def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
-    """Features [N, F] → places [N, 2] and the shares of the variance that the two axes explain.
+    """Features [N, F] → places [N, 2] and the fractions of the variance that the two axes explain.
 
     By direction alone, as cosine similarity sees them. pca: the axes of the largest variance, each turned so that its
     largest weight is positive. umap: McInnes et al. 2018, with a fixed seed. ValueError: fewer than 3 images, an
@@ -49,8 +49,8 @@ def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
     _, singular, axes = np.linalg.svd(rows, full_matrices=False)
     axes = np.pad(axes, ((0, max(0, 2 - len(axes))), (0, 0)))[:2]  # of one feature: no second axis
     axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1) < 0, -1, 1)
-    shares = singular**2 / max((singular**2).sum(), 1e-12)
-    return rows @ axes.T, [float(share) for share in shares[:2]]
+    fractions = singular**2 / max((singular**2).sum(), 1e-12)
+    return rows @ axes.T, fractions[:2].tolist()
 
 
 def _umap(rows: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ def write_map(
     """The picture `path` (.png), and beside it NAME.json and NAME_thumbs.png.
 
     values: float32 [N, F]; tiles: of thumbnail(), [TILE, TILE, 3] each; labels: names of classes, None: unknown. Gives
-    the shares of the variance that are explained, as project() does.
+    the fractions of the variance that are explained, as project() does.
     """
     places, explained = project(values, method)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +107,9 @@ def _sprite(tiles: list[np.ndarray], columns: int) -> Image.Image:
 def _picture(places: np.ndarray, tiles: list[np.ndarray], labels: list[str | None]) -> Image.Image:
     """Points in the colours of their labels, and the thumbnails that do not cover each other."""
     low, high = places.min(axis=0), places.max(axis=0)
-    share = (places - low) / np.maximum(high - low, 1e-12)
-    share[:, 1] = 1 - share[:, 1]  # rows of a picture count downwards
-    xy = (TILE + share * (np.array(SIZE) - 2 * TILE)).round().astype(int)
+    xy = (places - low) / np.maximum(high - low, 1e-12)
+    xy[:, 1] = 1 - xy[:, 1]  # rows of a picture count downwards
+    xy = (TILE + xy * (np.array(SIZE) - 2 * TILE)).round().astype(int)
     image = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(image)
     number = {label: place for place, label in enumerate(sorted({label for label in labels if label is not None}))}

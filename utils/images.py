@@ -396,8 +396,8 @@ def _encode_png(array: np.ndarray) -> bytes:
 
 def _entropy(array: np.ndarray) -> float:
     """Bits a byte that an order-0 code needs for a uint8 array."""
-    share = np.bincount(array.reshape(-1), minlength=256) / array.size
-    return float(-(share * np.log2(np.maximum(share, 1e-300))).sum())
+    p = np.bincount(array.reshape(-1), minlength=256) / array.size
+    return float(-(p * np.log2(np.maximum(p, 1e-300))).sum())
 
 
 # --- what a tree is, by its manifest --------------------------------------------------------------------------------

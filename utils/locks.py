@@ -43,12 +43,12 @@ _HOST = hashlib.sha256((socket.gethostname() + _SPACE).encode()).hexdigest()[:6]
 
 
 @contextmanager
-def locked(folder: Path | str, share: str = "") -> Iterator[None]:
+def locked(folder: Path | str, part: str = "") -> Iterator[None]:
     """Hold folder, which is made if need be, until the block ends, also by an error, Ctrl-C or SIGTERM.
 
-    share: a lock of its own for each part of the folder that has one writer. ValueError says who holds it.
+    part: a lock of its own for each part of the folder that has one writer. ValueError says who holds it.
     """
-    lock = Path(folder, NAME + share)
+    lock = Path(folder, NAME + part)
     new = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     content = acquire(lock)
     sweep(folder)

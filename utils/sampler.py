@@ -46,9 +46,9 @@ class IterationSampler:
 
     def positions(self, iteration: int) -> range:
         """Places in the global stream of this rank's images at an iteration."""
-        share = self.batch_size // self.world_size
-        first = iteration * self.batch_size + self.rank * share
-        return range(first, first + share)
+        rank_batch_size = self.batch_size // self.world_size
+        first = iteration * self.batch_size + self.rank * rank_batch_size
+        return range(first, first + rank_batch_size)
 
     def indices(self, iteration: int) -> list[int]:
         """Indices of this rank's images at an iteration."""

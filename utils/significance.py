@@ -67,7 +67,7 @@ def _over_seeds(a: list[dict], b: list[dict], paired: bool) -> tuple[float | Non
 
 
 def _hits(rows: list[dict]) -> np.ndarray | None:
-    """Share of the seeds that had each validation image right [images]; None where a row does not say it."""
+    """Fraction of the seeds that had each validation image right [images]; None where a row does not say."""
     sides = []
     for row in rows:
         correct, images = (row["details"].get(key) for key in ("correct", "images"))
@@ -85,6 +85,6 @@ def _binomial(a: list[dict], b: list[dict]) -> float | None:
         images = rows[0]["details"].get("images")
         if not images:
             return None
-        share = (_mean(rows) / 100 * images + 1) / (images + 2)  # never 0 or 1: no figure is free of error
-        variance += share * (1 - share) / images
+        rate = (_mean(rows) / 100 * images + 1) / (images + 2)  # never 0 or 1: no figure is free of error
+        variance += rate * (1 - rate) / images
     return 100 * variance**0.5

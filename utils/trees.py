@@ -58,9 +58,9 @@ class TreeWriter:
                 )
 
     @contextmanager
-    def at_work(self, share: str = "") -> Iterator[bool]:
-        """Hold the tree, or this share of it, while it is written; begin()'s answer. A finished tree is left alone."""
-        with nullcontext() if self._is_finished() else locks.locked(self.root, share):
+    def at_work(self, part: str = "") -> Iterator[bool]:
+        """Hold the tree, or this part of it, while it is written; begin()'s answer. A finished tree is left alone."""
+        with nullcontext() if self._is_finished() else locks.locked(self.root, part):
             yield self.begin()
 
     def _is_finished(self) -> bool:

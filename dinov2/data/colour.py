@@ -30,14 +30,14 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean luminance of the image; factor [B] is the image's share; in place."""
+    """Blend with the mean luminance of the image; factor [B] is the weight of the image; in place."""
     factor = _each(factor, images)
     mean = luminance(images).mean((1, 2, 3), keepdim=True)
     return images.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the luminance, three channels; factor [B] is the image's share; in place."""
+    """Blend with the luminance, three channels; factor [B] is the weight of the image; in place."""
     factor = _each(factor, images)
     other = luminance(images).mul_(1 - factor)
     return images.mul_(factor).add_(other).clamp_(0, 1)
@@ -59,7 +59,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     hue.addcmul_(r.floor_(), y.sub_(hue))  # floor(r) is 1 where red is largest
     hue.add_(6 * shift.to(hue, non_blocking=True).view(-1, 1, 1))
     hue.sub_(torch.div(hue, 6, out=y).floor_(), alpha=6)  # into [0, 6)
-    # Share of the chroma in a channel: 1 within one sixth of its own hue, falling to 0 at two sixths.
+    # Fraction of the chroma in a channel: 1 within one sixth of its own hue, falling to 0 at two sixths.
     red.copy_(hue).sub_(3).abs_().sub_(1)
     green.copy_(hue).sub_(2).abs_().neg_().add_(2)
     blue.copy_(hue).sub_(4).abs_().neg_().add_(2)

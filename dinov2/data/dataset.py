@@ -38,9 +38,9 @@ class Mix:
 
     def kind(self, iteration: int, index: int) -> str:
         """ "denoised" or "noisy", for an image at an iteration."""
-        share = self.start + (self.end - self.start) * min(iteration / self.iterations, 1.0)
+        fraction = self.start + (self.end - self.start) * min(iteration / self.iterations, 1.0)
         digest = hashlib.blake2b(f"{self.seed} {iteration} {index}".encode(), digest_size=8).digest()
-        return "denoised" if int.from_bytes(digest, "little") < share * 2**64 else "noisy"
+        return "denoised" if int.from_bytes(digest, "little") < fraction * 2**64 else "noisy"
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -76,7 +76,7 @@ class ImageDataset(torch.utils.data.Dataset):
         if unknown:
             raise ValueError(f"view {unknown[0]!r} is unknown: give one of {', '.join(VIEWS)}.")
         if "mix" in views and mix is None:
-            raise ValueError("view 'mix' needs the shares of denoised images at the start and the end (mix).")
+            raise ValueError("view 'mix' needs the fractions of denoised images at the start and the end (mix).")
         if storage not in ("on_the_fly", "disk"):
             raise ValueError(f"data.storage={storage!r} is unknown: give on_the_fly or disk.")
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix

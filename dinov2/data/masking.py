@@ -24,9 +24,9 @@ def sample_masks(
 ) -> np.ndarray:
     """Masks of n_crops global crops of grid (height, width) patches: bool [n_crops, height * width], True is masked.
 
-    The share mask_probability of the crops is masked, in shuffled places; their ratios are spread evenly over
-    mask_ratio (one uniform draw in each of as many equal intervals as there are masked crops). A crop reaches at most
-    its ratio, and may stay below it.
+    A fraction mask_probability of the crops, at random, is masked. Their ratios of masked patches are spread evenly
+    over mask_ratio: one uniform draw in each of as many equal intervals as there are masked crops. A crop may stay
+    below its ratio.
     """
     height, width = grid
     n_masked = int(n_crops * mask_probability)

@@ -23,8 +23,8 @@ ATTEMPTS = 10  # tries of a random box before the central one, as torchvision
 def random_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)) -> Tensor:
     """Boxes of a random resized crop: torchvision's RandomResizedCrop.get_params, vectorised.
 
-    uniform: [..., B, 2 * ATTEMPTS + 2] numbers of [0, 1); sizes: int [B, 2] (height, width); scale: share of the
-    area, uniform; ratio: width / height, log-uniform. An attempt counts if it fits; when none fits, the largest
+    uniform: [..., B, 2 * ATTEMPTS + 2] numbers of [0, 1); sizes: int [B, 2] (height, width); scale: fraction of
+    the area, uniform; ratio: width / height, log-uniform. An attempt counts if it fits; when none fits, the largest
     central box of an allowed ratio. Returns int64 [..., B, 4]: top, left, height, width.
     """
     height, width = sizes.double().unbind(-1)  # [B]

@@ -1,6 +1,6 @@
 """Train and val of a folder that has none, and labels from a CSV: data.val, data.group, data.labels, data.split_seed.
 
-val      share of the images for val, drawn once, class by class, by the seed and the paths; images of a train folder
+val      fraction of the images for val, drawn once, class by class, by the seed and the paths; images of a train folder
          are divided likewise. Without it all images are train, but for those of a val folder.
 group    what must not be torn apart: "folder" (an image's folder, as a patient's), a column of the CSV, or a regular
          expression, whose first group or whole match in the path is the name
@@ -49,7 +49,7 @@ def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str],
     """Split and class number (int64, -1: unknown) of each image, and the sorted names of the classes.
 
     ValueError: a CSV with rows that are double, wrong or of no image; a group in both splits, or an image without one;
-    a share that leaves train or val empty; a share asked for beside a val folder.
+    a fraction that leaves train or val empty, or one beside a val folder.
     """
     if layout.val is not None and (root / "val").is_dir():
         raise ValueError(f"data.val={layout.val}, but {root} has a val folder: leave one of them out")
@@ -68,7 +68,7 @@ def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str],
         if not set(SPLITS) <= set(splits):
             count = len(set(groups or relatives))
             parts = f"{count} {'groups' if groups else 'images'}"
-            raise ValueError(f"data.val={layout.val} of {parts} leaves a split of {root} empty: give another share")
+            raise ValueError(f"data.val={layout.val} of {parts} leaves a split of {root} empty: give another fraction")
     return splits, labels, list(number)
 
 
@@ -156,7 +156,7 @@ def _check_groups(root: Path, groups: list[str], splits: list[str]) -> None:
 
 
 def _draw(groups: list[str], strata: np.ndarray, layout: Layout) -> list[str]:
-    """Groups in the order of a keyed hash go to val until they make up the share, in each stratum by itself.
+    """Groups in the order of a keyed hash go to val until they make up the fraction, in each stratum by itself.
 
     An image that is added later moves at most the groups at the border.
     """

@@ -181,7 +181,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     if distractors is not None:
         chunks = (features for _, features in descriptors(backbone, cfg, distractors, "distractors"))
         counts = torch.from_numpy(revisited.count_ahead(similarity, chunks, q)).to(distributed.device())
-        ahead = distributed.all_reduce_sum(counts).cpu().numpy()  # each rank counted its own share of them
+        ahead = distributed.all_reduce_sum(counts).cpu().numpy()  # each rank counted its own part of them
     if distributed.is_main() and retrieval.pictures > 0:
         write_rankings(job.run / "retrieval", cfg, truth, database, queries, ranks)
     shared = {

@@ -152,10 +152,10 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
     views, n, _ = values.shape
     batch_size, rank, ranks = cfg.eval.batch_size, distributed.rank(), distributed.world_size()
     means = mean_over_views(values) if views > 1 else None  # [N, F]
-    share, device = batch_size // ranks, distributed.device()
+    rank_batch_size, device = batch_size // ranks, distributed.device()
     for iteration, indices in IterationSampler(n, batch_size, cfg.seed, rank, ranks, start):
-        first = iteration * batch_size + rank * share
-        passes = torch.arange(first, first + share) // n
+        first = iteration * batch_size + rank * rank_batch_size
+        passes = torch.arange(first, first + rank_batch_size) // n
         rows = torch.tensor(indices)
         features = values[passes % views, rows].float()
         if means is not None:
@@ -186,7 +186,7 @@ def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     """Features of all views of the training images: float16 [V, N, F], and labels [N], on the CPU.
 
     Above eval.linear.cache_gib they lie in `file`, which vanishes with the process; float16 halves the size and costs a
-    rounding of 0.05 %, far below the spread between crops. Each rank computes its share; each holds all of them.
+    rounding of 0.05 %, far below the spread between crops. Each rank computes a part of them, and holds all.
     """
     dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
     views, ranks = number_of_views(cfg, len(dataset)), distributed.world_size()

@@ -2,9 +2,9 @@
 
     python -m dinov2.eval.map run=runs/nct
 
-Of validation images or, where there are none, training images (eval.map.images of them), in the run's evaluation view,
-with labels or without. Writes <run>/map.png and, for the report, map.json and map_thumbs.png; the row is the share of
-the variance that the map shows (pca).
+Shows eval.map.images validation images or, where there are none, training images, in the run's evaluation view, with or
+without labels. Writes <run>/map.png and, for the report, map.json and map_thumbs.png; the row is the percentage of the
+variance that the map shows (pca).
 """
 
 from __future__ import annotations

@@ -81,12 +81,12 @@ class Probes:
 
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor, progress: float) -> None:
-        """One SGD step on this rank's `features` [B, F] and `labels` [B]; `progress` in [0, 1) is the share of training
-        done.
+        """One SGD step on this rank's `features` [B, F] and `labels` [B]; `progress` in [0, 1) is the fraction of
+        training done.
 
-        The loss is the mean cross-entropy over the images of all ranks, whose shares are equal. Its gradient is written
-        out (softmax − one-hot, times the input): with 52 classifiers on one input, autograd's graph would cost more
-        than the step.
+        The loss is the mean cross-entropy over the images of all ranks, which have equally many. Its gradient is
+        written out (softmax − one-hot, times the input): with 52 classifiers on one input, autograd's graph would cost
+        more than the step.
         """
         decay = 0.5 * (1 + math.cos(math.pi * progress))
         one_hot = torch.nn.functional.one_hot(labels, self.classes).T.contiguous()  # [K, B]

@@ -77,7 +77,7 @@ class Center(nn.Module):
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
-    """Assignment of tokens to prototypes with equal shares (SwAV), over all ranks.  # [n, K] → [n, K], rows sum to 1"""
+    """Assignment of tokens to equally used prototypes (SwAV), over all ranks.  # [n, K] → [n, K], rows sum to 1"""
     q = torch.exp(logits.float() / temp).t()  # [K, n]
     prototypes = q.shape[0]
     tokens = all_reduce_sum(torch.full((), float(q.shape[1]), device=q.device))

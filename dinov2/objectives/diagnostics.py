@@ -58,7 +58,7 @@ def centred_rank(features: Tensor) -> float:
 def diagnose(
     targets: Tensor, logits: Tensor, cls_tokens: Tensor, bottleneck: Tensor, temp: float = 0.1
 ) -> dict[str, float]:
-    """Entropy of the student (nats), share of prototypes in use, norm and rank of CLS tokens and of the bottleneck.
+    """Entropy of the student (nats), fraction of prototypes in use, norm and rank of CLS tokens and of the bottleneck.
 
     targets: teacher's probabilities [2, B, K]; logits: student's [2, B, K]; cls_tokens: student's [2, B, D];
     bottleneck: the head's output for them before its normalisation [2 * B, d].

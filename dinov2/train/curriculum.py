@@ -36,7 +36,7 @@ class Stage:
 
     cfg: DictConfig
     view: str  # noisy | denoised | clean | mix
-    mix: tuple[float, float] | None  # share of denoised images at the start and the end of the stage
+    mix: tuple[float, float] | None  # fraction of denoised images at the start and the end of the stage
     stop_epoch: int  # of its schedule of cfg.train.epochs
     run: Path
     init: str  # scratch | restart | continue

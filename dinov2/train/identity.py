@@ -82,7 +82,7 @@ def facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
     """What settings do not say, under the key by which it is chosen. Without images: what is known without them."""
     known: dict[str, object] = {}
     if stage.mix:
-        known["curriculum.stages.stop"] = stage.stop_epoch  # the share moves from the first iteration to the last
+        known["curriculum.stages.stop"] = stage.stop_epoch  # the mix moves from the first iteration to the last
     if stage.init != "scratch":
         known["curriculum.restart_epoch"] = stage.from_epoch
         known["curriculum.denoised_dir"] = _weights(stage.source, stage.from_epoch)
