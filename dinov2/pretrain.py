@@ -319,7 +319,7 @@ def make_parser() -> Parser:
     add("--epochs", type=number, metavar="N", help="of the whole schedule [100; published ones for many large images]")
     add("--steps", type=number, metavar="N", help="a trial: every schedule cut to about N iterations, of large folders "
         f"{TRIAL_IMAGES} images or more")  # fmt: skip
-    add("--val", type=float, metavar="SHARE", help="of the images become val [none; 0.1 where there are labels]")
+    add("--val", type=float, metavar="FRACTION", help="of the images become val [none; 0.1 where there are labels]")
     add("--group", metavar="NAME", help="never torn apart by val: folder, a column of the CSV, a regular expression")
     add("--labels", metavar="CSV", help="path,label[,split] [the folders are the classes]")
     add("--from", dest="weights", metavar="WEIGHTS", help="a backbone to continue from, see docs/public_weights.md")

@@ -112,7 +112,7 @@ def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | 
         drawn = replace(layout, val=0.1)
         with suppress(ValueError):  # a CSV that has all as train, or too few groups
             train, val = (build_index(root, split, layout=drawn) for split in SPLITS)
-            notes.append("val: a tenth of the images is drawn, as there are labels and no val images (--val SHARE)")
+            notes.append("val: a tenth of the images is drawn, as there are labels and no val images (--val FRACTION)")
             return train, val, drawn
     return train, None, layout
 
