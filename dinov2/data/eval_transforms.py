@@ -56,14 +56,14 @@ def draw_crops(number: int, generator: torch.Generator) -> Tensor:
     return torch.rand(number, CROP_DRAWS, generator=generator, dtype=torch.float64)
 
 
-def spread_crops(number: int, views: int, generator: torch.Generator) -> Tensor:
-    """Draws for RandomCrop: [views, number, CROP_DRAWS]. An image's crops are spread evenly over all crops.
+def spread_crops(number: int, crops: int, generator: torch.Generator) -> Tensor:
+    """Draws for RandomCrop: [crops, number, CROP_DRAWS]. An image's crops are spread evenly over all possible ones.
 
     Each crop by itself is distributed as one of `draw_crops`; together the crops of an image follow a Sobol sequence,
     shifted at random for every image (Cranley and Patterson, 1976), in the numbers of the first box.
     """
-    drawn = torch.rand(views, number, CROP_DRAWS, generator=generator, dtype=torch.float64)
-    points = torch.quasirandom.SobolEngine(len(FIRST_BOX)).draw(views, dtype=torch.float64)
+    drawn = torch.rand(crops, number, CROP_DRAWS, generator=generator, dtype=torch.float64)
+    points = torch.quasirandom.SobolEngine(len(FIRST_BOX)).draw(crops, dtype=torch.float64)
     drawn[..., FIRST_BOX] = (drawn[0, :, FIRST_BOX] + points[:, None]) % 1
     return drawn
 

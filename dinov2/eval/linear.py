@@ -148,33 +148,33 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
     anew each time: the deviation of a random crop of another image from that image's mean, divided by sqrt(V - 1), a
     smoothed bootstrap. With one crop there is none. Iteration i depends on (seed, i) alone: resumable.
     """
-    values, labels = cache_views(backbone, cfg, file)  # [V, N, F]
-    views, n, _ = values.shape
+    values, labels = cache_crops(backbone, cfg, file)  # [V, N, F]
+    crops, n, _ = values.shape
     batch_size, rank, ranks = cfg.eval.batch_size, distributed.rank(), distributed.world_size()
-    means = mean_over_views(values) if views > 1 else None  # [N, F]
+    means = average_crops(values) if crops > 1 else None  # [N, F]
     rank_batch_size, device = batch_size // ranks, distributed.device()
     for iteration, indices in IterationSampler(n, batch_size, cfg.seed, rank, ranks, start):
         first = iteration * batch_size + rank * rank_batch_size
         passes = torch.arange(first, first + rank_batch_size) // n
         rows = torch.tensor(indices)
-        features = values[passes % views, rows].float()
+        features = values[passes % crops, rows].float()
         if means is not None:
             drawn = _generator(cfg.seed, 2, iteration)  # for all ranks: their number is free
             others = torch.randint(n, (batch_size,), generator=drawn).chunk(ranks)[rank]
-            of_these = torch.randint(views, (batch_size,), generator=drawn).chunk(ranks)[rank]
-            features.add_(values[of_these, others] - means[others], alpha=(views - 1) ** -0.5)
+            of_these = torch.randint(crops, (batch_size,), generator=drawn).chunk(ranks)[rank]
+            features.add_(values[of_these, others] - means[others], alpha=(crops - 1) ** -0.5)
         yield features.to(device, non_blocking=True), labels[rows].to(device, non_blocking=True)
 
 
-def mean_over_views(values: Tensor) -> Tensor:
-    """[V, N, F] float16 -> [N, F] float32; one view after another, as the file may exceed the memory."""
+def average_crops(values: Tensor) -> Tensor:
+    """[V, N, F] float16 -> [N, F] float32; one crop after another, as the file may exceed the memory."""
     means = torch.zeros(values.shape[1:])
-    for view in values:
-        means.add_(view)
+    for crop in values:
+        means.add_(crop)
     return means.div_(len(values))
 
 
-def number_of_views(cfg: DictConfig, images: int) -> int:
+def count_crops(cfg: DictConfig, images: int) -> int:
     """Crops per image for eval.linear.cached_fraction of the exact protocol's forward passes; at least one."""
     probe = cfg.eval.linear
     passes = probe.epochs * probe.epoch_length * cfg.eval.batch_size / images
@@ -182,26 +182,26 @@ def number_of_views(cfg: DictConfig, images: int) -> int:
 
 
 @torch.inference_mode()
-def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tensor, Tensor]:
-    """Features of all views of the training images: float16 [V, N, F], and labels [N], on the CPU.
+def cache_crops(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tensor, Tensor]:
+    """Features of V crops of each training image: float16 [V, N, F], and labels [N], on the CPU.
 
     Above eval.linear.cache_gib they lie in `file`, which vanishes with the process; float16 halves the size and costs a
     rounding of 0.05 %, far below the spread between crops. Each rank computes a part of them, and holds all.
     """
     dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
-    views, ranks = number_of_views(cfg, len(dataset)), distributed.world_size()
+    crops, ranks = count_crops(cfg, len(dataset)), distributed.world_size()
     transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
     size = max(1, cfg.eval.batch_size // ranks)
-    total, values = views * -(-len(dataset) // (size * ranks)), None
-    with Progress(total, f"features of {views} crops an image", "batch", enabled=distributed.is_main()) as bar:
+    total, values = crops * -(-len(dataset) // (size * ranks)), None
+    with Progress(total, f"features of {crops} crops per image", "batch", enabled=distributed.is_main()) as bar:
         for k, batch in enumerate(ordered_batches(cfg, dataset, resident, size)):
-            crops = spread_crops(len(batch.sizes), views, _generator(cfg.seed, 1, k * ranks + distributed.rank()))
-            for view, drawn in enumerate(crops):
+            draws = spread_crops(len(batch.sizes), crops, _generator(cfg.seed, 1, k * ranks + distributed.rank()))
+            for crop, drawn in enumerate(draws):
                 with autocast(cfg, quick=True):
                     rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, drawn))
                 if values is None:
-                    values = _cache((views, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
-                values[view, batch.indices] = rows.cpu().half()
+                    values = _cache((crops, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
+                values[crop, batch.indices] = rows.cpu().half()
                 bar.update(1)
     if ranks > 1:  # every row is one rank's, and zero on the others
         for part in values.flatten(0, 1).split(CHUNK):
