@@ -79,17 +79,17 @@ def diagnose(
 
 @torch.no_grad()
 def diagnose_embeddings(first_cls: Tensor, second_cls: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
-    """Norm and rank of CLS tokens [B, D], spread and rank of the embeddings [B, d] that two views are compared by.
+    """Norm and rank of CLS tokens [B, D], spread and rank of the embeddings [B, d] that two crops are compared by.
 
     embedding_spread: standard deviation of the unit embeddings, times sqrt(d): 1 where they fill the sphere, 0 where
-    all are the same (SimSiam, figure 2). view_similarity: mean cosine of an image's two embeddings.
+    all are the same, as SimSiam measures collapse. crop_similarity: mean cosine of an image's two embeddings.
     """
     cls = torch.cat((first_cls, second_cls)).float()
-    first, second = (torch.nn.functional.normalize(view.float(), dim=-1) for view in (first, second))
+    first, second = (torch.nn.functional.normalize(own.float(), dim=-1) for own in (first, second))
     return {
         "cls_norm": float(cls.norm(dim=-1).mean()),
         "cls_effective_rank": centred_rank(cls),
         "embedding_spread": float(first.std(dim=0).mean() * first.shape[1] ** 0.5),
         "embedding_effective_rank": centred_rank(first),
-        "view_similarity": float((first * second).sum(dim=-1).mean()),
+        "crop_similarity": float((first * second).sum(dim=-1).mean()),
     }

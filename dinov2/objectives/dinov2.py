@@ -8,7 +8,7 @@ from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms
 
 
 class DINOv2(SelfDistillation):
-    """`forward` gives the terms as the public code displays them."""
+    """The terms are those that the public code displays."""
 
     def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> LossAndTerms:
         """Section 4: image-level objective + patch-level objective + KoLeo regularizer."""

@@ -1,4 +1,4 @@
-"""Loss and gradients of the objectives that compare two views; as one of several ranks: torchrun -m … OUTPUT."""
+"""Loss and gradients of the objectives that compare two crops; as one of several ranks: torchrun -m … OUTPUT."""
 
 import sys
 
