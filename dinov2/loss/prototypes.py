@@ -33,7 +33,7 @@ def _softmax_into(out: Tensor, logits: Tensor, center: Tensor, temp: float | Ten
 
 
 class Center(nn.Module):
-    """Running mean of teacher logits, subtracted before the softmax (DINO, eq. 4).
+    """Running mean of teacher logits, subtracted before the softmax (DINO).
 
     `softmax` uses the centre of the steps before; `observe` gathers the logits of this step (of every micro-batch),
     and `update` folds their mean over all ranks into the centre, once a step.
