@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--sides", type=int, nargs=2, help="only images with both sides in this range, px (published: 256 512)")
     add("--epochs", type=int, default=100, help="of the schedule (default 100)")
     add("--steps", type=int, help="so many steps in all, the schedule of --epochs laid over them")
-    add("--batch-size", type=int, default=4, help="crops a step, of all processes (default 4)")
+    add("--batch-size", type=int, default=4, help="crops per step, of all processes (default 4)")
     add("--crop", type=int, default=256, help="side of the crops, px; less where images are smaller (default 256)")
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
     add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where the hardware has it")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes; 0: none")
-    add("--val-clean", help="clean images, in a folder a set, to measure PSNR and SSIM on")
+    add("--val-clean", help="clean images, in one folder per set, to measure PSNR and SSIM on")
     add("--val-noise", help="noise added to these (default --noise)")
     add("--val-every", type=int, default=10, help="epochs between the measurements (default 10)")
     return parser
@@ -159,7 +159,7 @@ class Schedule:
 
 # --- training -------------------------------------------------------------------------------------------------------
 class Training:
-    """The network, its optimiser and the files of a run. One instance a process; process 0 writes the files."""
+    """The network, its optimiser and the files of a run. One instance per process; process 0 writes the files."""
 
     def __init__(self, args: argparse.Namespace, relatives: list[str], side: int):
         self.args, self.device = args, distributed.device()

@@ -17,7 +17,7 @@ TILE = 1024
 
 
 class Validation:
-    """Clean images below root, a folder a set (Kodak/, Set14/), or one set where root holds the images themselves."""
+    """Clean images below root, one folder per set (Kodak/, Set14/), or a single set where root itself holds images."""
 
     def __init__(
         self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str, stride: int = 1,
@@ -65,7 +65,7 @@ def _means(rows: list[tuple[float, ...]]) -> list[float]:
 
 
 def _contact_sheet(pictures: list[list[np.ndarray]]) -> np.ndarray:
-    """One row an image: clean, noisy, denoised, the top left part of each."""
+    """One row per image: clean, noisy, denoised, the top left part of each."""
     channels = pictures[0][0].shape[2]
     sheet = np.full((len(pictures) * SHEET_SIDE, 3 * SHEET_SIDE, channels), 255, np.uint8)
     for i, row in enumerate(pictures):

@@ -58,7 +58,7 @@ def _folder(run: Path | str) -> Path:
 
 @cache
 def _warn(sentence: str) -> None:
-    """Warns once a process: the same folders are looked at many times."""
+    """Warns once per process: the same folders are looked at many times."""
     if distributed.is_main():
         print(f"warning: {sentence}", file=sys.stderr)
 

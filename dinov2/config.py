@@ -44,7 +44,7 @@ def objective_names() -> list[str]:
 
 
 def overlay_help() -> str:
-    """One line an overlay: its name and the first line of its header."""
+    """One line per overlay: its name and the first line of its header."""
     lines = []
     for name in overlay_names():
         first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]

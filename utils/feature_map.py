@@ -3,8 +3,8 @@
 write_map("DIR/map.png", …) writes, beside the picture, DIR/map.json for a page to draw it from:
 
     method      "pca" | "umap"
-    points      [[x, y, path, label or null], ...], one an image
-    thumbnails  name of a picture of all thumbnails, in the order of the points, row by row; `tile` pixels a side,
+    points      [[x, y, path, label or null], ...], one per image
+    thumbnails  name of a picture of all thumbnails, in the order of the points, row by row; `tile` pixels per side,
                 `columns` of them in a row
     explained   of pca: the fractions of the variance that x and y explain; of umap: []
 """
@@ -20,7 +20,7 @@ from utils.images import visible
 
 METHODS = ("pca", "umap")
 MOST = 1000  # points: more cannot be told apart
-TILE = 48  # pixels a side
+TILE = 48  # pixels per side
 SIZE = (1200, 900)  # pixels of the picture
 # Paul Tol's "muted" colours, which the colour-blind tell apart too.
 COLOURS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")

@@ -1,4 +1,4 @@
-"""Tables of features: a name and its float32 values a row, as .parquet, .npy or .csv, written whole or not at all.
+"""Tables of features: a name and its float32 values per row, as .parquet, .npy or .csv, written whole or not at all.
 
 .parquet: columns path (text) and features (a list of one length; of values with more than one axis flat, their shape in
 the file's metadata). .npy: the values, and beside it NAME.names.csv with the paths, in the same order. .csv: columns

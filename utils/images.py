@@ -395,7 +395,7 @@ def _encode_png(array: np.ndarray) -> bytes:
 
 
 def _entropy(array: np.ndarray) -> float:
-    """Bits a byte that an order-0 code needs for a uint8 array."""
+    """Bits per byte that an order-0 code needs for a uint8 array."""
     p = np.bincount(array.reshape(-1), minlength=256) / array.size
     return float(-(p * np.log2(np.maximum(p, 1e-300))).sum())
 

@@ -1,4 +1,4 @@
-"""Rows of results: what evaluators write and the report reads. One JSON object a line, in <run>/results.jsonl.
+"""Rows of results: what evaluators write and the report reads. One JSON object per line, in <run>/results.jsonl.
 
 A row says by itself what it is (method, objective, curriculum, noise, data set, seed, epoch, metric, value, view,
 protocol, details, config hash, version, time): nothing is ever read out of a path's name.

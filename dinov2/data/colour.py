@@ -72,7 +72,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Gaussian of sigma [B] pixels, `kernel` (odd) taps an axis, borders reflected.
+    """Gaussian of sigma [B] pixels, `kernel` (odd) taps per axis, borders reflected.
 
     Separable and symmetric: 2 x (kernel + 1) / 2 fused passes over the batch; measured faster on a CPU than a grouped
     convolution (4 times at 224 pixels) or banded matrix products.

@@ -83,7 +83,7 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"data.labels={name} cannot be read ({error}): give a CSV of path,label[,split]") from None
     if not lines or "path" not in lines[0][1] or not {"label", "split"} & set(lines[0][1]):
-        raise ValueError(f"{path} must begin with the line path,label or path,label,split, and hold a row an image")
+        raise ValueError(f"{path} must begin with the line path,label or path,label,split, and hold a row per image")
     rows, known = {}, {file_of(relative) for relative in relatives} | set(relatives)
     for line, row in lines:
         if None in row or None in row.values():

@@ -24,7 +24,7 @@ LAST_BLOCKS = 4  # of which the linear probe reads CLS tokens
 
 @dataclass(frozen=True)
 class Features:
-    """One row an image: values float32 [N, F] and labels int64 [N] on the device, names [N], names of the classes."""
+    """One row per image: values float32 [N, F] and labels int64 [N] on the device, names [N], names of the classes."""
 
     values: Tensor
     labels: Tensor

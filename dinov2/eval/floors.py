@@ -43,7 +43,7 @@ Floors that have their rows already, made with the same settings, are skipped. S
 class Pixels(nn.Module):
     """A backbone whose CLS token are the normalised pixels; one block, no patches.
 
-    side: pixels a side, of images that are at least as large; larger ones are averaged to it.
+    side: pixels per side, of images that are at least as large; larger ones are averaged to it.
     """
 
     architecture, patch_size, blocks = "pixels", 1, (None,)
@@ -63,7 +63,7 @@ class Pixels(nn.Module):
 
 
 def pixel_side(cfg: DictConfig) -> int:
-    """Pixels a side of the pixels' floor: the crop, halved until it keeps to PIXEL_SIDE and PIXEL_BYTES."""
+    """Pixels per side of the pixels' floor: the crop, halved until it keeps to PIXEL_SIDE and PIXEL_BYTES."""
     side, images = cfg.eval.crop, len(labelled_dataset(cfg, "train"))
     while side > PIXEL_SIDE or 4 * images * cfg.data.in_chans * side**2 > PIXEL_BYTES and side > 1:
         side //= 2
@@ -96,7 +96,7 @@ def build(cfg: DictConfig) -> nn.Module:
     if cfg.method == "pixels":
         side = pixel_side(cfg)
         if side < cfg.eval.crop and distributed.is_main():
-            print(f"pixels: the crop of {cfg.eval.crop} pixels a side is averaged to {side}")
+            print(f"pixels: the crop of {cfg.eval.crop} pixels per side is averaged to {side}")
         return Pixels(side, cfg.data.in_chans)
     if cfg.method == "untrained":
         torch.manual_seed(cfg.seed)  # as training starts

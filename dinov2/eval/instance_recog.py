@@ -5,11 +5,11 @@
 
     datasets/roxford5k/{jpg/, gnd_roxford5k.pkl}    datasets/rparis6k/{jpg/, gnd_rparis6k.pkl}
 
-Database and queries carry the run's noise, one fixed realisation an image, with separate seeds. A run that is evaluated
-on denoised images reads them from disk (python -m Neighbor2Neighbor.denoise --data datasets/roxford5k/jpg ...). Images
-are resized and centre-cropped as everywhere; queries are cut to their box before that, as the revisited protocol has
-it, or left whole, as in the code of the paper (eval.retrieval.crop_queries=false); each row says which. The rankings of
-a few queries go to <run>/retrieval/ for the report.
+Database and queries carry the run's noise, one fixed realisation per image, with separate seeds. A run that is
+evaluated on denoised images reads those of python -m Neighbor2Neighbor.denoise --data datasets/roxford5k/jpg. Images
+are resized and centre-cropped as everywhere; before that queries are cut to their box, as the revisited protocol
+demands, or left whole, as in the code of the paper (eval.retrieval.crop_queries=false); each row says which. The
+rankings of a few queries go to <run>/retrieval/ for the report.
 """
 
 from __future__ import annotations

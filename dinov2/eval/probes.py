@@ -1,4 +1,4 @@
-"""The linear classifiers of the probe, trained side by side: a matrix product a feature set, not a module each."""
+"""The linear classifiers of the probe, trained side by side, with one matrix product per feature set."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Probes:
         self.rates = torch.tensor(learning_rates, device=device).repeat_interleave(classes)[:, None]  # [L * K, 1]
         generator = torch.Generator().manual_seed(seed)
         rows = len(learning_rates) * classes
-        self.weights = [  # one a feature set: [L * K, D of the set + 1]; the last column is the bias
+        self.weights = [  # one per feature set: [L * K, D of the set + 1]; the last column is the bias
             torch.cat(
                 [0.01 * torch.randn(rows, s.stop - s.start, generator=generator), torch.zeros(rows, 1)], dim=1
             ).to(device)

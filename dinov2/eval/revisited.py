@@ -34,7 +34,7 @@ class GroundTruth:
 
     images: list[str]
     queries: list[str]
-    boxes: list[tuple[float, float, float, float]]  # pixels: left, top, right, bottom; one a query
+    boxes: list[tuple[float, float, float, float]]  # pixels: left, top, right, bottom; one per query
     relevance: list[dict[str, np.ndarray]]
 
 

@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT with registers, LayerScale and position embeddings: learned and interpolated (DINOv2), or rotary (DINOv3).
 
-    image_size: pixels a side that learned position embeddings are built for.
+    image_size: pixels per side that learned position embeddings are built for.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What is learned, one file an objective: found by its name in OBJECTIVES (the key `objective`).
+"""What is learned, one file per objective: found by its name in OBJECTIVES (the key `objective`).
 
 dinov2/configs/objectives/<name>.yaml holds its settings. On which images it learns, and when, is none of its business.
 """

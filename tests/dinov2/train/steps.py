@@ -80,7 +80,7 @@ def run_steps(
 ) -> tuple[list[dict], dict]:
     """Three steps in the published order: terms and gradient norms of each, and the centres that the last step used.
 
-    micro: micro-batches a step. dtype: of autocast, if any. Runs on the model's device.
+    micro: micro-batches per step. dtype: of autocast, if any. Runs on the model's device.
     """
     recorded, device = golden(f"{name}.npz"), model.dino_center.center.device.type
     optimizer = build_optimizer(model.student, cfg)
