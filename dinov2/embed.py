@@ -1,4 +1,4 @@
-"""Features of every image below a folder: a table with a row an image, its path first.
+"""Features of every image below a folder: a table with a row per image, its path first.
 
     python -m dinov2.embed WEIGHTS DIR --output features.parquet
     names, values = dinov2.embed("runs/nct", "DIR")
@@ -86,7 +86,7 @@ def embed(
     first principal components, with a .json of the places beside it (utils/feature_map.py).
     """
     if map is not None and (tokens == "patches" or Path(map).suffix != ".png"):
-        raise ValueError(f"map={map}: name a .png, and tokens that give one row an image, not patches")
+        raise ValueError(f"map={map}: name a .png, and tokens that give one row per image, not patches")
     if tokens not in TOKENS:
         raise ValueError(f"tokens={tokens} must be one of {', '.join(TOKENS)}")
     backbone = weights if isinstance(weights, VisionTransformer) else load_backbone(weights)

@@ -41,7 +41,7 @@ ONNX_BYTES = 1_900_000_000  # of weights, beyond which they lie in a file beside
 
 
 def image_size(model: VisionTransformer, cfg: DictConfig) -> int:
-    """Pixels a side that the position embeddings are built for; of rotary ones, which are built for none, the crop."""
+    """Pixels per side that the position embeddings are built for; the crop for rotary ones, which fit any size."""
     return cfg.eval.crop if model.pos_embed is None else grid_side(model.pos_embed) * model.patch_size
 
 

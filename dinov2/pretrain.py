@@ -336,7 +336,7 @@ def make_parser() -> Parser:
         help="may be repeated [linear, knn with labels; label_free, pca, map]",
     )
     add("--seed", dest="seeds", action="append", type=seed, metavar="N", help="may be repeated [the scale's]")
-    add("--gpus", type=number, default=1, metavar="N", help="processes, one a GPU [1]")
+    add("--gpus", type=number, default=1, metavar="N", help="processes, one per GPU [1]")
     add("--dry-run", action="store_true", help="print plan and commands, train nothing")
     return parser
 

@@ -36,7 +36,7 @@ class Center(nn.Module):
     """Running mean of teacher logits, subtracted before the softmax (DINO).
 
     `softmax` uses the centre of the steps before; `observe` gathers the logits of this step (of every micro-batch),
-    and `update` folds their mean over all ranks into the centre, once a step.
+    and `update` folds their mean over all ranks into the centre, once per step.
     shape: of the buffer `center`; public checkpoints have (1, K) for DINO and (1, 1, K) for iBOT.
     Deviation: with several ranks the release averages each rank's mean over its own masked patches; here every token
     counts the same, so that the centre does not depend on how a batch is split.

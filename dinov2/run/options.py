@@ -103,7 +103,7 @@ HELP = """\
   --eval NAME               linear, knn, log_regression, pca, robustness; may be repeated   [{evals}]
   --floor WEIGHTS           a public frozen backbone, evaluated as a third floor         [none]
   --checkpoints WHICH       last, best, all or an epoch                                  [{checkpoints}]
-  --gpus N                  processes of the pretraining, one a GPU                      [{gpus}]
+  --gpus N                  processes of the pretraining, one per GPU                    [{gpus}]
   --partition P --time LIMIT  Slurm's, for the scripts that submit jobs
   --steps N                 a trial: every schedule cut to about N iterations
   --per-class N             a trial: the first N images of each class

@@ -88,7 +88,7 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixe
     )
     if found.side < SMALLEST:
         raise ValueError(
-            f"{root}: the images are {found.side} px a side, too small for crops: enlarge them to {SMALLEST} px or more"
+            f"{root}: images of {found.side} px per side are too small for crops: enlarge them to {SMALLEST} px or more"
         )
     return found
 

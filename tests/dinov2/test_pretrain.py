@@ -237,7 +237,7 @@ def test_names_that_collide(tmp_path):
 
 
 def test_images_too_small_for_crops(tmp_path):
-    assert "8 px a side, too small for crops" in refused(make_images(tmp_path / "d", side=8))
+    assert "8 px per side are too small for crops" in refused(make_images(tmp_path / "d", side=8))
 
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch, capsys):
