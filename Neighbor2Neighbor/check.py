@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     check(args.values or "auto", "--values")
     spec, denoiser = NoiseSpec.parse(args.noise), None
     if args.model:
-        denoiser, args.channels, args.values = _load(args, spec)
+        denoiser, args.channels, args.values = _load_denoiser(args, spec)
     kept = args.channels if args.mixed == "keep" else None
     relatives = training_images(args.data, None, None, 0, args.stack, kept)
     values, reason = resolve(args.values or "auto", args.data, relatives, args.channels, args.max_pixels)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace, spec: NoiseSpec):
+def _load_denoiser(args: argparse.Namespace, spec: NoiseSpec):
     """The denoiser, its channels, and the values that it was trained with."""
     options = training_options(args.model)
     denoiser = make_denoiser("n2n", spec, args.model, distributed.device(), "fp32")
@@ -184,13 +184,13 @@ def verdict(result: dict, jpeg: bool) -> list[str]:
     reach = max((lag for lag, value in enumerate(lags, 1) if abs(value) > INDEPENDENT), default=0)
     sentences = [f"independent from pixel to pixel (at most {max(map(abs, lags)):.2f}): Neighbor2Neighbor is allowed"]
     if reach:
-        sentences = [_correlated(lags, reach)]
+        sentences = [_describe_correlation(lags, reach)]
         if jpeg and result["noise"] == "none":
             sentences.append("the files are JPEGs, and compression correlates pixels too: take the originals")
     if result["residual_correlation"]:
         residual = strongest(result["residual_correlation"])
         sentences.append(f"residuals of the denoiser: {residual[0]:.2f} at 1 pixel (what it kept is not in them)")
-    return [*sentences, _growth(result)]
+    return [*sentences, _describe_growth(result)]
 
 
 def independent_by_halves(result: dict) -> bool:
@@ -203,7 +203,7 @@ def _independent_by_halves(lags: list[float]) -> bool:
     return abs(lags[1]) <= INDEPENDENT and abs(lags[3]) <= INDEPENDENT
 
 
-def _correlated(lags: list[float], reach: int) -> str:
+def _describe_correlation(lags: list[float], reach: int) -> str:
     over = f"correlated over {reach} pixel{'s' if reach > 1 else ''}{' or more' if reach == len(lags) else ''}"
     keeps = f"{over} ({lags[0]:.2f} at 1): a denoiser trained on neighbours keeps about that fraction of the noise"
     if _independent_by_halves(lags):
@@ -211,7 +211,7 @@ def _correlated(lags: list[float], reach: int) -> str:
     return f"{keeps}; choose another one by --denoiser, see docs/denoiser.md"
 
 
-def _growth(result: dict) -> str:
+def _describe_growth(result: dict) -> str:
     """By the exponent of a power law of the deviation over the brightness."""
     known = [(m, s) for m, s in zip(result["brightness"], result["deviation"], strict=True) if m > 0.01 and s > 0]
     if len(known) < 3 or known[-1][0] < 1.2 * known[0][0]:

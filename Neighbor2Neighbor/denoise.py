@@ -33,7 +33,7 @@ from utils import cli, distributed, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
-from utils.trees import TreeWriter, name_errors
+from utils.trees import TreeWriter, report_errors
 from utils.values import Values, add_options, agrees, check, is_deep, mark, reading, resolve
 from utils.workers import worker_pool
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             run = TreeRun(args.data, writer, read, denoiser, device, args.tile, args.batch_size)
             if errors := run.denoise(pool, shard, shards):
-                return name_errors(errors, "denoised", f"{target} is")
+                return report_errors(errors, "denoised", f"{target} is")
             missing = writer.finish()
     assert not missing or shards > 1, f"{missing} images were neither written nor named"
     if missing:

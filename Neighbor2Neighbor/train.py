@@ -101,7 +101,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if min(args.seed, args.noise_seed, args.workers) < 0:
         raise ValueError("--seed, --noise-seed and --workers must not be negative")
     values.check(args.values, "--values")
-    args.precision = _has_bf16() if args.precision == "auto" else args.precision
+    args.precision = _choose_precision() if args.precision == "auto" else args.precision
     args.sides = tuple(args.sides) if args.sides else None
     return args
 
@@ -120,7 +120,7 @@ def _config_options(path: Path) -> list[str]:
         raise ValueError(f"--config {path} is no readable list of options ({error})") from error
 
 
-def _has_bf16() -> str:
+def _choose_precision() -> str:
     """bf16 on GPUs and on CPUs that multiply it; elsewhere it is emulated and slower than float32."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -209,7 +209,7 @@ class Training:
                 terms = self.train_step(crops.to(self.device, non_blocking=True))
                 self.sums += torch.cat([terms, terms.new_ones(1)])
                 if self.step % READ_EVERY == 0:
-                    bar.update(0, epoch=self.schedule.epoch(self.step), loss=float(self._total(terms)))
+                    bar.update(0, epoch=self.schedule.epoch(self.step), loss=float(self._total_loss(terms)))
                 bar.update(batch)
                 epoch_ends = self.schedule.ends_epoch(self.step)
                 if epoch_ends:
@@ -225,7 +225,7 @@ class Training:
     def train_step(self, crops: Tensor) -> Tensor:
         """One step on this process's part of the batch [B, C, S, S], as loaded. Returns both terms of the loss [2]."""
         noisy = unit_values(crops).contiguous(memory_format=torch.channels_last)
-        reconstruction, regulariser = neighbor_loss(self.predict, noisy, self._pairs(noisy))
+        reconstruction, regulariser = neighbor_loss(self.predict, noisy, self._draw_pairs(noisy))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step)
         self.optimizer.zero_grad()
@@ -237,13 +237,13 @@ class Training:
         with autocast(self.device, self.args.precision):
             return self.forward(batch)
 
-    def _pairs(self, noisy: Tensor) -> Tensor:
+    def _draw_pairs(self, noisy: Tensor) -> Tensor:
         """This process's part of the pairs of the whole batch, a function of the seed and the step."""
         generator = torch.Generator(self.device).manual_seed((self.args.seed * 2**40 + self.step) % 2**63)
         everyone = noisy.new_empty((self.args.batch_size, 1, *noisy.shape[2:]))
         return draw_pairs(everyone, generator).chunk(distributed.world_size())[distributed.rank()]
 
-    def _total(self, terms: Tensor) -> Tensor:
+    def _total_loss(self, terms: Tensor) -> Tensor:
         return terms[0] + self.schedule.weight(self.step) * terms[1]
 
     def end_epoch(self, log: MetricsLog | None) -> None:
@@ -257,7 +257,7 @@ class Training:
         if log is None:
             return
         row = {
-            "epoch": epoch, "step": self.step + 1, "loss": float(self._total(means)),
+            "epoch": epoch, "step": self.step + 1, "loss": float(self._total_loss(means)),
             "loss_rec": float(means[0]), "loss_reg": float(means[1]),
             "lambda": self.schedule.weight(self.step), "lr": self.schedule.rate(self.step),
         }  # fmt: skip

@@ -54,13 +54,13 @@ class Validation:
                 pictures.append([visible(image) for image in (clean, noisy, denoised)])
         write_image(sheet, _contact_sheet(pictures))
         names = ("psnr", "ssim", "noisy_psnr", "noisy_ssim")
-        result = dict(zip(names, _means([row for rows_ in rows.values() for row in rows_]), strict=True))
+        result = dict(zip(names, _average([row for rows_ in rows.values() for row in rows_]), strict=True))
         for group, values in rows.items():
-            result |= {f"{group}_{name}": mean for name, mean in zip(names, _means(values), strict=True)}
+            result |= {f"{group}_{name}": mean for name, mean in zip(names, _average(values), strict=True)}
         return result
 
 
-def _means(rows: list[tuple[float, ...]]) -> list[float]:
+def _average(rows: list[tuple[float, ...]]) -> list[float]:
     return [float(mean) for mean in np.mean(rows, axis=0)]
 
 

@@ -63,16 +63,16 @@ def _warn(sentence: str) -> None:
         print(f"warning: {sentence}", file=sys.stderr)
 
 
-def _read(path: Path) -> Checkpoint | None:
+def _read_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder; None, with a warning, when it is not whole."""
     try:
         mark = json.loads((path / MARK).read_text())
-        if mark.pop("check", None) not in (None, _check(mark)):
+        if mark.pop("check", None) not in (None, _checksum(mark)):
             raise ValueError(f"{path / MARK} is damaged")
         for name, size in mark["files"].items():
             if (path / name).stat().st_size != size:
                 raise ValueError(f"{path / name} is truncated")
-        if path.name != _name(mark["iteration"]):
+        if path.name != _folder_name(mark["iteration"]):
             raise ValueError(f"{path / MARK} is of iteration {mark['iteration']}")
         numbers = mark["iteration"], int(mark["epoch"]), bool(mark["evaluate"])
         return Checkpoint(path, *numbers, mark.get("identity", ""), mark.get("xxh3", {}))
@@ -86,18 +86,18 @@ def _read(path: Path) -> Checkpoint | None:
     return None
 
 
-def _name(iteration: int) -> str:
+def _folder_name(iteration: int) -> str:
     return f"iter_{iteration:010d}"
 
 
-def _check(mark: dict) -> str:
+def _checksum(mark: dict) -> str:
     """Checksum of what COMPLETE says."""
     return xxhash.xxh3_64_hexdigest(json.dumps(mark, sort_keys=True).encode())
 
 
 def list_checkpoints(run: Path | str) -> list[Checkpoint]:
     """A run's checkpoints whose files have their sizes, oldest first; contents are checked when one is loaded."""
-    found = [_read(path) for path in sorted(_folder(run).glob("iter_*"))]
+    found = [_read_checkpoint(path) for path in sorted(_folder(run).glob("iter_*"))]
     return sorted((c for c in found if c is not None), key=lambda c: c.iteration)
 
 
@@ -128,13 +128,13 @@ def check(checkpoint: Checkpoint) -> None:
 def _differs(path: Path, wanted: str) -> bool:
     try:
         status = path.stat()
-        return _hash_of(path, status.st_size, status.st_mtime_ns) != wanted
+        return _hash_file(path, status.st_size, status.st_mtime_ns) != wanted
     except OSError:
         return True
 
 
 @cache
-def _hash_of(path: Path, size: int, time: int) -> str:
+def _hash_file(path: Path, size: int, time: int) -> str:
     """xxh3 of a file; size and time are keys of the cache: a changed file is read again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
@@ -143,7 +143,7 @@ def _hash_of(path: Path, size: int, time: int) -> str:
 def _sync_and_hash(path: Path) -> str:
     """xxh3 of a file just written, computed while it is synced to the disk.
 
-    The file is still in memory, so it is mapped: reading would copy it, which takes longer than the hash. _hash_of
+    The file is still in memory, so it is mapped: reading would copy it, which takes longer than the hash. _hash_file
     reads instead, because a damaged disk must raise an error there, not a signal.
     """
     with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
@@ -187,7 +187,7 @@ def save(
 ) -> Checkpoint:
     """Writes `state` (nested dicts of tensors) and, for evaluation, the teacher's whole tensors. All ranks call it."""
     folder = _folder(run)
-    final = folder / _name(iteration)
+    final = folder / _folder_name(iteration)
     temporary = folder / f".{final.name}.tmp"
     if distributed.is_main():
         shutil.rmtree(temporary, ignore_errors=True)
@@ -237,7 +237,7 @@ def _write_through(folder: Path, teacher: dict[str, Tensor] | None) -> dict[str,
 def _finish(temporary: Path, final: Path, mark: dict, hashes: dict[str, str]) -> None:
     mark = mark | {"files": {name: (temporary / name).stat().st_size for name in hashes}, "xxh3": hashes}
     with open(temporary / MARK, "w") as file:
-        file.write(json.dumps(mark | {"check": _check(mark)}))
+        file.write(json.dumps(mark | {"check": _checksum(mark)}))
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)  # an unreadable one of the same iteration
@@ -288,7 +288,7 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
 def load_tensors(path: Path | str) -> dict:
     """A plain torch file, weights only. ValueError when it holds code, or is not what its checkpoint says of it."""
     path = Path(path)
-    checkpoint = _read(path.parent) if (path.parent / MARK).is_file() else None
+    checkpoint = _read_checkpoint(path.parent) if (path.parent / MARK).is_file() else None
     wanted = checkpoint.hashes.get(path.name) if checkpoint else None
     if wanted and _differs(path, wanted):
         raise ValueError(

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dinov2.keys import FREE_FORM, PAGE, RENAMED, STAGE, Key, defaults, keys, one_of, suggest_key
+from dinov2.keys import FREE_FORM, PAGE, RENAMED, STAGE, Key, check_choice, defaults, keys, suggest_key
 from utils.files import atomic_path
 from utils.nested import map_texts, walk
 from utils.noise import NoiseSpec
@@ -71,7 +71,7 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
     that the user gives must agree with it.
     """
     cfg, given = load_defaults(), set()
-    for argument in _with_objective(arguments):
+    for argument in _insert_objective(arguments):
         if isinstance(argument, DictConfig):
             overlay, source = argument, ""
         elif "=" not in argument or (argument.endswith((".yaml", ".yml")) and os.path.isfile(argument)):
@@ -84,11 +84,11 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
         by_name = isinstance(argument, DictConfig) or argument in overlay_names()
         given |= set() if by_name else set(overlay.get("model") or {})
     if cfg.model.pretrained is not None:
-        cfg.model = OmegaConf.merge(cfg.model, _of_file(cfg.model, given))
+        cfg.model = OmegaConf.merge(cfg.model, _architecture_of_file(cfg.model, given))
     return finish(cfg, validated)
 
 
-def _with_objective(arguments: list[str]) -> list[str | DictConfig]:
+def _insert_objective(arguments: list[str]) -> list[str | DictConfig]:
     """The arguments with the overlay of their objective behind the last named one: under all that the user gives.
 
     Its section `scales` holds, by the name of a scale's overlay, what is other at that scale.
@@ -100,7 +100,7 @@ def _with_objective(arguments: list[str]) -> list[str | DictConfig]:
             chosen += [name] if (name := _read_yaml(Path(argument)).get("objective")) else []
     if not chosen:
         return arguments
-    one_of("objective", chosen[-1], objective_names())
+    check_choice("objective", chosen[-1], objective_names())
     overlay = _read_yaml(CONFIGS / "objectives" / f"{chosen[-1]}.yaml")
     scales = overlay.pop("scales", {})
     own = [scales[arguments[number]] for number in named if arguments[number] in scales]
@@ -108,7 +108,7 @@ def _with_objective(arguments: list[str]) -> list[str | DictConfig]:
     return [*arguments[:place], OmegaConf.merge(overlay, *own), *arguments[place:]]
 
 
-def _of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
+def _architecture_of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
     """The keys of section model that follow from model.pretrained. ValueError where a given one is another."""
     from dinov2.models.weights import read_weights
 
@@ -124,7 +124,7 @@ def _of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
 
 def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
     """Resolves interpolations, so that the saved config says everything by itself, and checks combinations."""
-    missing = [key for key in ("output_dir", "data.root") if OmegaConf.is_missing(*_owner(cfg, key))]
+    missing = [key for key in ("output_dir", "data.root") if OmegaConf.is_missing(*_find_section(cfg, key))]
     if missing and validated:
         raise ValueError(f"{missing[0]} is not set: give {missing[0]}=FOLDER")
     try:
@@ -148,7 +148,7 @@ def load_run_config(run: Path | str) -> DictConfig:
         raise ValueError(f"{path}: {key} refers to something else (${{...}}); write its value there")
     for old, new in RENAMED.items():
         if (value := OmegaConf.select(content, old)) is not None:
-            section, name = _owner(content, old)
+            section, name = _find_section(content, old)
             del section[name]
             OmegaConf.update(content, new, value)
     return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, content)
@@ -195,7 +195,7 @@ def config_hash(cfg: DictConfig) -> str:
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _owner(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
+def _find_section(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     *path, last = key.split(".")
     for part in path:
         cfg = cfg[part]
@@ -279,14 +279,14 @@ def _validate_stages(cfg: DictConfig, require) -> None:
     for number, stage in enumerate(stages):
         name, before = f"curriculum.stages[{number}]", stages[number - 1] if number else None
         for key in stage:
-            one_of(f"key of {name}", key, tuple(STAGE))
+            check_choice(f"key of {name}", key, tuple(STAGE))
             if stage[key] is not None:
                 STAGE[key].check_kind(f"{name}.{key}", stage[key])
                 STAGE[key].check_bounds(f"{name}.{key}", stage[key])
         for key in ("view", "epochs", "dir"):
             given = stage.get(key) is not None
             require(given, f"{name}.{key} is not set (a scale's overlay sets the curriculum's epochs)")
-        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), defaults(), f" in {name}.set")
+        _check_keys(OmegaConf.create(_nest(stage.get("set") or {})), defaults(), f" in {name}.set")
         init = stage.get("init") or "scratch"
         require(before is not None or init == "scratch", f"{name}.init={init} needs a stage before it")
         stop = stage_end(stage)
@@ -358,7 +358,7 @@ def anchor_source(cfg: DictConfig, number: int) -> tuple[str, int | None]:
     return str(Path(anchor.run or before.dir)), epoch
 
 
-def _nested(dotted: DictConfig | dict) -> dict:
+def _nest(dotted: DictConfig | dict) -> dict:
     """{"optim.min_lr": 1} → {"optim": {"min_lr": 1}}"""
     nested: dict = {}
     for key, value in dotted.items():
@@ -372,4 +372,4 @@ def _nested(dotted: DictConfig | dict) -> dict:
 
 def stage_overrides(cfg: DictConfig, changes: DictConfig | dict) -> DictConfig:
     """cfg with a stage's `set` applied."""
-    return OmegaConf.merge(cfg, OmegaConf.create(_nested(changes)))
+    return OmegaConf.merge(cfg, OmegaConf.create(_nest(changes)))

@@ -79,7 +79,7 @@ class Key:
         if value is None:
             return
         if choices := rule.get("choices"):
-            one_of(name, value, [choice.split()[0] for choice in choices.split("|")])
+            check_choice(name, value, [choice.split()[0] for choice in choices.split("|")])
         elif rule.get("least"):
             least, strict = float(rule["bound"]), rule["least"] == ">"
             if value < least or (strict and value == least):
@@ -107,11 +107,11 @@ def defaults() -> dict:
 @lru_cache(maxsize=1)
 def keys() -> dict[str, Key]:
     """Every key that holds a value, by its dotted name."""
-    rules = _rules(PAGE.read_text())
+    rules = _read_rules(PAGE.read_text())
     return {name: Key.of(default, rules.get(name, "")) for name, default in flatten(defaults()).items()}
 
 
-def _rules(text: str) -> dict[str, str]:
+def _read_rules(text: str) -> dict[str, str]:
     """What stands before the first semicolon of each key's comment, by the dotted name."""
     found, path = {}, []
     for line in text.splitlines():
@@ -144,6 +144,6 @@ def suggest_key(name: str, known: Iterable[str], cutoff: float) -> str:
     return did_you_mean(RENAMED.get(name, name), known, "; ", cutoff=cutoff)
 
 
-def one_of(name: str, value: object, allowed: Iterable) -> None:
+def check_choice(name: str, value: object, allowed: Iterable) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value} must be one of {', '.join(map(str, allowed))}")

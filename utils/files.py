@@ -10,7 +10,7 @@ from utils import locks
 
 
 @contextmanager
-def named(path: Path | str) -> Iterator[None]:
+def naming_errors(path: Path | str) -> Iterator[None]:
     """An OSError of writing, which may say nothing of the file, becomes one that names it."""
     try:
         yield
@@ -30,9 +30,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     that names no file, as that of a full disk, is raised anew with the name of this one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{locks.mine()}")
+    temporary = path.with_name(f".{path.name}.tmp-{locks.process_tag()}")
     try:
-        with named(path):
+        with naming_errors(path):
             yield temporary
         os.replace(temporary, path)
     except BaseException:

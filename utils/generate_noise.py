@@ -28,7 +28,7 @@ from utils import cli, images
 from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
 from utils.progress import Progress
 from utils.results import VERSION
-from utils.trees import TreeWriter, name_errors
+from utils.trees import TreeWriter, report_errors
 from utils.values import FULL, Values, add_options, check, mark, resolve
 from utils.workers import unordered, worker_pool
 
@@ -96,12 +96,12 @@ def main(argv: list[str] | None = None) -> int:
         relatives, left_out = images.of_channels(args.source, relatives, args.channels)
         print(left_out, end="\n" if left_out else "", flush=True)
     images.check_collisions(relatives)
-    targets = {spec: _target(args, spec) for spec in specs}
+    targets = {spec: _target_root(args, spec) for spec in specs}
     values, reason = resolve(args.values, args.source, relatives, args.channels, args.max_pixels)
     print(reason, flush=True)
     job = Job(args.source, targets, args.seed, args.format, args.channels, values, args.max_pixels)
     writers = {
-        spec: TreeWriter(args.source, target, relatives, _fields(job, spec), args.format)
+        spec: TreeWriter(args.source, target, relatives, _manifest_fields(job, spec), args.format)
         for spec, target in targets.items()
     }
     missing = {name: [spec for spec in specs if name in writers[spec].missing] for name in relatives}
@@ -111,19 +111,19 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as held:
         begun = [writer for writer in writers.values() if held.enter_context(writer.at_work())]
         if errors := _write_all(job, missing, args.workers) if missing else []:
-            return name_errors(errors, "read", "the trees are")
+            return report_errors(errors, "read", "the trees are")
         for writer in begun:
             left = writer.finish()
             assert not left, f"{left} images of {writer.root} were neither written nor named"
     return 0
 
 
-def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
+def _target_root(args: argparse.Namespace, spec: NoiseSpec) -> Path:
     root = images.noisy_root(args.source, spec)
     return root if args.output_root is None else args.output_root / root.name
 
 
-def _fields(job: Job, spec: NoiseSpec) -> dict:
+def _manifest_fields(job: Job, spec: NoiseSpec) -> dict:
     source = images.describe_source(job.source, spec, job.seed) | mark(job.values)
     return source | {"kind": "noisy", "format": job.format, "channels": job.channels, "version": VERSION}
 

@@ -196,7 +196,7 @@ def _estimate(text: str, arrays: list[np.ndarray]) -> tuple[Values, str]:
     low, high = np.percentile(finite, TAILS)
     low, high = (low, high) if low < high else (finite.min(), finite.max())
     holes = f", {np.isnan(pooled).mean():.2%} NaN" if np.isnan(pooled).any() else ""
-    reason = f"{_names(arrays)} from {pooled[np.isfinite(pooled)].min():g} to {finite.max():g}{holes}"
+    reason = f"{_dtype_names(arrays)} from {pooled[np.isfinite(pooled)].min():g} to {finite.max():g}{holes}"
     return Values("log" if text == "log" else "range", float(low), float(high)), reason
 
 
@@ -209,15 +209,15 @@ def _automatic(arrays: list[np.ndarray]) -> tuple[Values, str]:
     floats = all(array.dtype.kind == "f" for array in deep)
     if floats and low >= 0 and high <= 1:
         return FULL, "floats in [0, 1]"
-    values, reason = _bits(deep, int(high)) if sixteen else _estimate("percentile", deep)
+    values, reason = _range_of_bits(deep, int(high)) if sixteen else _estimate("percentile", deep)
     if len(deep) < len(arrays) and values.kind != "full":
         raise ValueError(
-            f"8-bit files lie beside {_names(deep)} up to {high:g}: no one rule fits both; give range=[lo,hi] or full"
+            f"8-bit files lie beside {_dtype_names(deep)} up to {high:g}: no rule fits both; give range=[lo,hi] or full"
         )
     return values, reason
 
 
-def _bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
+def _range_of_bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
     """Of uint16: the range of the bits in use, or the percentiles where nearly all values are dark in it."""
     bits = max(8, largest.bit_length())
     top = 65535 if bits > 14 else 2**bits - 1
@@ -228,5 +228,5 @@ def _bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
     return (FULL if top == 65535 else Values("range", 0, top)), reason
 
 
-def _names(arrays: Iterable[np.ndarray]) -> str:
+def _dtype_names(arrays: Iterable[np.ndarray]) -> str:
     return " and ".join(sorted({array.dtype.name for array in arrays}))

@@ -12,7 +12,7 @@ from torch import Tensor
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-def _each(value: Tensor, images: Tensor) -> Tensor:
+def _broadcast(value: Tensor, images: Tensor) -> Tensor:
     return value.to(images, non_blocking=True).view(-1, 1, 1, 1)
 
 
@@ -26,19 +26,19 @@ def luminance(images: Tensor) -> Tensor:
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Times factor [B]; in place."""
-    return images.mul_(_each(factor, images)).clamp_(0, 1)
+    return images.mul_(_broadcast(factor, images)).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean luminance of the image; factor [B] is the weight of the image; in place."""
-    factor = _each(factor, images)
+    factor = _broadcast(factor, images)
     mean = luminance(images).mean((1, 2, 3), keepdim=True)
     return images.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the luminance, three channels; factor [B] is the weight of the image; in place."""
-    factor = _each(factor, images)
+    factor = _broadcast(factor, images)
     other = luminance(images).mul_(1 - factor)
     return images.mul_(factor).add_(other).clamp_(0, 1)
 
@@ -86,10 +86,10 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
         length = images.shape[axis]
         margin = (half, half, 0, 0) if axis == 3 else (0, 0, half, half)
         padded = F.pad(images if axis == 3 else out, margin, mode="reflect")
-        torch.mul(padded.narrow(axis, half, length), _each(taps[:, 0], images), out=out)
+        torch.mul(padded.narrow(axis, half, length), _broadcast(taps[:, 0], images), out=out)
         for k in range(1, half + 1):
             torch.add(padded.narrow(axis, half - k, length), padded.narrow(axis, half + k, length), out=pair)
-            out.addcmul_(pair, _each(taps[:, k], images))
+            out.addcmul_(pair, _broadcast(taps[:, k], images))
     return out
 
 

@@ -83,7 +83,7 @@ class Preprocess:
 
     def __call__(self, images) -> Tensor:
         images = images if isinstance(images, list | tuple) else [images]
-        return torch.cat([self._one(reduce_sides(self._read(image), self.max_side)) for image in images])
+        return torch.cat([self._crop_one(reduce_sides(self._read(image), self.max_side)) for image in images])
 
     def _read(self, image) -> np.ndarray:
         """[H, W, C], uint8 or float32 in [0, 1]"""
@@ -97,5 +97,5 @@ class Preprocess:
             raise ValueError(f"an image of shape {array.shape}: this backbone takes [H, W, {self.channels}]")
         return self.values(array)
 
-    def _one(self, image: np.ndarray) -> Tensor:
+    def _crop_one(self, image: np.ndarray) -> Tensor:
         return self.crop(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([image.shape[:2]]))

@@ -49,7 +49,7 @@ def build_index(
     alone. Whether an image can be decoded shows when it is read.
     """
     layout = layout or Layout()
-    index = _built(Path(root), split, cache, layout)
+    index = _build(Path(root), split, cache, layout)
     if layout.only is None:
         return index
     kept = set(of_channels(root, index.relatives, layout.only)[0])
@@ -57,16 +57,18 @@ def build_index(
     return Index([index.relatives[place] for place in own], index.labels[own], index.classes)
 
 
-def _built(root: Path, split: str | None, cache: Path | str | None, layout: Layout) -> Index:
+def _build(root: Path, split: str | None, cache: Path | str | None, layout: Layout) -> Index:
     if split is None:
         relatives = list_images(root, layout.stack)
         return Index(relatives, np.full(len(relatives), -1), [])
     if not root.is_dir():
         raise ValueError(f"{root} is no folder: give a folder of images, with train/ and val/ in it or without")
     if as_it_lies(root, layout):
-        return _listed(root, split, cache, layout.stack)
+        return _list_split(root, split, cache, layout.stack)
     parts = [part for part in SPLITS if (root / part).is_dir()] if has_splits(root) else [""]
-    relatives = [relative for part in parts for relative in _listed(root, part, cache, layout.stack, True).relatives]
+    relatives = [
+        relative for part in parts for relative in _list_split(root, part, cache, layout.stack, True).relatives
+    ]
     splits, labels, classes = assign(root, relatives, layout)
     own = [place for place, name in enumerate(splits) if name == split]
     if not own:
@@ -91,15 +93,15 @@ def as_it_lies(root: Path | str, layout: Layout) -> bool:
     return has_splits(root) and not layout.drawn
 
 
-def _listed(root: Path, split: str, cache: Path | str | None, stack: str, flat: bool = False) -> Index:
+def _list_split(root: Path, split: str, cache: Path | str | None, stack: str, flat: bool = False) -> Index:
     """The index of the folder root/split (split "": of root itself). flat: whatever lies below, without classes."""
     files = _cache_files(root, split, cache, stack, flat)
     for file in files:
-        index = _load(file, root, split, flat)
+        index = _load_cached(file, root, split, flat)
         if index is not None:
             return index
     times, groups = (_walk_flat if flat else _walk)(root, split, stack)
-    index = _index(split, groups)
+    index = _make_index(split, groups)
     content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
     for file in files:
         try:
@@ -173,7 +175,7 @@ def _walk_flat(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict
     return {str(PurePosixPath(split, folder)): time for folder, time in inner.items()}, {"": paths}
 
 
-def _index(split: str, groups: dict[str, list[str]]) -> Index:
+def _make_index(split: str, groups: dict[str, list[str]]) -> Index:
     classes = sorted(groups) if "" not in groups else []
     relatives, labels = [], []
     for label, name in enumerate(classes) if classes else [(-1, "")]:
@@ -184,7 +186,7 @@ def _index(split: str, groups: dict[str, list[str]]) -> Index:
     return Index(relatives, np.array(labels, dtype=np.int64), classes)
 
 
-def _load(file: Path, root: Path, split: str, flat: bool) -> Index | None:
+def _load_cached(file: Path, root: Path, split: str, flat: bool) -> Index | None:
     """The cached index, or None when there is none, it is broken, or the tree has changed since.
 
     A cache can come with a data folder from elsewhere: it is held to the folders that are there, and its paths to stay
@@ -202,6 +204,6 @@ def _load(file: Path, root: Path, split: str, flat: bool) -> Index | None:
             return None
         if any(path.startswith("/") or ".." in path.split("/") for paths in groups.values() for path in paths):
             return None
-        return _index(split, groups)
+        return _make_index(split, groups)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

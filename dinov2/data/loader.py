@@ -50,22 +50,22 @@ class ImageBatch:
         """The batch with canvases and plan on the device. From pinned memory they are copied without waiting, on a
         stream of their own: while the device still computes the step before."""
         if torch.device(device).type != "cuda":
-            return self._moved(device)
-        stream, current = _copies(torch.device(device)), torch.cuda.current_stream(device)
+            return self._move(device)
+        stream, current = _copy_stream(torch.device(device)), torch.cuda.current_stream(device)
         with torch.cuda.stream(stream):
-            moved = self._moved(device)
+            moved = self._move(device)
         current.wait_stream(stream)
         for tensor in (*moved.canvases, *([moved.plan.buffer] if moved.plan else [])):
             tensor.record_stream(current)  # its memory is not the copies' again before the step is through
         return moved
 
-    def _moved(self, device) -> "ImageBatch":
+    def _move(self, device) -> "ImageBatch":
         canvases = [canvas.to(device, non_blocking=True) for canvas in self.canvases]
         return replace(self, canvases=canvases, plan=self.plan and self.plan.to(device))
 
 
 @cache
-def _copies(device: torch.device) -> "torch.cuda.Stream":
+def _copy_stream(device: torch.device) -> "torch.cuda.Stream":
     return torch.cuda.Stream(device)
 
 
@@ -130,7 +130,7 @@ class ResidentImages:
         parts = list(progress(loaded, total=len(order), desc="decoding the resident set", unit="batch"))
         self.sizes = torch.cat([part.sizes for part in parts])
         self.canvases = {
-            kind: _join([part.canvases[number] for part in parts]) for number, kind in enumerate(dataset.kinds)
+            kind: _concatenate([part.canvases[number] for part in parts]) for number, kind in enumerate(dataset.kinds)
         }
 
     def batch(self, iteration: int, indices: list[int], plan: Plan | None = None) -> ImageBatch:
@@ -213,7 +213,7 @@ def _pad(images: tuple[np.ndarray, ...]) -> Tensor:
     return torch.from_numpy(canvas).permute(0, 3, 1, 2)
 
 
-def _join(canvases: list[Tensor]) -> Tensor:
+def _concatenate(canvases: list[Tensor]) -> Tensor:
     """One canvas batch of several, padded to the largest and, if one of them is, float."""
     height, width = (max(canvas.shape[axis] for canvas in canvases) for axis in (2, 3))
     dtype = torch.uint8 if all(canvas.dtype == torch.uint8 for canvas in canvases) else torch.float32

@@ -64,7 +64,7 @@ def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str],
     if splits is not None and groups is not None:
         _check_groups(root, groups, splits)
     if splits is None:
-        splits = _draw(relatives if groups is None else groups, labels if groups is None else labels * 0, layout)
+        splits = _draw_splits(relatives if groups is None else groups, labels if groups is None else labels * 0, layout)
         if not set(SPLITS) <= set(splits):
             count = len(set(groups or relatives))
             parts = f"{count} {'groups' if groups else 'images'}"
@@ -99,7 +99,7 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     return rows
 
 
-def _row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
+def _find_row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
     """The row of an image, or of the file that it is a page of."""
     return rows.get(relative) or rows.get(file_of(relative), {})
 
@@ -108,7 +108,7 @@ def _row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
 def _class_names(root: Path, relatives: list[str], layout: Layout, rows: dict) -> list[str]:
     """The class of each image; "" where it has none."""
     if layout.labels:
-        return [_row(rows, relative).get("label", "") for relative in relatives]
+        return [_find_row(rows, relative).get("label", "") for relative in relatives]
     depth = 1 if has_splits(root) else 0  # of the class's folder
     parts = [PurePosixPath(relative).parts[depth:] for relative in relatives]
     names = [part[0] if len(part) > 1 else "" for part in parts]
@@ -120,7 +120,7 @@ def _group_names(root: Path, relatives: list[str], group: str, rows: dict) -> li
         start = 1 if has_splits(root) else 0  # a patient's folder below train and below val is the same patient
         return ["/".join(PurePosixPath(relative).parts[start:-1]) for relative in relatives]
     if rows and group in next(iter(rows.values())):
-        names = [_row(rows, relative).get(group, "") for relative in relatives]
+        names = [_find_row(rows, relative).get(group, "") for relative in relatives]
     else:
         try:
             found = [re.search(group, relative) for relative in relatives]
@@ -139,7 +139,7 @@ def _given_splits(root: Path, relatives: list[str], layout: Layout, rows: dict) 
     if any(row.get("split") for row in rows.values()):
         if layout.val is not None:
             raise ValueError(f"data.val={layout.val}, but {layout.labels} has a column split: leave one of them out")
-        return [_row(rows, relative).get("split") or "train" for relative in relatives]
+        return [_find_row(rows, relative).get("split") or "train" for relative in relatives]
     if layout.val is not None:
         return None
     folders = has_splits(root)
@@ -155,7 +155,7 @@ def _check_groups(root: Path, groups: list[str], splits: list[str]) -> None:
         )
 
 
-def _draw(groups: list[str], strata: np.ndarray, layout: Layout) -> list[str]:
+def _draw_splits(groups: list[str], strata: np.ndarray, layout: Layout) -> list[str]:
     """Groups in the order of a keyed hash go to val until they make up the fraction, in each stratum by itself.
 
     An image that is added later moves at most the groups at the border.

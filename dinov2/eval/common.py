@@ -204,12 +204,12 @@ def settings_hash(name: str, cfg: DictConfig) -> str:
     reduced.data = {k: v for k, v in reduced.data.items() if k not in PLACES}
     reduced.data.name = dataset_name(cfg)
     if name != "instance_recog":  # its images are named by eval.retrieval
-        reduced.data.images = _digests(OmegaConf.to_yaml(cfg.data), cfg.noise, eval_view(cfg))
+        reduced.data.images = _digest_images(OmegaConf.to_yaml(cfg.data), cfg.noise, eval_view(cfg))
     return config_hash(reduced)
 
 
 @cache
-def _digests(data: str, noise: str, view: str) -> list[str]:
+def _digest_images(data: str, noise: str, view: str) -> list[str]:
     """What tells the images of both splits from others; asked for at each checkpoint, looked at once."""
     cfg = OmegaConf.create({"data": OmegaConf.create(data), "noise": noise})
     found = []

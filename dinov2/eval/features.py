@@ -121,11 +121,11 @@ def resident_images(cfg: DictConfig, split: str) -> ResidentImages | None:
     if not cfg.data.resident:
         return None
     decides = {"data": cfg.data, "noise": cfg.noise, "eval": {"view": eval_view(cfg)}}
-    return _resident(OmegaConf.to_yaml(OmegaConf.create(decides)), split)
+    return _load_resident(OmegaConf.to_yaml(OmegaConf.create(decides)), split)
 
 
 @lru_cache(maxsize=2)
-def _resident(config: str, split: str) -> ResidentImages:
+def _load_resident(config: str, split: str) -> ResidentImages:
     cfg = OmegaConf.create(config)
     return ResidentImages(labelled_dataset(cfg, split), cfg.data.workers, distributed.device())
 

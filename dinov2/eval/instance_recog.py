@@ -216,15 +216,17 @@ def write_rankings(
     for q in np.linspace(0, len(queries) - 1, count).astype(int).tolist():
         kinds = {int(i): kind for kind in ("easy", "hard", "junk") for i in truth.relevance[q][kind]}
         shown = [int(i) for i in ranks[:, q] if kinds.get(int(i)) != "junk"][: retrieval.picture_ranks]
-        entries = [_entry(folder, name, f"{q}", "query", queries, q, truth.queries[q])]
+        entries = [_write_entry(folder, name, f"{q}", "query", queries, q, truth.queries[q])]
         for place, i in enumerate(shown):
-            entries.append(_entry(folder, name, f"{q}-{place}", kinds.get(i, "wrong"), database, i, truth.images[i]))
+            entries.append(
+                _write_entry(folder, name, f"{q}-{place}", kinds.get(i, "wrong"), database, i, truth.images[i])
+            )
         rankings.append({"query": entries[0], "found": entries[1:]})
     with atomic_path(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps({"dataset": name, "rankings": rankings}))
 
 
-def _entry(folder: Path, name: str, stem: str, kind: str, images: Landmarks, index: int, title: str) -> dict:
+def _write_entry(folder: Path, name: str, stem: str, kind: str, images: Landmarks, index: int, title: str) -> dict:
     picture = Image.fromarray(visible(images.read(index, ("noisy",))[0]).squeeze())
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     relative = f"{name}/{stem}.png"

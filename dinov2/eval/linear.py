@@ -40,8 +40,8 @@ from dinov2.eval.features import (
 )
 from dinov2.eval.probes import Probes
 from utils import distributed
-from utils.files import atomic_path, named
-from utils.locks import mine
+from utils.files import atomic_path, naming_errors
+from utils.locks import process_tag
 from utils.progress import Progress
 from utils.sampler import IterationSampler
 
@@ -73,7 +73,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
         if probe.protocol == "exact":
             source = exact_source(backbone, cfg, start, total)
         else:
-            source = cached_source(backbone, cfg, start, job.scratch(f"features.tmp-{mine()}"))
+            source = cached_source(backbone, cfg, start, job.scratch(f"features.tmp-{process_tag()}"))
         train(probes, source, start, total, state)
     value, details, hits = summary(probes, val, probe.protocol)
     yield "linear_top1", value, details | common.accuracy_details(hits, val, backbone, cfg)
@@ -216,7 +216,7 @@ def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
         return torch.zeros(shape, dtype=torch.float16)
     size = 2 * math.prod(shape)
     try:
-        with named(file), open(file, "wb") as created:
+        with naming_errors(file), open(file, "wb") as created:
             if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapping would end the process
                 os.posix_fallocate(created.fileno(), 0, size)
             created.truncate(size)

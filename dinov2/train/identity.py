@@ -85,9 +85,9 @@ def facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
         known["curriculum.stages.stop"] = stage.stop_epoch  # the mix moves from the first iteration to the last
     if stage.init != "scratch":
         known["curriculum.restart_epoch"] = stage.from_epoch
-        known["curriculum.denoised_dir"] = _weights(stage.source, stage.from_epoch)
+        known["curriculum.denoised_dir"] = _describe_weights(stage.source, stage.from_epoch)
     if stage.anchor:
-        known |= {"anchor.epoch": stage.anchor[1], "anchor.run": _weights(*stage.anchor)}
+        known |= {"anchor.epoch": stage.anchor[1], "anchor.run": _describe_weights(*stage.anchor)}
     return {key: value for key, value in (known | digests(images)).items() if value is not None}
 
 
@@ -107,7 +107,7 @@ def digests(images: ImageDataset | None) -> dict[str, str]:
     return found
 
 
-def _weights(run: Path, epoch: int) -> str | None:
+def _describe_weights(run: Path, epoch: int) -> str | None:
     """What tells the weights of a run's kept epoch from others; None where they are not there (yet)."""
     found = [c for c in checkpoint.list_checkpoints(run) if c.evaluate and c.epoch == epoch]
     return f"weights {found[0].hashes[checkpoint.TEACHER]}" if found and found[0].hashes else None
@@ -130,7 +130,7 @@ def read_record(run: Path) -> dict:
 
 
 @cache
-def _held(path: Path, time: int) -> dict[str, object]:
+def _read_saved_settings(path: Path, time: int) -> dict[str, object]:
     """The settings of a saved config; time tells whether it is the one that was read before: reading takes long."""
     return settings(load_run_config(path.parent))
 
@@ -138,7 +138,7 @@ def _held(path: Path, time: int) -> dict[str, object]:
 def differences(stage: Stage, images: ImageDataset | None) -> dict[str, tuple]:
     """Key → (value of the run in the stage's folder, value of the stage), for what decides and is known of both."""
     path = stage.run / "config.yaml"
-    held = _held(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
+    held = _read_saved_settings(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
     here = settings(stage.cfg) | facts(stage, images)
     if {here["data.values"], held.get("data.values")} & {*ESTIMATED}:
         here.pop("data.values")  # one of them is not estimated yet

@@ -45,7 +45,7 @@ def test_other_images_weights_and_noise_make_new_rows(run, digits, tmp_path, cap
     moved = shutil.copytree(digits, tmp_path / "elsewhere" / digits.name)
     evaluate(run, f"data.root={moved}")
     assert "1 of 1 evaluations are there already" in capsys.readouterr().out
-    common._digests.cache_clear()  # as in the next call of the program
+    common._digest_images.cache_clear()  # as in the next call of the program
     first = sorted((moved / "val").rglob("*.png"))[0]
     first.write_bytes(first.read_bytes() + b"\0")
     for more in ([], ["data.noise_seed=1"], ["noise=gauss100"], ["eval.view=clean"]):
@@ -202,7 +202,7 @@ def test_replaced_validation_images_are_said_and_evaluated_anew(splits, tmp_path
     assert len(read_results(run)) == 2
     one, other = (next((data / val / f"digit_{digit}").iterdir()) for digit in (0, 1))
     shutil.copy(other, one)
-    common._digests.cache_clear()  # as in another process
+    common._digest_images.cache_clear()  # as in another process
     evaluate(run, *more)
     assert "the rows there are of other images or settings; evaluated anew" in capsys.readouterr().out
     assert len(read_results(run)) == 4

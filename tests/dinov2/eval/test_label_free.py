@@ -110,7 +110,7 @@ def test_evaluators_that_need_labels_give_way(tmp_path, capsys, name):
     evaluate(run, "checkpoints=all", "eval.label_free.k=3")
     assert len(read_results(run)) == len(rows)
     write_image(tmp_path / "photos" / "more.png", np.zeros((40, 40, 3), np.uint8))
-    common._digests.cache_clear()  # as in the next call of the program
+    common._digest_images.cache_clear()  # as in the next call of the program
     evaluate(run, "checkpoints=all", "eval.label_free.k=3")
     assert len(read_results(run)) == 2 * len(rows)  # other images: evaluated anew
 

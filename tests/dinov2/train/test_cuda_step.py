@@ -74,7 +74,7 @@ def test_a_step_waits_for_the_losses_before_it_alone(tree, tmp_path, objective, 
             few_steps(trainer, 2, counted)
     assert seen["waits"] == ALLOWED
     views = 2 if anchored else 1
-    assert seen["copies"] == ["dinov2/data/loader.py _moved"] * views + ["dinov2/data/packed.py to"]
+    assert seen["copies"] == ["dinov2/data/loader.py _move"] * views + ["dinov2/data/packed.py to"]
 
 
 @needs_cuda_build

@@ -244,7 +244,7 @@ def test_rows_of_lost_iterations_are_dropped_and_leftovers_removed(tree, tmp_pat
     run = tmp_path / "killed"
     main(settings(tree, run, one_stage(run, 2)))
     shutil.rmtree(checkpoint.latest(run).path)
-    gone = f"{locks.mine().rpartition('-')[0]}-{2**22 + 1}"
+    gone = f"{locks.process_tag().rpartition('-')[0]}-{2**22 + 1}"
     left = [
         run / f".config.yaml.tmp-{gone}",
         run / f".run.json.tmp-{gone}",
