@@ -28,8 +28,8 @@ from utils.files import atomic_path
 from utils.images import ImageError
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import progress
-from utils.report.check import draw, figures
-from utils.values import Values, add_options, check, reading, resolve
+from utils.report.check import draw, format_figures
+from utils.values import Values, add_options, check, resolve, rule_for_reading
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
 QUIETEST = 0.25  # fraction of the patches that is taken
@@ -68,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     print(reason, flush=True)
     chosen = np.random.default_rng(0).permutation(len(relatives))[: args.images]
     names = [relatives[place] for place in sorted(chosen)]
-    images = noisy_images(args, names, spec, reading(values, args.data))
+    images = noisy_images(args, names, spec, rule_for_reading(values, args.data))
     result = {"data": str(args.data), "noise": str(spec), "values": str(values), "subsample": args.subsample,
               "images": len(names)} | measure(images, denoiser)  # fmt: skip
     result["verdict"] = verdict(result, jpeg=all(name.lower().endswith((".jpg", ".jpeg")) for name in names))
-    print("\n".join([*figures(result), *result["verdict"]]), flush=True)
+    print("\n".join([*format_figures(result), *result["verdict"]]), flush=True)
     if folder := args.output or (args.model and args.model.parent):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "check.json") as path:
@@ -153,7 +153,7 @@ def measure(images, denoiser=None) -> dict:
     if not len(patches):
         raise ValueError(f"no image holds a patch of {PATCH} x {PATCH} px that is not of one value; nothing to look at")
     flat = structure <= np.quantile(structure, QUIETEST)
-    brightness, deviation = growth(means[flat], patches[flat])
+    brightness, deviation = noise_by_brightness(means[flat], patches[flat])
     return {
         "patches": int(flat.sum()), "correlation": correlations(patches[flat]),
         "residual_correlation": correlations(np.concatenate(residuals)) if residuals else None,
@@ -165,7 +165,7 @@ def _residual(image: np.ndarray, denoiser) -> np.ndarray:
     return image - denoise_images(denoiser, [image], distributed.device(), 1024, eight_bit=False)[0]
 
 
-def growth(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[float]]:
+def noise_by_brightness(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean brightness and standard deviation of the noise, in equal bins of the patches ordered by brightness."""
     bins = np.array_split(np.argsort(means), min(BINS, len(means)))
     brightness = [round(float(means[own].mean()), 4) for own in bins]
@@ -173,14 +173,14 @@ def growth(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[fl
 
 
 # --- in words -------------------------------------------------------------------------------------------------------
-def strongest(correlation: dict[str, list[float]]) -> list[float]:
+def strongest_correlations(correlation: dict[str, list[float]]) -> list[float]:
     """The correlation of largest size over the directions, for each lag."""
     return [max(values, key=abs) for values in zip(*correlation.values(), strict=True)]
 
 
 def verdict(result: dict, jpeg: bool) -> list[str]:
     """What the figures mean, a sentence each: correlation, residuals, growth with the brightness."""
-    lags = strongest(result["correlation"])
+    lags = strongest_correlations(result["correlation"])
     reach = max((lag for lag, value in enumerate(lags, 1) if abs(value) > INDEPENDENT), default=0)
     sentences = [f"independent from pixel to pixel (at most {max(map(abs, lags)):.2f}): Neighbor2Neighbor is allowed"]
     if reach:
@@ -188,14 +188,14 @@ def verdict(result: dict, jpeg: bool) -> list[str]:
         if jpeg and result["noise"] == "none":
             sentences.append("the files are JPEGs, and compression correlates pixels too: take the originals")
     if result["residual_correlation"]:
-        residual = strongest(result["residual_correlation"])
+        residual = strongest_correlations(result["residual_correlation"])
         sentences.append(f"residuals of the denoiser: {residual[0]:.2f} at 1 pixel (what it kept is not in them)")
     return [*sentences, _describe_growth(result)]
 
 
-def independent_by_halves(result: dict) -> bool:
+def is_independent_by_halves(result: dict) -> bool:
     """Whether every second pixel has independent noise, and every pixel has not."""
-    lags = strongest(result["correlation"])
+    lags = strongest_correlations(result["correlation"])
     return abs(lags[0]) > INDEPENDENT and _independent_by_halves(lags)
 
 

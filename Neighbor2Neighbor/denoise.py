@@ -34,7 +34,7 @@ from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
 from utils.trees import TreeWriter, report_errors
-from utils.values import Values, add_options, agrees, check, is_deep, mark, reading, resolve
+from utils.values import Values, add_options, check, is_consistent, is_deep, manifest_entry, resolve, rule_for_reading
 from utils.workers import worker_pool
 
 BLOCK = 256  # images planned together: batches of like sizes are made within a block, whatever is done already
@@ -93,9 +93,9 @@ def main(argv: list[str] | None = None) -> int:
         fields = source | {
             "kind": "denoised", "denoiser": denoiser.identity, "precision": args.precision, "format": form,
             "version": VERSION,
-        } | mark(values)  # fmt: skip
+        } | manifest_entry(values)  # fmt: skip
         writer = TreeWriter(args.data, target, relatives, fields, form)
-        scale = reading(values, args.data)
+        scale = rule_for_reading(values, args.data)
         read = partial(_decode, args.data, spec, args.noise_seed, denoiser.channels, scale, args.max_pixels)
         with writer.at_work(f"-{shard}-of-{shards}" if shards > 1 else "") as begun:
             if not begun:
@@ -117,7 +117,7 @@ def _values_text(args: argparse.Namespace) -> str:
     if args.values is not None:
         check(args.values, "--values")
     trained = training_options(args.model).get("values")
-    if trained is None or args.values is None or agrees(args.values, Values.parse(trained)):
+    if trained is None or args.values is None or is_consistent(args.values, Values.parse(trained)):
         return trained or args.values or "auto"
     raise ValueError(f"{args.model} was trained with values {trained}, not {args.values}; leave --values out")
 
@@ -125,7 +125,7 @@ def _values_text(args: argparse.Namespace) -> str:
 def _parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of --shard, or the rank and the number of ranks."""
     if text == "0/1":
-        return distributed.launched()
+        return distributed.read_launcher()
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--shard {text} is not i/n with i in 0..n-1, such as 0/4")

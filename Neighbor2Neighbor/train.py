@@ -172,7 +172,7 @@ class Training:
         steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
         self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
         spec = NoiseSpec.parse(args.noise)
-        scale = values.reading(values.Values.parse(args.values), args.data)
+        scale = values.rule_for_reading(values.Values.parse(args.values), args.data)
         self.crops = Crops(
             Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale, args.subsample,
             args.max_pixels,

@@ -29,10 +29,11 @@ from dinov2.eval.features import check_finite
 from dinov2.models import pretrained
 from dinov2.models.vision_transformer import VisionTransformer
 from utils import cli, distributed
-from utils.feature_map import spread, thumbnail, write_map
+from utils.feature_map import MOST, thumbnail, write_map
 from utils.feature_table import PartialRows, check_table, names_path, write_table
 from utils.images import ImageError
 from utils.progress import Progress
+from utils.sampler import spread_evenly
 
 TOKENS = {  # name → of a backbone's output the features of each image
     "cls": lambda out: out["x_norm_clstoken"],  # [B, D]
@@ -112,7 +113,7 @@ def embed(
 
 
 def _draw_map(path: Path, dataset: ImageDataset, names: list[str], values: np.ndarray) -> None:
-    shown, kind = spread(len(names)).tolist(), dataset.choose(0)
+    shown, kind = spread_evenly(len(names), MOST).tolist(), dataset.choose(0)
     place = {name: number for number, name in enumerate(dataset.relatives)}
     tiles = [thumbnail(dataset.read(place[names[i]], kind)[0]) for i in shown]
     write_map(path, [names[i] for i in shown], values[shown], tiles, [None] * len(shown), "pca")

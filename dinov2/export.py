@@ -33,7 +33,7 @@ from utils import cli
 from utils.files import atomic_path
 from utils.locks import sweep
 from utils.text import did_you_mean
-from utils.values import known
+from utils.values import configured_rule
 
 KEYS = ("run", "epoch", "format", "output")
 PROCESSOR = "preprocessor_config.json"
@@ -80,7 +80,7 @@ def processor(cfg: DictConfig) -> dict:
     data.values=range=[lo,hi] is a factor and a shift of the mean; beyond lo and hi theirs does not clip. With log there
     is no such: it takes images that are scaled to [0, 1] already. With full it takes those of 8 bits.
     """
-    values = known(cfg.data["values"])
+    values = configured_rule(cfg.data["values"])
     factor = 1 / (values.high - values.low) if values.kind == "range" else 1 / 255
     shift = values.low * factor if values.kind == "range" else 0.0
     return {

@@ -36,7 +36,7 @@ def _slurm_environment() -> dict[str, str]:
     }
 
 
-def launched() -> tuple[int, int]:
+def read_launcher() -> tuple[int, int]:
     """(rank, number of ranks) as the launcher has it, for ranks that need no group; chooses this rank's GPU."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.update(_slurm_environment())
@@ -48,7 +48,7 @@ def launched() -> tuple[int, int]:
 def init() -> None:
     """Joins the process group when started as one of several ranks; chooses this rank's GPU. Safe to call twice."""
     global joined
-    if not dist.is_initialized() and launched()[1] > 1:
+    if not dist.is_initialized() and read_launcher()[1] > 1:
         joined = True
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 

@@ -26,11 +26,6 @@ SIZE = (1200, 900)  # pixels of the picture
 COLOURS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 
 
-def spread(count: int, most: int = MOST) -> np.ndarray:
-    """At most `most` of `count` numbers from 0, spread evenly: int64, rising."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
-
-
 def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
     """Features [N, F] → places [N, 2] and the fractions of the variance that the two axes explain.
 

@@ -28,9 +28,10 @@ from utils import cli, images
 from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
 from utils.progress import Progress
 from utils.results import VERSION
+from utils.sampler import spread_evenly
 from utils.trees import TreeWriter, report_errors
-from utils.values import FULL, Values, add_options, check, mark, resolve
-from utils.workers import unordered, worker_pool
+from utils.values import FULL, Values, add_options, check, manifest_entry, resolve
+from utils.workers import map_unordered, worker_pool
 
 SAMPLE = 8  # images at most that are written to memory to foresee the size on disk
 
@@ -124,7 +125,7 @@ def _target_root(args: argparse.Namespace, spec: NoiseSpec) -> Path:
 
 
 def _manifest_fields(job: Job, spec: NoiseSpec) -> dict:
-    source = images.describe_source(job.source, spec, job.seed) | mark(job.values)
+    source = images.describe_source(job.source, spec, job.seed) | manifest_entry(job.values)
     return source | {"kind": "noisy", "format": job.format, "channels": job.channels, "version": VERSION}
 
 
@@ -132,7 +133,7 @@ def _check_disk(job: Job, missing: dict[str, list[NoiseSpec]]) -> None:
     """ValueError where the disk cannot hold what is to be written, foreseen from a few of the images."""
     names = list(missing)
     size, count = 0, 0
-    for index in np.linspace(0, len(names) - 1, min(SAMPLE, 1 + len(names) // 32)).astype(int):
+    for index in spread_evenly(len(names), min(SAMPLE, 1 + len(names) // 32)):
         try:
             image = job.read(names[index])
         except images.ImageError:
@@ -163,7 +164,7 @@ def _write_all(job: Job, missing: dict[str, list[NoiseSpec]], workers: int) -> l
     powers = {spec: np.zeros(2) for spec in job.targets}
     files = sum(len(specs) for specs in missing.values())
     with worker_pool(workers) as pool, Progress(files, "adding noise", "img") as bar:
-        for result in unordered(pool, partial(_write_twins, job), missing.items(), window=4 * max(workers, 1)):
+        for result in map_unordered(pool, partial(_write_twins, job), missing.items(), window=4 * max(workers, 1)):
             if result.error is not None:
                 errors.append(result.error)
                 continue

@@ -1,9 +1,14 @@
-"""The order of training images: iteration i of the whole run is a pure function of (seed, i)."""
+"""Which images: the order of training, a pure function of (seed, iteration), and samples spread evenly."""
 
 from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+
+
+def spread_evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` numbers from 0, spread evenly: int64, rising."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
 class IterationSampler:

@@ -44,7 +44,7 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def unordered(pool: Executor, function: Callable, items: Iterable, window: int) -> Iterator:
+def map_unordered(pool: Executor, function: Callable, items: Iterable, window: int) -> Iterator:
     """function(item) for each item, results as they come; at most `window` items are under way at a time."""
     pending: set[Future] = set()
     for item in items:

@@ -19,7 +19,7 @@ from dinov2.data.index import as_it_lies, build_index, check_classes
 from dinov2.data.splits import Layout
 from utils.images import MAX_PIXELS, denoised_root, describe_files, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
-from utils.values import ESTIMATED, FULL, Values, agrees, reading, resolve
+from utils.values import ESTIMATED, FULL, Values, is_consistent, resolve, rule_for_reading
 
 VIEWS = ("noisy", "denoised", "clean", "mix")
 
@@ -82,7 +82,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
         self.channels, self.max_side, self.values, self.max_pixels = channels, max_side, values, max_pixels
-        self.scale = reading(values, root)
+        self.scale = rule_for_reading(values, root)
         index = build_index(root, split, index_cache, layout)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
         # Roots of the kinds of view that are read from twins of the images.
@@ -219,7 +219,7 @@ def resolve_values(cfg, split: str | None = "train") -> tuple[Values, str]:
     tree = Path(data.denoised_root or denoised_root(data.root, NoiseSpec.parse(cfg.noise)))
     if made := read_manifest(tree):
         values = Values.parse(made.get("values", "full"))
-        if agrees(data["values"], values):
+        if is_consistent(data["values"], values):
             return values, f"values: {values}, as {tree} was made with"
     relatives = build_index(data.root, split, data.index_cache, layout_of(cfg)).relatives
     return resolve(data["values"], data.root, relatives, data.in_chans, data.max_pixels)

@@ -11,7 +11,7 @@ from dinov2.data.augment import Normalize
 from dinov2.data.dataset import reduce_sides
 from dinov2.data.resample import ATTEMPTS, cut, random_boxes
 from utils.images import read_image
-from utils.values import known
+from utils.values import configured_rule
 
 
 class CentreCrop:
@@ -77,8 +77,8 @@ class Preprocess:
     """
 
     def __init__(self, cfg):
-        self.channels, self.max_side, self.values = cfg.data.in_chans, cfg.data.max_side, known(cfg.data["values"])
-        self.max_pixels = cfg.data.max_pixels
+        self.channels, self.values = cfg.data.in_chans, configured_rule(cfg.data["values"])
+        self.max_side, self.max_pixels = cfg.data.max_side, cfg.data.max_pixels
         self.crop = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
 
     def __call__(self, images) -> Tensor:

@@ -92,7 +92,7 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     keep_freed_memory()
     if EVALUATORS.get(name) and (reason := without_labels(cfg)):
         return run_label_free(name, reason, argv)
-    chosen = choose(folder, own.get("checkpoints", "last"))
+    chosen = choose_checkpoints(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
     if len(todo) < len(jobs) and distributed.is_main():
@@ -157,7 +157,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def choose(folder: Path, which: str) -> list[Checkpoint]:
+def choose_checkpoints(folder: Path, which: str) -> list[Checkpoint]:
     """The run's kept checkpoints that `which` means, in order. Raises ValueError when there are none such."""
     kept = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.evaluate]
     if not kept:
@@ -167,7 +167,7 @@ def choose(folder: Path, which: str) -> list[Checkpoint]:
     if which == "last":
         return kept[-1:]
     if which == "best":
-        return [best_of(folder, kept)]
+        return [find_best(folder, kept)]
     found = [checkpoint for checkpoint in kept if str(checkpoint.epoch) == which]
     if not found:
         epochs = ", ".join(str(checkpoint.epoch) for checkpoint in kept)
@@ -175,7 +175,7 @@ def choose(folder: Path, which: str) -> list[Checkpoint]:
     return found
 
 
-def best_of(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
+def find_best(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
     """The checkpoint with the highest linear probe or, without any probe, the highest kNN with the most common k or,
     without labels, the features that the noise changes least (docs/without_labels.md says why).
     """

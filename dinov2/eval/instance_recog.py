@@ -43,6 +43,7 @@ from utils.images import (
 )
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
+from utils.sampler import spread_evenly
 
 THUMBNAIL = 104  # pixels
 
@@ -211,9 +212,8 @@ def write_rankings(
     wrong, "picture": path below the folder}. The pictures show what the backbone read, noise and box included.
     """
     name, retrieval = cfg.eval.retrieval.sets[0], cfg.eval.retrieval
-    count = min(retrieval.pictures, len(queries))
     rankings = []
-    for q in np.linspace(0, len(queries) - 1, count).astype(int).tolist():
+    for q in spread_evenly(len(queries), retrieval.pictures).tolist():
         kinds = {int(i): kind for kind in ("easy", "hard", "junk") for i in truth.relevance[q][kind]}
         shown = [int(i) for i in ranks[:, q] if kinds.get(int(i)) != "junk"][: retrieval.picture_ranks]
         entries = [_write_entry(folder, name, f"{q}", "query", queries, q, truth.queries[q])]

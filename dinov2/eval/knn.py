@@ -78,7 +78,8 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
     """Yields knn<k>_top1 (percent); with eval.knn.n_per_class also knn<k>_top1_<n>_per_class, the mean of the tries."""
     train, test = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
     knn = cfg.eval.knn
-    for k, accuracy in accuracies(train, test, within(list(knn.k), len(train.labels)), knn.temperature).items():
+    ks = limit_neighbours(list(knn.k), len(train.labels))
+    for k, accuracy in accuracies(train, test, ks, knn.temperature).items():
         details = common.accuracy_details(accuracy["hits"], test, backbone, cfg)
         yield f"knn{k}_top1", accuracy["top1"], {"top5": accuracy["top5"]} | details
     for n in knn.n_per_class:
@@ -88,7 +89,7 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
             yield f"knn{k}_top1_{n}_per_class", *summarise([one[k]["top1"] for one in tries])
 
 
-def within(ks: list[int], images: int) -> list[int]:
+def limit_neighbours(ks: list[int], images: int) -> list[int]:
     """The k that a training set of so many images allows, at least one; says which do not."""
     kept = [k for k in ks if k <= images] or [images]
     if kept != ks and distributed.is_main():

@@ -23,10 +23,10 @@ from dinov2.eval import common
 from dinov2.eval.features import eval_view, features_of
 from dinov2.eval.knn import CHUNK, nearest
 from utils import distributed
-from utils.feature_map import spread
 from utils.images import denoised_root
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines
+from utils.sampler import spread_evenly
 from utils.spectrum import effective_rank
 
 EPSILON = 1e-7  # as published
@@ -64,7 +64,7 @@ def neighbour_agreement(first: Tensor, second: Tensor, k: int) -> float:
 def chosen_images(cfg: DictConfig, view: str) -> ImageDataset:
     """eval.label_free.images training images, spread evenly over the list, with labels or without."""
     dataset = dataset_from_config(cfg, "train", views=(view,))
-    return dataset.keep(spread(len(dataset), cfg.eval.label_free.images))
+    return dataset.keep(spread_evenly(len(dataset), cfg.eval.label_free.images))
 
 
 def two_versions(
@@ -104,7 +104,7 @@ def centred_cosine(first: Tensor, second: Tensor) -> float:
     return float(nn.functional.cosine_similarity(first, second, dim=1).mean())
 
 
-def information(job: common.Job) -> float | None:
+def read_information(job: common.Job) -> float | None:
     """Mutual information of image and target when the checkpoint was made, in percent of its maximum."""
     rows = read_json_lines(job.run / "metrics.jsonl")
     found = [(row["iteration"], row[column]) for row in rows for column in INFORMATION if is_number(row.get(column))]
@@ -135,7 +135,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     if denoised is not None:
         yield "denoised_agreement", neighbour_agreement(values, denoised, k), details
         yield "cosine_to_denoised", centred_cosine(values, denoised), {"images": len(dataset)}
-    if (percent := information(job)) is not None:
+    if (percent := read_information(job)) is not None:
         yield "information", percent, {}
 
 

@@ -17,14 +17,15 @@ from torch import nn
 from dinov2.eval import common
 from dinov2.eval.features import eval_view, features_of, shown_dataset
 from utils import distributed
-from utils.feature_map import spread, thumbnail, write_map
+from utils.feature_map import thumbnail, write_map
+from utils.sampler import spread_evenly
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
     """Yields map_explained (percent; by umap none) and writes the three files."""
     view, method = eval_view(cfg), cfg.eval.map.method
     dataset = shown_dataset(cfg, (view,))
-    dataset.keep(spread(len(dataset), cfg.eval.map.images))
+    dataset.keep(spread_evenly(len(dataset), cfg.eval.map.images))
     values = features_of(backbone, cfg, dataset).cpu().numpy()
     labels = [dataset.classes[label] if label >= 0 else None for label in dataset.labels]
     if not distributed.is_main():

@@ -24,6 +24,7 @@ from dinov2.eval import common
 from dinov2.eval.features import autocast, check_finite, eval_view, shown_dataset
 from utils import distributed
 from utils.files import atomic_path
+from utils.sampler import spread_evenly
 
 
 def components(tokens: Tensor) -> np.ndarray:
@@ -46,8 +47,8 @@ def spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
     """Indices of the first images of `count` classes, spread over all (with fewer classes: evenly spread images)."""
     classes = np.unique(labels)
     if len(classes) < count:
-        return np.unique(np.linspace(0, len(labels) - 1, min(count, len(labels))).astype(int)).tolist()
-    return [int(np.flatnonzero(labels == classes[i])[0]) for i in np.linspace(0, len(classes) - 1, count).astype(int)]
+        return spread_evenly(len(labels), count).tolist()
+    return [int(np.flatnonzero(labels == classes[i])[0]) for i in spread_evenly(len(classes), count)]
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import Center, dino_loss, sinkhorn_knopp
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives.diagnostics import diagnose
-from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms, Objective, follow
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms, Objective, update_ema
 
 
 @dataclass
@@ -169,4 +169,4 @@ class SelfDistillation(Objective):
         for module in self.modules():
             if isinstance(module, Center):
                 module.update()
-        follow(self.teacher, self.student, momentum)
+        update_ema(self.teacher, self.student, momentum)

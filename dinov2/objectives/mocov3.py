@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from dinov2.loss import info_nce
-from dinov2.objectives.objective import CropBatch, LossAndTerms, follow
+from dinov2.objectives.objective import CropBatch, LossAndTerms, update_ema
 from dinov2.objectives.two_crops import TwoCrops, build_network, build_predictor
 
 
@@ -42,4 +42,4 @@ class MoCoV3(TwoCrops):
         return self.student
 
     def finish_step(self, momentum: float) -> None:
-        follow(self.teacher, self.student, momentum)
+        update_ema(self.teacher, self.student, momentum)

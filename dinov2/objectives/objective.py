@@ -102,7 +102,7 @@ def local_tensor(parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Exponential moving average: teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter."""
     leading = dict(student.named_parameters())
     pairs = [(local_tensor(p), local_tensor(leading[name])) for name, p in teacher.named_parameters()]

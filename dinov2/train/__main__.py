@@ -76,7 +76,7 @@ def build_trainer(stage: Stage, images: ImageDataset | None = None, run_identity
     return Trainer(
         stage.cfg,
         curriculum.build_model(stage),
-        images or curriculum.dataset(stage),
+        images or curriculum.make_dataset(stage),
         stage.stop_epoch,
         stage.keep,
         prepare=lambda model: curriculum.load_anchor(stage, model),
@@ -92,7 +92,7 @@ def run_stage(stage: Stage) -> None:
             taken = identity.take_over(stage) if stage.is_last_stage else ""
             print(f"{stage.run}: finished (epoch {stage.stop_epoch}), skipped{taken}", flush=True)
         return
-    images = curriculum.dataset(stage)
+    images = curriculum.make_dataset(stage)
     identity.check(stage, images)
     run_identity = identity.record(stage, images)
     if distributed.is_main():

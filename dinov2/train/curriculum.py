@@ -174,7 +174,7 @@ def _difference(cfg: DictConfig, other: DictConfig, section: str) -> str:
     return f"{section}.{keys[0]}={other[section].get(keys[0])} there, {cfg[section][keys[0]]} here"
 
 
-def dataset(stage: Stage) -> ImageDataset:
+def make_dataset(stage: Stage) -> ImageDataset:
     """Training images of the stage: its view and, for an anchor, the denoised view beside it."""
     views = (stage.view, "denoised") if stage.anchor else (stage.view,)
     iterations = stage.stop_epoch * stage.cfg.train.epoch_length
@@ -198,7 +198,7 @@ def check_inputs(stages: list[Stage]) -> None:
         if stage.anchor and stage.anchor[1] is not None and stage.anchor[0] not in own:
             _check_same(stage.cfg, stage.anchor[0])
             checkpoint.at_epoch(*stage.anchor)
-        images = dataset(stage)
+        images = make_dataset(stage)
         if "denoised" in images.twins:
             _check_denoised(images.twins["denoised"], images)
         identity.check(stage, images)
@@ -207,7 +207,7 @@ def check_inputs(stages: list[Stage]) -> None:
 def _finished_images(stage: Stage) -> ImageDataset | None:
     """The images of a finished run, to see whether they are the same; None where they were removed since."""
     try:
-        return dataset(stage)
+        return make_dataset(stage)
     except ValueError as error:
         held = load_run_config(stage.run).data
         if any(held[key] != stage.cfg.data[key] for key in ("root", "denoised_root")):

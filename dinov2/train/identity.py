@@ -59,12 +59,12 @@ CHANGEABLE = ("optim", "teacher", "train", "anchor", "data", "curriculum")  # wh
 TAKEN_OVER = ("eval", *(key for key in NOT_DECIDING if key.startswith("data.")))
 
 
-def within(key: str, names) -> bool:
+def is_within(key: str, names) -> bool:
     """Whether a dotted key is one of names or lies in a section that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def settings(cfg: DictConfig) -> dict[str, object]:
+def deciding_settings(cfg: DictConfig) -> dict[str, object]:
     """The deciding settings of a run's last stage by key."""
     content = OmegaConf.to_container(cfg, resolve=True)
     entry, noise = content["curriculum"]["stages"][-1], str(NoiseSpec.parse(cfg.noise))
@@ -73,12 +73,12 @@ def settings(cfg: DictConfig) -> dict[str, object]:
     if entry.get("anchor"):
         decided |= {f"anchor.{key}": content["anchor"][key] for key in ("head", "weight_end", "pretrained")}
         decided[f"anchor.weights.{noise}"] = content["anchor"]["weights"].get(noise)
-    rest = {key: value for key, value in flatten(content).items() if not within(key, NOT_DECIDING)}
+    rest = {key: value for key, value in flatten(content).items() if not is_within(key, NOT_DECIDING)}
     label = rest.pop("method")
     return decided | {key: value for key, value in rest.items() if key != "noise"} | {"method": label}
 
 
-def facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
+def collect_facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
     """What settings do not say, under the key by which it is chosen. Without images: what is known without them."""
     known: dict[str, object] = {}
     if stage.mix:
@@ -88,10 +88,10 @@ def facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
         known["curriculum.denoised_dir"] = _describe_weights(stage.source, stage.from_epoch)
     if stage.anchor:
         known |= {"anchor.epoch": stage.anchor[1], "anchor.run": _describe_weights(*stage.anchor)}
-    return {key: value for key, value in (known | digests(images)).items() if value is not None}
+    return {key: value for key, value in (known | digest_images(images)).items() if value is not None}
 
 
-def digests(images: ImageDataset | None) -> dict[str, str]:
+def digest_images(images: ImageDataset | None) -> dict[str, str]:
     """The images of a data set, and the denoised ones, by key; counted by the main rank, told to all."""
     found: dict[str, str] = {}
     if images is not None and distributed.is_main():
@@ -132,14 +132,14 @@ def read_record(run: Path) -> dict:
 @cache
 def _read_saved_settings(path: Path, time: int) -> dict[str, object]:
     """The settings of a saved config; time tells whether it is the one that was read before: reading takes long."""
-    return settings(load_run_config(path.parent))
+    return deciding_settings(load_run_config(path.parent))
 
 
 def differences(stage: Stage, images: ImageDataset | None) -> dict[str, tuple]:
     """Key → (value of the run in the stage's folder, value of the stage), for what decides and is known of both."""
     path = stage.run / "config.yaml"
     held = _read_saved_settings(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
-    here = settings(stage.cfg) | facts(stage, images)
+    here = deciding_settings(stage.cfg) | collect_facts(stage, images)
     if {here["data.values"], held.get("data.values")} & {*ESTIMATED}:
         here.pop("data.values")  # one of them is not estimated yet
     return {key: (held[key], here[key]) for key in here if key in held and held[key] != here[key]}
@@ -153,7 +153,7 @@ def check(stage: Stage, images: ImageDataset | None = None) -> None:
     if not is_begun(stage.run):
         return
     for key, (old, new) in differences(stage, images).items():
-        if within(key, stage.cfg.resume.allow) and not (stage.is_last_stage and stage.finished):
+        if is_within(key, stage.cfg.resume.allow) and not (stage.is_last_stage and stage.finished):
             continue
         raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_suggest(stage, key)}")
 
@@ -173,7 +173,7 @@ def record(stage: Stage, images: ImageDataset) -> str:
 
     Allowed changes since the run began are added to its history. All ranks call it.
     """
-    known, history, changed = facts(stage, images), [], {}
+    known, history, changed = collect_facts(stage, images), [], {}
     if is_begun(stage.run):
         history = read_record(stage.run)["history"]
         changed = {key: list(values) for key, values in differences(stage, images).items()}
@@ -189,7 +189,7 @@ def record(stage: Stage, images: ImageDataset) -> str:
         for key, (old, new) in changed.items():
             start = history[-1]["iteration"]
             print(f"{stage.run}: from iteration {start} on under {key}={new}, before {old}", flush=True)
-    whole = json.dumps([settings(stage.cfg), known, history], sort_keys=True)
+    whole = json.dumps([deciding_settings(stage.cfg), known, history], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
@@ -197,7 +197,7 @@ def take_over(stage: Stage) -> str:
     """Lets a finished run have the settings of its evaluation and the places of its images; says which are new."""
     held = load_run_config(stage.run)
     old, new = (flatten(OmegaConf.to_container(cfg, resolve=True)) for cfg in (held, stage.cfg))
-    changed = [key for key in new if within(key, TAKEN_OVER) and old.get(key) != new[key]]
+    changed = [key for key in new if is_within(key, TAKEN_OVER) and old.get(key) != new[key]]
     for key in changed:
         OmegaConf.update(held, key, new[key])
     if changed:

@@ -46,7 +46,7 @@ class Job:
 
     def __init__(self, tree: Path):
         self.cfg = load_config(settings(tree, tree.parent / "run", "model.depth=3"))
-        self.images = curriculum.dataset(curriculum.plan(self.cfg)[-1])
+        self.images = curriculum.make_dataset(curriculum.plan(self.cfg)[-1])
         self.model = DINOv2(self.cfg)
 
     def __call__(self, folder: Path, ports: list[int]) -> None:

@@ -52,7 +52,7 @@ class Run:
         self.objective, self.pretrained = OBJECTIVES.get(objective, objective), words["pretrained"]
         self.name = words["name"].replace("DINOv2", self.objective)
         # Place in tables and legends; what is not known here comes last, by the alphabet.
-        self.rank = place(OBJECTIVES, objective), place(SYSTEMS, self.method), self.seed
+        self.rank = sort_key(OBJECTIVES, objective), sort_key(SYSTEMS, self.method), self.seed
 
     def detail(self, key: str) -> Any:
         """A detail of the last row that has it: images, classes, crop, architecture; None in older rows."""
@@ -107,14 +107,14 @@ class Run:
         return found
 
 
-def place(names: dict, name: str) -> tuple[int, str]:
+def sort_key(names: dict, name: str) -> tuple[int, str]:
     """Sorts the names known here as they stand, the others behind them by the alphabet."""
     return list(names).index(name) if name in names else len(names), name
 
 
 def slot(run: Run) -> int:
     """Number of the method's colour and marker in every plot."""
-    return place(METHODS, run.method)[0]
+    return sort_key(METHODS, run.method)[0]
 
 
 def label(run: Run, runs: list[Run]) -> str:

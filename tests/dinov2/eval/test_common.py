@@ -69,19 +69,19 @@ def test_an_evaluation_cut_short_leaves_no_rows(run, monkeypatch):
 
 
 def test_choice_of_checkpoints(run):
-    assert [c.epoch for c in common.choose(run, "all")] == [1, 2]
-    assert [c.epoch for c in common.choose(run, "last")] == [2]
-    assert [c.epoch for c in common.choose(run, "1")] == [1]
+    assert [c.epoch for c in common.choose_checkpoints(run, "all")] == [1, 2]
+    assert [c.epoch for c in common.choose_checkpoints(run, "last")] == [2]
+    assert [c.epoch for c in common.choose_checkpoints(run, "1")] == [1]
     with pytest.raises(ValueError, match="checkpoints=7: choose last, best, all or one of the epochs 1, 2"):
-        common.choose(run, "7")
+        common.choose_checkpoints(run, "7")
     with pytest.raises(ValueError, match="has no linear probe, kNN or label-free figures yet"):
-        common.choose(run, "best")
+        common.choose_checkpoints(run, "best")
     row = {"method": "dinov2", "noise": "gauss50", "dataset": "digits", "seed": 0, "view": "noisy", "protocol": "full"}
     for iteration, metric, value in ((10, "knn20_top1", 60), (20, "knn20_top1", 50), (20, "linear_top1", 40)):
         append_result(
             run / "results.jsonl", row | {"epoch": 0, "iteration": iteration, "metric": metric, "value": value}
         )
-    assert [c.epoch for c in common.choose(run, "best")] == [2]  # the only one with a probe
+    assert [c.epoch for c in common.choose_checkpoints(run, "best")] == [2]  # the only one with a probe
 
 
 @pytest.mark.parametrize(

@@ -126,15 +126,15 @@ def test_pictures_and_floors_of_a_flat_folder(tmp_path, capsys):
 def test_best_checkpoint_without_labels(run):
     """Labels decide where there are some."""
     with pytest.raises(ValueError, match="has no linear probe, kNN or label-free figures yet"):
-        common.choose(run, "best")
+        common.choose_checkpoints(run, "best")
     for iteration, value in ((10, 30.0), (20, 20.0)):
         row = {"method": "nct", "noise": "gauss50", "dataset": "d", "seed": 0, "epoch": 1, "iteration": iteration}
         row |= {"view": "noisy", "protocol": "full"}
         append_result(run / "results.jsonl", row | {"metric": "rankme", "value": 100 - value})
         append_result(run / "results.jsonl", row | {"metric": "neighbour_agreement", "value": value})
-    assert common.choose(run, "best")[0].iteration == 10
+    assert common.choose_checkpoints(run, "best")[0].iteration == 10
     append_result(run / "results.jsonl", row | {"metric": "knn20_top1", "value": 1.0})
-    assert common.choose(run, "best")[0].iteration == 20
+    assert common.choose_checkpoints(run, "best")[0].iteration == 20
 
 
 def test_more_neighbours_than_images(tmp_path, capsys):

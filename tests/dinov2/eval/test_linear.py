@@ -12,7 +12,7 @@ from utils.results import read_results
 def probe(run, *settings):
     """Evaluates the last checkpoint; returns (value, details)."""
     cfg = common.load_settings(run, list(settings))
-    checkpoint = common.choose(run, "last")[0]
+    checkpoint = common.choose_checkpoints(run, "last")[0]
     backbone = load_backbone(checkpoint.path)
     ((_, value, details),) = linear.evaluate(backbone, cfg, common.Job(run, checkpoint.path.name))
     return value, details
