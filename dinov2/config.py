@@ -2,9 +2,9 @@
 
     cfg = load_config(["imagenet100", "nct", "noise=gauss255", "data.root=mini-imagenet", "output_dir=runs/nct"])
 
-Unknown keys, values of another type and impossible combinations are ValueErrors that name the key. In key=value, a key
-that holds text (a path, a name) takes it to the letter; the others take YAML. References such as ${train.epochs} are
-for overlays.
+Unknown keys, values of the wrong type and impossible combinations are ValueErrors that name the key. In key=value, a
+key that holds text (a path, a name) takes the text literally; other keys take YAML. References such as ${train.epochs}
+belong in overlays.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ def find_overlay(name: str) -> Path:
 
 
 def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
-    """Merges overlays and key=value arguments onto the defaults; resolved. `validated` also checks combinations.
+    """Merges overlays and key=value arguments onto the defaults, and resolves them. `validated` also checks
+    combinations.
 
-    With model.pretrained the architecture is that of its file: over the defaults and the named overlays, while a key
-    that the user gives must agree with it.
+    With model.pretrained the architecture is that of its file. It overrides the defaults and the named overlays, while
+    a key that the user gives must agree with it.
     """
     cfg, given = load_defaults(), set()
     for argument in _insert_objective(arguments):
@@ -89,9 +90,9 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
 
 
 def _insert_objective(arguments: list[str]) -> list[str | DictConfig]:
-    """The arguments with the overlay of their objective behind the last named one: under all that the user gives.
+    """The arguments with the objective's overlay after the last named one, so that all the user's settings override it.
 
-    Its section `scales` holds, by the name of a scale's overlay, what is other at that scale.
+    Its section `scales` holds what differs at a scale, under the name of that scale's overlay.
     """
     named = [number for number, argument in enumerate(arguments) if argument in overlay_names()]
     chosen = [argument.removeprefix("objective=") for argument in arguments if argument.startswith("objective=")]
@@ -109,7 +110,7 @@ def _insert_objective(arguments: list[str]) -> list[str | DictConfig]:
 
 
 def _architecture_of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
-    """The keys of section model that follow from model.pretrained. ValueError where a given one is another."""
+    """The keys of section model that follow from model.pretrained. ValueError where a given one contradicts it."""
     from dinov2.models.weights import read_weights
 
     follow = read_weights(model.pretrained).model
@@ -123,7 +124,7 @@ def _architecture_of_file(model: DictConfig, given: set[str]) -> dict[str, objec
 
 
 def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
-    """Resolves interpolations, so that the saved config says everything by itself, and checks combinations."""
+    """Resolves interpolations, so that the saved config is complete by itself, and checks combinations."""
     missing = [key for key in ("output_dir", "data.root") if OmegaConf.is_missing(*_find_section(cfg, key))]
     if missing and validated:
         raise ValueError(f"{missing[0]} is not set: give {missing[0]}=FOLDER")
@@ -155,7 +156,7 @@ def load_run_config(run: Path | str) -> DictConfig:
 
 
 def _references(content: object, key: str = "") -> Iterator[str]:
-    """Keys whose text has a reference: a saved config has none. After an odd number of backslashes ${ is text."""
+    """Keys whose text has a reference; a saved config has none. After an odd number of backslashes ${ is plain text."""
     if isinstance(content, str) and re.search(r"(?<!\\)(\\\\)*\$\{", content):
         yield key
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -164,7 +165,7 @@ def _references(content: object, key: str = "") -> Iterator[str]:
 
 
 def escaped(content: object) -> object:
-    """content with every ${ in its texts as OmegaConf is to read it: as two characters, not as a reference."""
+    """content with every ${ in its texts escaped, so that OmegaConf reads two characters, not a reference."""
     return map_texts(content, lambda text: re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
 
 
@@ -186,7 +187,7 @@ def save_run_config(cfg: DictConfig, run: Path | str) -> None:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Twelve hex digits of what decides the result; where it is written and how it is loaded do not."""
+    """Twelve hex digits of what decides the result, which output folders and loader settings do not."""
     content = OmegaConf.to_container(cfg, resolve=False)
     for key in ("output_dir", "trial"):
         content.pop(key, None)
@@ -205,7 +206,7 @@ def _find_section(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
 def _from_argument(argument: str) -> DictConfig:
     key, _, value = argument.partition("=")
     try:
-        # Built by hand rather than as a dot list: noise names such as speckle1.0 have a dot of their own.
+        # Not OmegaConf's dot list: noise names such as speckle1.0 contain a dot.
         parts = key.split(".", 2) if key.startswith(FREE_FORM) else key.split(".")
         content = parse_value(key.removeprefix("curriculum.noisy_set."), value)
         for part in reversed(parts):
@@ -216,7 +217,7 @@ def _from_argument(argument: str) -> DictConfig:
 
 
 def parse_value(key: str, text: str) -> object:
-    """What key=text stands for: text itself, escaped, where the key holds text; else, and for null, the YAML in it."""
+    """The value of key=text: the text itself, escaped, if the key holds text; else, and for null, the YAML in it."""
     holds = keys().get(key)
     if text not in ("", "null") and holds and holds.kind is str and not holds.many:
         return escaped(text)
@@ -349,7 +350,7 @@ def stage_end(stage: DictConfig) -> int:
 
 
 def anchor_source(cfg: DictConfig, number: int) -> tuple[str, int | None]:
-    """Run and epoch of the frozen teacher of the stage curriculum.stages[number]; of a file its path and None."""
+    """Run and epoch of the frozen teacher of curriculum.stages[number]; for a file its path and None."""
     stage, before = cfg.curriculum.stages[number], cfg.curriculum.stages[number - 1] if number else None
     anchor = stage_overrides(cfg, stage.get("set") or {}).anchor
     if anchor.pretrained:

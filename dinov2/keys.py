@@ -1,8 +1,8 @@
-"""Kind and bounds of every key: read from default.yaml, the one page that also holds defaults, meanings and sources.
+"""Type and bounds of every key, read from default.yaml, which also holds defaults, meanings and sources.
 
-A comment there may begin with a rule, up to its first semicolon: choices, as `a (what it does) | b`, or
+A comment there may begin with a rule, which ends at the first semicolon: choices, as `a (what it does) | b`, or
     [int | float | bool | text]  [>= N | > N | in [a, b] | rising in [a, b]]  [or null]
-where a round bracket leaves that end out and `rising` is of a pair. A kind that is not named is that of the default.
+where a round bracket excludes that end and `rising` describes a pair. Without a type it is that of the default.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LINE = re.compile(r"(?P<indent> *)(?P<name>\w+):(?P<value>[^#]*)(# *(?P<comment>
 
 @dataclass(frozen=True)
 class Key:
-    """What a key may hold."""
+    """What values a key may have."""
 
     kind: type  # of the value, or of the entries of a list: str, int, float, bool, dict, or object for anything
     rule: dict[str, str | None]  # the groups of RULE
@@ -42,7 +42,7 @@ class Key:
 
     @classmethod
     def of(cls, default: object, rule: str = "") -> Key:
-        """The key of this default. AssertionError: it is null, and the rule names no kind."""
+        """The key with this default. AssertionError if it is null and the rule names no type."""
         many = isinstance(default, list)
         example = next(iter(default), None) if many else default
         read = RULE.fullmatch(rule.strip())
@@ -52,7 +52,7 @@ class Key:
         return cls(kind, found, many)
 
     def check_kind(self, name: str, value: object, source: str = "") -> None:
-        """ValueError where value is of another kind. source: " in FILE", of the message."""
+        """ValueError if the type of value is wrong. source: " in FILE", for the message."""
         if value is None and self.rule.get("null"):
             return
         entries = list(value) if OmegaConf.is_list(value) else [value]
@@ -74,7 +74,7 @@ class Key:
         return f"a list, each entry {one}" if self.many and one else one or "a list"
 
     def check_bounds(self, name: str, value: object) -> None:
-        """ValueError where value, of the right kind, lies outside of the bounds."""
+        """ValueError if value, of the right type, lies outside the bounds."""
         rule = self.rule
         if value is None:
             return
@@ -100,7 +100,7 @@ class Key:
 
 @lru_cache(maxsize=1)
 def defaults() -> dict:
-    """default.yaml, unresolved: read once, because parsing takes longer than all the rest."""
+    """default.yaml, unresolved; read once, because parsing takes longer than everything else."""
     return OmegaConf.to_container(OmegaConf.load(PAGE))
 
 
@@ -112,7 +112,7 @@ def keys() -> dict[str, Key]:
 
 
 def _read_rules(text: str) -> dict[str, str]:
-    """What stands before the first semicolon of each key's comment, by the dotted name."""
+    """The part of each key's comment before the first semicolon, by the dotted name."""
     found, path = {}, []
     for line in text.splitlines():
         if (match := LINE.fullmatch(line)) and not line.lstrip().startswith("-"):
@@ -121,7 +121,7 @@ def _read_rules(text: str) -> dict[str, str]:
     return found
 
 
-STAGE = {  # of an entry of curriculum.stages
+STAGE = {  # keys of an entry of curriculum.stages
     name: Key.of(default, rule)
     for name, default, rule in (
         ("view", "", "noisy | denoised | clean | mix"),

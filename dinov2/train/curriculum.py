@@ -2,9 +2,9 @@
 
     for stage in plan(cfg): train(stage)
 
-The baseline is a plan of one stage. NC is two: the truncated start of a denoised schedule, then a restart on noisy
-images (optimiser, schedules and iteration count fresh over the epochs that are left). NCT anchors the second one.
-A stage whose folder already holds its last epoch is finished: one denoised run serves n2n, nc and nct.
+The baseline is a plan of one stage. NC has two: the truncated start of a denoised schedule, then a restart on noisy
+images, with a fresh optimiser, fresh schedules and a fresh iteration count over the remaining epochs. NCT anchors the
+second stage. A stage whose folder already holds its last epoch is finished: one denoised run serves n2n, nc and nct.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHARED = ("objective", "model", "dino", "ibot", "projector", "crops", "seed")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. cfg: the whole configuration it trains under; saved with its run."""
+    """One stage. cfg: its whole configuration, saved with its run."""
 
     cfg: DictConfig
     view: str  # noisy | denoised | clean | mix
@@ -65,12 +65,12 @@ def plan(cfg: DictConfig) -> list[Stage]:
     for number, entry in enumerate(entries):
         before = entries[number - 1] if number else None
         is_last_stage = number + 1 == len(entries)
-        # A stage goes on to the last epoch that a later one starts from or is anchored to.
+        # A stage trains up to the last epoch that a later one starts from or is anchored to.
         keep = {stage_end(entry)} | {epoch for run, epoch in anchors.values() if run == str(Path(entry.dir))}
         if not is_last_stage:
             keep.add(entries[number + 1].get("from_epoch") or stage_end(entry))
         if entry.view == "denoised":
-            # A denoised run serves curricula that are trained later, by themselves: what they start from is kept.
+            # A denoised run also serves curricula that are trained later: keep the epochs that they start from.
             later = (cfg.curriculum.restart_epoch, None if cfg.anchor.pretrained else cfg.anchor.epoch)
             keep |= {epoch for epoch in later if epoch and epoch <= stage_end(entry)}
         stages.append(
@@ -120,10 +120,10 @@ def build_model(stage: Stage) -> Objective:
 
 
 def initialise(stage: Stage, model: Objective, optimizer: torch.optim.Optimizer) -> None:
-    """A fresh start of the stage (not a resume): weights of the stage before.
+    """A fresh start of the stage (not a resume) from the weights of the stage before.
 
-    A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh. `continue`
-    carries the optimiser's moments too; schedules and the iteration count are this stage's own either way.
+    A restart takes over student, teacher and centres, `continue` also the optimiser's moments. Schedules and the
+    iteration count are this stage's own either way.
     """
     if stage.init == "scratch":
         return
@@ -183,10 +183,10 @@ def make_dataset(stage: Stage) -> ImageDataset:
 
 
 def check_inputs(stages: list[Stage]) -> None:
-    """Before anything is trained: what each stage needs is there.
+    """Checks, before anything is trained, that each stage has what it needs.
 
-    The folders hold these runs or none, a foreign anchor's checkpoint exists and fits, and the images can be listed,
-    the denoised ones whole and up to date.
+    The folders hold these runs or none, the checkpoint of an anchor from another run exists and fits, the images can be
+    listed, and the denoised ones are complete and up to date.
     """
     own = [stage.run for stage in stages]
     for stage in stages:
@@ -205,7 +205,7 @@ def check_inputs(stages: list[Stage]) -> None:
 
 
 def _finished_images(stage: Stage) -> ImageDataset | None:
-    """The images of a finished run, to see whether they are the same; None where they were removed since."""
+    """The images of a finished run, to compare them; None if they have been removed since."""
     try:
         return make_dataset(stage)
     except ValueError as error:
@@ -218,7 +218,7 @@ def _finished_images(stage: Stage) -> ImageDataset | None:
 
 
 def _check_kept(stage: Stage) -> None:
-    """A run that is past an epoch which this one needs must have kept it."""
+    """ValueError if a run is past an epoch that this one needs, and has not kept it."""
     checkpoints = checkpoint.list_checkpoints(stage.run)
     kept = [c.epoch for c in checkpoints if c.evaluate]
     lost = [epoch for epoch in stage.keep if epoch not in kept and checkpoints and epoch <= checkpoints[-1].epoch]

@@ -1,8 +1,8 @@
-"""Is this the same run? What decides a stage's result, held against the run that lies in its folder.
+"""Is this the same run? Compares what decides a stage's result with the run that is already in its folder.
 
-A run is the same when its deciding settings are, the images that it reads (their names and sizes, wherever they lie),
-and the weights that it starts from or is anchored to. config.yaml in its folder holds the settings, run.json the rest
-and what was changed on the way (resume.allow). A hash of it all stands in each checkpoint and in each result row.
+Two runs are the same if their deciding settings are, the images that they read (by name and size, wherever they are),
+and the weights that they start from or are anchored to. config.yaml in the folder holds the settings, run.json the rest
+and what was changed on the way (resume.allow). A hash of all this is in each checkpoint and in each result row.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from dinov2.train.curriculum import Stage
 
 RECORD = "run.json"
-# Keys and sections that do not decide what is computed, with the reason. All others do.
+# Keys and sections that do not decide what is computed, and why. All others do.
 NOT_DECIDING = {
     "output_dir": "where it is written",
     "data.root": "the images count, by name and size",
     "data.denoised_root": "the images count, by name and size",
     "data.storage": "the same bytes either way",
-    "data.noisy_root": "the same bytes, held to by its manifest",
+    "data.noisy_root": "the same bytes, as its manifest ensures",
     "data.name": "a label of result rows",
     "data.workers": "how images are loaded",
     "data.resident": "how images are loaded",
@@ -54,13 +54,13 @@ NOT_DECIDING = {
     "trial": "a label of tables",
     "train.on_collapse": "whether it stops",
 }
-CHANGEABLE = ("optim", "teacher", "train", "anchor", "data", "curriculum")  # what resume.allow is of use for
-# What a finished run takes over: its evaluations read them.
+CHANGEABLE = ("optim", "teacher", "train", "anchor", "data", "curriculum")  # sections that resume.allow is useful for
+# What a finished run takes over, because its evaluations read it.
 TAKEN_OVER = ("eval", *(key for key in NOT_DECIDING if key.startswith("data.")))
 
 
 def is_within(key: str, names) -> bool:
-    """Whether a dotted key is one of names or lies in a section that is."""
+    """Whether a dotted key is one of names or in a section that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
@@ -79,7 +79,7 @@ def deciding_settings(cfg: DictConfig) -> dict[str, object]:
 
 
 def collect_facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
-    """What settings do not say, under the key by which it is chosen. Without images: what is known without them."""
+    """What the settings do not tell, each under the key that chooses it; images: None if they are not known yet."""
     known: dict[str, object] = {}
     if stage.mix:
         known["curriculum.stages.stop"] = stage.stop_epoch  # the mix moves from the first iteration to the last
@@ -92,7 +92,7 @@ def collect_facts(stage: Stage, images: ImageDataset | None) -> dict[str, object
 
 
 def digest_images(images: ImageDataset | None) -> dict[str, str]:
-    """The images of a data set, and the denoised ones, by key; counted by the main rank, told to all."""
+    """Digests of the images of a data set, and of the denoised ones, by key; from the main rank, on all ranks."""
     found: dict[str, str] = {}
     if images is not None and distributed.is_main():
         try:
@@ -108,7 +108,7 @@ def digest_images(images: ImageDataset | None) -> dict[str, str]:
 
 
 def _describe_weights(run: Path, epoch: int) -> str | None:
-    """What tells the weights of a run's kept epoch from others; None where they are not there (yet)."""
+    """Identifies the weights of a run's kept epoch; None if they do not exist (yet)."""
     found = [c for c in checkpoint.list_checkpoints(run) if c.evaluate and c.epoch == epoch]
     return f"weights {found[0].hashes[checkpoint.TEACHER]}" if found and found[0].hashes else None
 
@@ -118,7 +118,7 @@ def is_begun(run: Path) -> bool:
 
 
 def read_record(run: Path) -> dict:
-    """{"facts": …, "history": […]} of a run; empty ones for a run of before there were any."""
+    """{"facts": …, "history": […]} of a run; empty for a run of an older version."""
     path = run / RECORD
     try:
         record = json.loads(path.read_text())
@@ -131,17 +131,17 @@ def read_record(run: Path) -> dict:
 
 @cache
 def _read_saved_settings(path: Path, time: int) -> dict[str, object]:
-    """The settings of a saved config; time tells whether it is the one that was read before: reading takes long."""
+    """The settings of a saved config. Reading is slow, so it is cached; a new modification time reads it again."""
     return deciding_settings(load_run_config(path.parent))
 
 
 def differences(stage: Stage, images: ImageDataset | None) -> dict[str, tuple]:
-    """Key → (value of the run in the stage's folder, value of the stage), for what decides and is known of both."""
+    """Key → (value of the run in the folder, value of the stage), for deciding keys that both have and that differ."""
     path = stage.run / "config.yaml"
     held = _read_saved_settings(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
     here = deciding_settings(stage.cfg) | collect_facts(stage, images)
     if {here["data.values"], held.get("data.values")} & {*ESTIMATED}:
-        here.pop("data.values")  # one of them is not estimated yet
+        here.pop("data.values")  # one of the two is not estimated yet
     return {key: (held[key], here[key]) for key in here if key in held and held[key] != here[key]}
 
 
@@ -169,9 +169,9 @@ def _suggest(stage: Stage, key: str) -> str:
 
 
 def record(stage: Stage, images: ImageDataset) -> str:
-    """Writes config.yaml and run.json of a stage that is about to train; the hash of its identity.
+    """Writes config.yaml and run.json of a stage that is about to train. Returns the hash of its identity.
 
-    Allowed changes since the run began are added to its history. All ranks call it.
+    Adds changes that resume.allow permits to the history. All ranks call it.
     """
     known, history, changed = collect_facts(stage, images), [], {}
     if is_begun(stage.run):
@@ -194,7 +194,7 @@ def record(stage: Stage, images: ImageDataset) -> str:
 
 
 def take_over(stage: Stage) -> str:
-    """Lets a finished run have the settings of its evaluation and the places of its images; says which are new."""
+    """Gives a finished run new settings of evaluation and folders of images. Returns a note on what changed."""
     held = load_run_config(stage.run)
     old, new = (flatten(OmegaConf.to_container(cfg, resolve=True)) for cfg in (held, stage.cfg))
     changed = [key for key in new if is_within(key, TAKEN_OVER) and old.get(key) != new[key]]
