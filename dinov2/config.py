@@ -65,8 +65,7 @@ def find_overlay(name: str) -> Path:
 
 
 def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
-    """Merges overlays and key=value arguments onto the defaults, and resolves them. `validated` also checks
-    combinations.
+    """Merges overlays and key=value arguments onto the defaults; resolved and, if `validated`, checked.
 
     With model.pretrained the architecture is that of its file. It overrides the defaults and the named overlays, while
     a key that the user gives must agree with it.

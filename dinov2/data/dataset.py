@@ -1,8 +1,8 @@
 """Images of a data folder in one view or several: noisy, denoised, clean, or a mix that moves over the training.
 
-The views of an image are arrays of one size: the same pixels of the same scene, so that the same crop can be cut out of
-each. The noisy view carries the image's one fixed realisation of the noise, added while loading or read from the noisy
-tree: the same bytes.
+The views of an image have one size and show the same pixels, so that the same crop can be cut out of each. The noisy
+view carries the image's one fixed realisation of the noise, added while loading or read from the noisy tree, with the
+same bytes.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ class ImageDataset(torch.utils.data.Dataset):
     """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
 
     split: a folder of root, or a part of it by `layout`; None: all images below root, without labels. Arrays are uint8,
-    or float32 in [0, 1] where the file has more than 8 bits or `values` scale it; of as many channels as asked for, or
-    an error. Images with a side above max_side pixels are reduced (antialiased), after the noise; a file of more than
-    max_pixels is refused. storage: where the noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root).
-    ValueError names denoised (noisy) images that are missing, before anything is read, and, when read, an image that
-    cannot be decoded or whose views differ in size.
+    or float32 in [0, 1] if the file has more than 8 bits or `values` scale it. Images with a side above max_side pixels
+    are reduced (antialiased) after the noise; files of more than max_pixels or of other channels are refused. storage:
+    where the noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root).
+    ValueError names missing denoised (noisy) images before anything is read, and later an image that cannot be decoded
+    or whose views differ in size.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.scale = rule_for_reading(values, root)
         index = build_index(root, split, index_cache, layout)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
-        # Roots of the kinds of view that are read from twins of the images.
+        # Roots of the kinds of image that are read from twins of the files.
         self.twins: dict[str, Path] = {}
         if "denoised" in self.kinds:
             self.twins["denoised"] = Path(denoised or denoised_root(root, self.noise))
@@ -95,7 +95,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of image that the views are made of; "mix" is made of noisy and denoised ones."""
+        """The kinds of image that make up the views; "mix" consists of noisy and denoised ones."""
         parts = [("noisy", "denoised") if view == "mix" else (view,) for view in self.views]
         return tuple(dict.fromkeys(kind for part in parts for kind in part))
 
@@ -128,18 +128,18 @@ class ImageDataset(torch.utils.data.Dataset):
         return [reduce_sides(image, self.max_side) for image in images]
 
     def keep(self, places) -> "ImageDataset":
-        """The data set itself, with the images of these numbers alone."""
+        """The data set itself, reduced to the images with these numbers."""
         self.relatives, self.labels = [self.relatives[i] for i in places], self.labels[places]
         return self
 
     def digest(self, kind: str | None = None) -> str:
-        """How many images there are, and a hash of their names and sizes: of the source, or of the twins of a kind."""
+        """Number of images and hash of their names and sizes, of the source or of the twins of a kind."""
         if kind is None:
             return describe_files(self.root, self.relatives)
         return describe_files(self.twins[kind], [os.path.splitext(n)[0] + self.suffixes[kind] for n in self.relatives])
 
     def path(self, relative: str, kind: str) -> Path:
-        """The file that an image is read from as this kind."""
+        """The file that this kind of an image is read from."""
         twins = self.twins.get(kind)
         return self.root / relative if twins is None else twin(twins, relative, self.suffixes[kind])
 
@@ -175,9 +175,9 @@ class ImageDataset(torch.utils.data.Dataset):
 def dataset_from_config(
     cfg, split: str | None, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None
 ) -> ImageDataset:
-    """The data set of a run's configuration (keys noise and data.*): what training and evaluation both use.
+    """The data set of a run's configuration (keys noise and data.*), for training and evaluation.
 
-    ValueError also where train and val have different classes, before anything starts.
+    ValueError also if train and val have different classes.
     """
     data = cfg.data
     layout = layout_of(cfg)
@@ -204,15 +204,15 @@ def dataset_from_config(
 
 
 def layout_of(cfg) -> Layout:
-    """How the configuration's data folder becomes train and val."""
+    """How the configuration splits its data folder into train and val."""
     data = cfg.data
     only = data.in_chans if data.mixed == "keep" else None
     return Layout(data.val, data.group, data.labels, data.split_seed, data.stack, only)
 
 
 def resolve_values(cfg, split: str | None = "train") -> tuple[Values, str]:
-    """The rule of data.values and a sentence with the reason. Where it is to be estimated, it is that of the denoised
-    copy, if there is one, as both must agree; else estimated over the training images."""
+    """The rule of data.values and a sentence with the reason. An estimated rule is that of the denoised copy, if there
+    is one, as both must agree; otherwise it is estimated over the training images."""
     data = cfg.data
     if data["values"] not in ESTIMATED:
         return resolve(data["values"], data.root, [], data.in_chans)

@@ -1,4 +1,4 @@
-"""Transforms of frozen-backbone evaluation on batches of padded canvases, as the public DINOv2's linear probe."""
+"""Transforms for the evaluation of a frozen backbone, on batches of padded canvases, as in DINOv2's linear probe."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class CentreCrop:
 
 
 CROP_DRAWS = 2 * ATTEMPTS + 3  # numbers that decide a random crop: flip, areas and aspects of the attempts, top, left
-FIRST_BOX = [0, 1, 1 + ATTEMPTS, -2, -1]  # of these, all that count when the first attempt fits, as it mostly does
+FIRST_BOX = [0, 1, 1 + ATTEMPTS, -2, -1]  # those that count if the first attempt fits, as it mostly does
 
 
 class RandomCrop:
@@ -59,8 +59,8 @@ def draw_crops(number: int, generator: torch.Generator) -> Tensor:
 def spread_crops(number: int, crops: int, generator: torch.Generator) -> Tensor:
     """Draws for RandomCrop: [crops, number, CROP_DRAWS]. An image's crops are spread evenly over all possible ones.
 
-    Each crop by itself is distributed as one of `draw_crops`; together the crops of an image follow a Sobol sequence,
-    shifted at random for every image (Cranley and Patterson, 1976), in the numbers of the first box.
+    Each single crop has the distribution of `draw_crops`; together the crops of an image follow a Sobol sequence in the
+    numbers of the first box, shifted at random for every image (Cranley and Patterson, 1976).
     """
     drawn = torch.rand(crops, number, CROP_DRAWS, generator=generator, dtype=torch.float64)
     points = torch.quasirandom.SobolEngine(len(FIRST_BOX)).draw(crops, dtype=torch.float64)
@@ -69,7 +69,7 @@ def spread_crops(number: int, crops: int, generator: torch.Generator) -> Tensor:
 
 
 class Preprocess:
-    """Images as a backbone takes them: the evaluation of a config, for images outside a data set.
+    """Prepares images outside a data set for a backbone, as the evaluation of a config does.
 
     preprocess(images) → float32 [B, C, crop, crop]; images: one or a list of files, Pillow images or arrays [H, W, C]
     (or [H, W]) of values as data.values scales them (weights without a run: uint8, uint16 or floats in [0, 1]).

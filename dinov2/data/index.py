@@ -1,7 +1,7 @@
 """The list of a data folder's images, classes and labels, built on first use and cached.
 
-DIR/<split>/<class>/<image> has the sorted folder names as classes. DIR/<split>/<image>, without class folders, is for
-pretraining alone: its labels are -1. A folder without train and val, and labels from a CSV: dinov2/data/splits.py.
+The classes of DIR/<split>/<class>/<image> are the sorted folder names. DIR/<split>/<image>, without class folders, is
+for pretraining only: its labels are -1. For a folder without train and val, and labels from a CSV, see splits.py.
 """
 
 import hashlib
@@ -41,12 +41,11 @@ def build_index(
 ) -> Index:
     """The index of a split: from the cached lists, or by walking the folders when any of them has changed.
 
-    split None: all images below root at any depth, without labels, listed anew each time.
-    A folder counts as changed by its modification time, which adding, removing or renaming a file sets. cache:
-    folder of the cached lists; None: the data folder itself or, where that is read-only, the user's cache
-    (~/.cache). layout: how train and val are made, where they are no folders. ValueError names a missing or empty
-    split, a class folder without images, images beside class folders, or two images that differ in their extension
-    alone. Whether an image can be decoded shows when it is read.
+    split None: all images below root at any depth, without labels, listed each time.
+    A folder has changed if its modification time has; adding, removing or renaming a file sets it. cache: folder of the
+    cached lists; None: the data folder itself or, if that is read-only, the user's cache (~/.cache). layout: how train
+    and val are made if they are not folders. ValueError names a missing or empty split, a class folder without images,
+    images beside class folders, or two images that differ only in their extension. Images are not decoded here.
     """
     layout = layout or Layout()
     index = _build(Path(root), split, cache, layout)
@@ -79,7 +78,7 @@ def _build(root: Path, split: str | None, cache: Path | str | None, layout: Layo
 
 
 def has_images(root: Path | str, split: str, cache: Path | str | None = None, layout: Layout | None = None) -> bool:
-    """Whether the split has images. ValueError where the folder cannot be listed at all."""
+    """Whether the split has images. ValueError if the folder cannot be listed."""
     if as_it_lies(root, layout or Layout()):
         return Path(root, split).is_dir()
     try:
@@ -89,12 +88,12 @@ def has_images(root: Path | str, split: str, cache: Path | str | None = None, la
 
 
 def as_it_lies(root: Path | str, layout: Layout) -> bool:
-    """Whether train and val are folders, and their folders the classes: no key says otherwise."""
+    """Whether train and val are folders and their folders the classes, because no key says otherwise."""
     return has_splits(root) and not layout.drawn
 
 
 def _list_split(root: Path, split: str, cache: Path | str | None, stack: str, flat: bool = False) -> Index:
-    """The index of the folder root/split (split "": of root itself). flat: whatever lies below, without classes."""
+    """The index of the folder root/split ("": of root itself). flat: all images below it, without classes."""
     files = _cache_files(root, split, cache, stack, flat)
     for file in files:
         index = _load_cached(file, root, split, flat)
@@ -111,7 +110,7 @@ def _list_split(root: Path, split: str, cache: Path | str | None, stack: str, fl
                 temporary.write_text(content)
             break
         except OSError:
-            continue  # read-only: the next place; with no place left, the index is built at each start
+            continue  # read-only: try the next place; without any, the index is built at each start
     return index
 
 
@@ -137,8 +136,8 @@ def check_classes(root: Path | str) -> None:
 
 
 def _cache_files(root: Path, split: str, cache, stack: str, flat: bool) -> list[Path]:
-    """Places of the cached list, in order of preference. The data folder's own list must not lie in it: writing it
-    would change the folder."""
+    """Paths of the cached list, in order of preference. The list of the data folder itself ("") must not lie in it,
+    because writing it would change the folder."""
     whole = not split
     split = f"{split or 'all'}{'-flat' if flat else ''}{'' if stack == 'refuse' else '-' + stack}"
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
@@ -169,7 +168,7 @@ def _walk(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str,
 
 
 def _walk_flat(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """The same of a folder whose folders are no classes."""
+    """The same for a folder whose folders are not classes."""
     inner: dict[str, int] = {}
     paths = list_images(root / split, stack, inner)
     return {str(PurePosixPath(split, folder)): time for folder, time in inner.items()}, {"": paths}
@@ -187,9 +186,9 @@ def _make_index(split: str, groups: dict[str, list[str]]) -> Index:
 
 
 def _load_cached(file: Path, root: Path, split: str, flat: bool) -> Index | None:
-    """The cached index, or None when there is none, it is broken, or the tree has changed since.
+    """The cached index; None if it is missing or broken, or the tree has changed since.
 
-    A cache can come with a data folder from elsewhere: it is held to the folders that are there, and its paths to stay
+    A cache may come with a data folder from elsewhere: it must match the folders that exist, and its paths must stay
     below them.
     """
     try:

@@ -1,8 +1,8 @@
-"""Batches of padded canvases. Workers decode, add the noise and pad; nothing else is random or slow enough to be here.
+"""Batches of padded canvases. Workers decode images, add the noise and pad.
 
-An image's bytes depend on the image (and, in the view "mix", on the iteration) alone, so the batches are the same for
-any number of workers, and for a resident set (decoded once, held on the training device) as for one that is decoded
-anew in every pass.
+An image's bytes depend only on the image (and, in the view "mix", on the iteration), so the batches are the same for
+any number of workers, and for a resident set (decoded once, held on the training device) as for one decoded in every
+pass.
 """
 
 import os
@@ -29,9 +29,9 @@ class ImageBatch:
 
     canvases: V tensors [B, C, H, W], uint8 or (files above 8 bits) float32 in [0, 1], each image at the top left, zeros
     around it. The rest stays on the CPU: sizes int64 [B, 2] (height, width) in pixels, labels int64 [B] (-1 without
-    classes), indices int64 [B] into the data set, iteration. plan: what was drawn for the batch, with the canvases.
-    bad: what is wrong with those images that were left out, by their indices (of a loader that skips them; without any
-    image left there are no canvases).
+    classes), indices int64 [B] into the data set, iteration. plan: the random parameters of the batch, on the device of
+    the canvases. bad: reason by index for images that a skipping loader left out; there are no canvases if no image is
+    left.
     """
 
     canvases: list[Tensor]
@@ -47,8 +47,8 @@ class ImageBatch:
         return replace(self, canvases=[canvas.pin_memory() for canvas in self.canvases], plan=plan)
 
     def to(self, device: torch.device | str) -> "ImageBatch":
-        """The batch with canvases and plan on the device. From pinned memory they are copied without waiting, on a
-        stream of their own: while the device still computes the step before."""
+        """The batch with canvases and plan on the device. Pinned memory is copied without waiting, on a separate
+        stream, while the device still computes the previous step."""
         if torch.device(device).type != "cuda":
             return self._move(device)
         stream, current = _copy_stream(torch.device(device)), torch.cuda.current_stream(device)
@@ -56,7 +56,7 @@ class ImageBatch:
             moved = self._move(device)
         current.wait_stream(stream)
         for tensor in (*moved.canvases, *([moved.plan.buffer] if moved.plan else [])):
-            tensor.record_stream(current)  # its memory is not the copies' again before the step is through
+            tensor.record_stream(current)  # its memory is not reused for copies before the step has ended
         return moved
 
     def _move(self, device) -> "ImageBatch":
@@ -69,7 +69,7 @@ def _copy_stream(device: torch.device) -> "torch.cuda.Stream":
     return torch.cuda.Stream(device)
 
 
-Plan = Callable[[int, Tensor], Packed]  # (iteration, sizes [B, 2]) -> what is drawn for that batch
+Plan = Callable[[int, Tensor], Packed]  # (iteration, sizes [B, 2]) -> random parameters of that batch
 
 
 def make_loader(
@@ -88,8 +88,8 @@ def make_loader(
     """Training batches of a rank from start_iteration to stop_iteration (None: without end), canvases on `device`.
 
     batch_size: images of one iteration over all ranks; the order is that of IterationSampler, with its errors.
-    resident: the decoded set, to serve from instead of reading files. plan: draws ImageBatch.plan, in the workers where
-    there are some. ImageError (a ValueError) names a file that cannot be read.
+    resident: the decoded set, used instead of reading files. plan: draws ImageBatch.plan, in the workers if there are
+    any. ImageError (a ValueError) names a file that cannot be read.
     """
     order = IterationSampler(len(dataset), batch_size, seed, rank, world_size, start_iteration, stop_iteration)
     if resident is not None:
@@ -109,7 +109,7 @@ def make_eval_loader(
 ) -> Iterator[ImageBatch]:
     """One pass over the images rank, rank + world_size, ... in order from `start`; the last batch is smaller.
 
-    skip_bad: images that cannot be read are left out of their batch, which names them, instead of ending the pass.
+    skip_bad: images that cannot be read are left out, and named in their batch, instead of ending the pass.
     """
     own = range(start + rank, len(dataset), world_size)
     order = [(k, list(own[start : start + batch_size])) for k, start in enumerate(range(0, len(own), batch_size))]
@@ -119,8 +119,8 @@ def make_eval_loader(
 class ResidentImages:
     """The decoded images of a set on a device: a canvas [N, C, H, W] for each kind of image that the views need.
 
-    For sets that fit: N * C * H * W bytes for each kind (four times that with files above 8 bits), H and W being the
-    largest sides; twice that while loading.
+    Takes N * C * H * W bytes for each kind (four times that with files above 8 bits), H and W being the largest sides;
+    twice that while loading.
     """
 
     def __init__(self, dataset: ImageDataset, workers: int = 0, device: torch.device | str = "cpu"):
@@ -134,7 +134,7 @@ class ResidentImages:
         }
 
     def batch(self, iteration: int, indices: list[int], plan: Plan | None = None) -> ImageBatch:
-        """The same batch as from files, but for the padding, which is that of the whole set."""
+        """The same batch as from files, except that it is padded to the largest sides of the whole set."""
         own = torch.tensor(indices)
         on_device = own.to(self.device, non_blocking=True)
         canvases = []
@@ -186,12 +186,12 @@ class _BatchDataset(Dataset):
 
 
 def _load_batches(dataset, order, workers, device, kinds=None, plan=None, skip_bad=False) -> Iterator[ImageBatch]:
-    """The batches of the keys (iteration, indices) of `order`, one after another."""
+    """Yields the batch of each (iteration, indices) of `order`."""
     loader = DataLoader(
         _BatchDataset(dataset, kinds, plan, skip_bad),
         batch_size=None,
         sampler=order,
-        num_workers=min(workers, os.cpu_count() or 1),  # more would only take turns
+        num_workers=min(workers, os.cpu_count() or 1),
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=start_loader_worker,
         generator=torch.Generator(),  # its own: the loader would draw its workers' seed from the global stream
@@ -203,7 +203,7 @@ def _load_batches(dataset, order, workers, device, kinds=None, plan=None, skip_b
 
 
 def _pad(images: tuple[np.ndarray, ...]) -> Tensor:
-    """Images [H, W, C] -> canvas [B, C, H, W] in channels-last memory, which is how they are decoded and cut."""
+    """Images [H, W, C] -> canvas [B, C, H, W] in channels-last memory, as they are decoded and cut."""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     eight_bit = all(image.dtype == np.uint8 for image in images)
     canvas = np.zeros((len(images), height, width, images[0].shape[2]), np.uint8 if eight_bit else np.float32)
@@ -214,7 +214,7 @@ def _pad(images: tuple[np.ndarray, ...]) -> Tensor:
 
 
 def _concatenate(canvases: list[Tensor]) -> Tensor:
-    """One canvas batch of several, padded to the largest and, if one of them is, float."""
+    """Several canvas batches as one, padded to the largest, float if any of them is."""
     height, width = (max(canvas.shape[axis] for canvas in canvases) for axis in (2, 3))
     dtype = torch.uint8 if all(canvas.dtype == torch.uint8 for canvas in canvases) else torch.float32
     count, channels = sum(map(len, canvases)), canvases[0].shape[1]

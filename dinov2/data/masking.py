@@ -1,7 +1,7 @@
 """Block-wise masks of iBOT, as the public DINOv2 draws them (BEiT's scheme).
 
-A mask is held as one Python integer, bit row * width + column: a block is a shifted constant, the overlap a population
-count. The same random.Random stream gives the published code's masks, some five times faster.
+A mask is one Python integer, bit row * width + column: a block is a shifted constant, the overlap a population count.
+The same random.Random stream gives the masks of the published code, about five times faster.
 """
 
 import math
@@ -54,7 +54,7 @@ def _mask(target: int, height: int, width: int, generator: random.Random) -> int
 
 
 def _add_block(mask: int, limit: int, height: int, width: int, generator: random.Random) -> int:
-    """The mask with one random block more, of at most `limit` new patches; the mask itself if no attempt succeeds."""
+    """The mask plus one random block of at most `limit` new patches; the same mask if no attempt succeeds."""
     log_aspect = math.log(MIN_ASPECT)
     for _ in range(ATTEMPTS):
         area = generator.uniform(MIN_PATCHES, limit)

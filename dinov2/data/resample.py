@@ -2,13 +2,13 @@
 
 A canvas batch is [B, C, H, W], each image at the top left of its plane. `cut` equals `crop` followed by Pillow's
 BICUBIC resize (a = -0.5, support widened by the reduction), which is what the published pipeline runs; antialiasing
-matters here more than elsewhere, because it averages the noise. Two ways to the same pixels:
-- on a CPU, torch's uint8 kernel, one box at a time (0.15 ms for a 224 crop, against 2 ms for dense products);
-- elsewhere, two batched matrix products with one resampling matrix per image and axis.
-8-bit images are clamped and rounded to 8 bits after the horizontal and after the vertical pass, as Pillow does, because
-noise of large sigma overshoots often; float images stay float and are clamped once at the end. Measured on noisy
-photographs, both are within one level of Pillow, but for one value in a million of the CPU's kernel (two levels).
-Pillow 13 takes the vertical pass first where that is less work; this is the order of all versions before it.
+matters here more than elsewhere, because it averages the noise. There are two implementations: - on a CPU, torch's
+uint8 kernel, one box at a time (0.15 ms for a 224 crop, against 2 ms for dense products); - elsewhere, two batched
+matrix products with one resampling matrix per image and axis. 8-bit images are clamped and rounded to 8 bits after the
+horizontal and after the vertical pass, as in Pillow, because noise of large sigma often overshoots; float images are
+clamped once at the end. On noisy photographs both are within one level of Pillow, except for one value in a million of
+the CPU's kernel (two levels). Pillow 13 does the vertical pass first if that is less work; here the order is that of
+earlier versions.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ATTEMPTS = 10  # tries of a random box before the central one, as torchvision
+ATTEMPTS = 10  # tries of a random box before the central one, as in torchvision
 
 
 def random_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)) -> Tensor:

@@ -1,13 +1,12 @@
 """Train and val of a folder that has none, and labels from a CSV: data.val, data.group, data.labels, data.split_seed.
 
-val      fraction of the images for val, drawn once, class by class, by the seed and the paths; images of a train folder
-         are divided likewise. Without it all images are train, but for those of a val folder.
-group    what must not be torn apart: "folder" (an image's folder, as a patient's), a column of the CSV, or a regular
-         expression, whose first group or whole match in the path is the name
-labels   CSV of path,label[,split], paths below the data folder; without one, the folders are the classes, if they are
-         two or more, hold all images, and are not the groups
-An image that the CSV does not name, or leaves without a label, has the label -1: pretraining takes it, evaluation does
-not.
+val      fraction of the images for val, drawn once, class by class, from the seed and the paths; images of a train
+         folder are divided likewise. Without it all images are train, except those of a val folder.
+group    images that must stay together: "folder" (of a patient, say), a column of the CSV, or a regular expression,
+         whose first group or whole match in the path is the group's name
+labels   CSV of path,label[,split], with paths below the data folder; without one, the folders are the classes, if there
+         are at least two, they hold all images, and they are not the groups
+An image without a label in the CSV has the label -1: it is used for pretraining, not for evaluation.
 """
 
 import csv
@@ -26,18 +25,18 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Layout:
-    """The four keys, data.stack and data.mixed; the default is the folder as it lies."""
+    """The four keys, data.stack and data.mixed; by default the folder is taken as it is."""
 
     val: float | None = None
     group: str | None = None
     labels: str | None = None
     seed: int = 0
     stack: str = "refuse"
-    only: int | None = None  # images of so many channels alone (data.mixed=keep); None: all
+    only: int | None = None  # keep only images of this many channels (data.mixed=keep); None: all
 
     @property
     def drawn(self) -> bool:
-        """Whether a key asks for more than the folders say."""
+        """Whether a key asks for another split, group or label than the folders give."""
         return (self.val, self.group, self.labels) != (None, None, None)
 
 
@@ -48,7 +47,7 @@ def has_splits(root: Path | str) -> bool:
 def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str], np.ndarray, list[str]]:
     """Split and class number (int64, -1: unknown) of each image, and the sorted names of the classes.
 
-    ValueError: a CSV with rows that are double, wrong or of no image; a group in both splits, or an image without one;
+    ValueError: a CSV with rows that are duplicate, wrong or of no image; a group in both splits, an image without one;
     a fraction that leaves train or val empty, or one beside a val folder.
     """
     if layout.val is not None and (root / "val").is_dir():
@@ -59,7 +58,7 @@ def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str],
     labels = np.array([number.get(name, -1) for name in names], np.int64)
     groups = _group_names(root, relatives, layout.group, rows) if layout.group else None
     if groups is None and layout.stack == "pages":
-        groups = [file_of(relative) for relative in relatives]  # pages of one file are as alike as can be
+        groups = [file_of(relative) for relative in relatives]  # pages of one file are nearly the same image
     splits = _given_splits(root, relatives, layout, rows)
     if splits is not None and groups is not None:
         _check_groups(root, groups, splits)
@@ -135,7 +134,7 @@ def _group_names(root: Path, relatives: list[str], group: str, rows: dict) -> li
 
 # --- which split ----------------------------------------------------------------------------------------------------
 def _given_splits(root: Path, relatives: list[str], layout: Layout, rows: dict) -> list[str] | None:
-    """The split of each image by the CSV or by its folder; None where it is to be drawn."""
+    """The split of each image by the CSV or by its folder; None if it is to be drawn."""
     if any(row.get("split") for row in rows.values()):
         if layout.val is not None:
             raise ValueError(f"data.val={layout.val}, but {layout.labels} has a column split: leave one of them out")
@@ -156,9 +155,9 @@ def _check_groups(root: Path, groups: list[str], splits: list[str]) -> None:
 
 
 def _draw_splits(groups: list[str], strata: np.ndarray, layout: Layout) -> list[str]:
-    """Groups in the order of a keyed hash go to val until they make up the fraction, in each stratum by itself.
+    """In each stratum, groups go to val in the order of a keyed hash until they make up the fraction.
 
-    An image that is added later moves at most the groups at the border.
+    An image that is added later moves at most the groups at the boundary.
     """
     chosen: set[tuple[int, str]] = set()
     keys = list(zip(strata.tolist(), groups, strict=True))
