@@ -49,9 +49,9 @@ THUMBNAIL = 104  # pixels
 
 
 class Landmarks:
-    """Images of one list as the loader reads them: `files` below `root` with noise by their own key, cut to `boxes`.
+    """A list of images for the loader: `files` below `root` with noise, cut to `boxes`.
 
-    noise "none" leaves them as they are (clean or denoised). A box is (left, top, right, bottom) in pixels.
+    noise "none" for clean or denoised images. A box is (left, top, right, bottom) in pixels.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Landmarks:
         return ("noisy",)
 
     def read(self, index: int, kinds: tuple[str, ...]) -> list[np.ndarray]:
-        """The noise comes first, on the whole image: a box moves no noise, as in denoised images from disk."""
+        """The noise is added to the whole image before it is cut, so that the box does not change it."""
         image = read_image(self.root / self.files[index], self.channels, "native", max_pixels=self.max_pixels)
         return [cut_box(keyed_noise(image, self.noise, self.seed, noise_key(self.files[index])), self.boxes[index])]
 
 
 def cut_box(image: np.ndarray, box: tuple | None) -> np.ndarray:
-    """The part of [H, W, C] inside of the box, at least one pixel; fractions widen it to whole pixels."""
+    """The part of [H, W, C] inside the box, at least one pixel; fractions are rounded outwards."""
     if box is None:
         return image
     height, width = image.shape[:2]
@@ -86,7 +86,7 @@ def cut_box(image: np.ndarray, box: tuple | None) -> np.ndarray:
 
 
 def find_files(root: Path, names: list[str]) -> list[str]:
-    """File of each name below `root`, whatever its extension. ValueError: how many are missing, and the first."""
+    """File of each name below `root`, with any extension. ValueError names the first missing one and their number."""
     by_name = {noise_key(relative): relative for relative in list_images(root)}
     missing = [name for name in names if name not in by_name]
     if missing:
@@ -115,7 +115,7 @@ def image_root(cfg: DictConfig, name: str) -> tuple[Path, NoiseSpec]:
 
 @torch.inference_mode()
 def descriptors(backbone: nn.Module, cfg: DictConfig, images: Landmarks, desc: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields this rank's (indices [B], L2-normalised CLS tokens [B, D]); of several scales the normalised mean."""
+    """Yields this rank's (indices [B], L2-normalised CLS tokens [B, D]), for several scales their normalised mean."""
     patch, scales = cfg.model.patch_size, list(cfg.eval.retrieval.scales)
     transforms = []
     for scale in scales:
@@ -144,7 +144,7 @@ def all_descriptors(backbone: nn.Module, cfg: DictConfig, images: Landmarks, des
 
 
 def one_per_set(cfg: DictConfig) -> list[DictConfig]:
-    """The settings of each of eval.retrieval.sets. Raises ValueError for a name that is no plain folder name."""
+    """The settings of each of eval.retrieval.sets. Raises ValueError for a name that is not a plain folder name."""
     variants = []
     for name in cfg.eval.retrieval.sets:
         if Path(name).name != name or name in ("", ".."):
@@ -156,11 +156,10 @@ def one_per_set(cfg: DictConfig) -> list[DictConfig]:
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
-    """Yields map_easy, map_medium and map_hard (percent) of the first of eval.retrieval.sets, with mP@1, 5, 10 in the
-    details.
+    """Yields map_easy, map_medium and map_hard (percent) of the first of eval.retrieval.sets; details have mP@1, 5, 10.
 
-    Levels at which no query has an image to find have no row. Raises ValueError, before anything is computed, when
-    images of the ground truth are missing.
+    Levels at which no query has an image to find have no row. Raises ValueError, before anything is computed, if images
+    of the ground truth are missing.
     """
     retrieval, name = cfg.eval.retrieval, cfg.eval.retrieval.sets[0]
     truth = revisited.load_ground_truth(Path(retrieval.root) / name / f"gnd_{name}.pkl")
@@ -206,10 +205,10 @@ def write_rankings(
     queries: Landmarks,
     ranks: np.ndarray,
 ) -> None:
-    """Thumbnails and <set>.json of the first images of a few queries' rankings, junk left out as in the scores.
+    """Writes thumbnails and <set>.json for the top of a few queries' rankings, without junk.
 
     {"dataset", "rankings": [{"query": entry, "found": [entry, ...]}]}, entry {"name", "kind": query | easy | hard |
-    wrong, "picture": path below the folder}. The pictures show what the backbone read, noise and box included.
+    wrong, "picture": path below the folder}. The pictures show what the backbone sees, with noise and box.
     """
     name, retrieval = cfg.eval.retrieval.sets[0], cfg.eval.retrieval
     rankings = []

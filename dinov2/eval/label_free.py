@@ -1,10 +1,10 @@
-"""What features are worth, as far as that shows without labels: rank, and how well they survive the noise.
+"""Quality of features without labels: their rank, and how robust they are to the noise.
 
     python -m dinov2.eval.label_free run=runs/nct checkpoints=all
 
-On training images (eval.label_free.images of them) in the run's evaluation view. Two versions of each image are
-compared: under two realisations of the noise, where it is synthetic and the view noisy; else two random crops. What
-each figure is worth, and how checkpoints=best chooses by them: docs/without_labels.md.
+Uses eval.label_free.images training images in the run's evaluation view. Two versions of each image are compared: two
+realisations of the noise, if it is synthetic and the view noisy, else two random crops. docs/without_labels.md says
+what each figure tells, and how checkpoints=best uses them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def neighbours(values: Tensor, k: int) -> Tensor:
     own = torch.arange(len(rows), device=rows.device)
     found = torch.cat([nearest(rows, rows[start : start + CHUNK], k + 1)[1] for start in range(0, len(rows), CHUNK)])
     others = found != own[:, None]
-    others[others.all(dim=1), -1] = False  # a twin took the image's own place: the last goes
+    others[others.all(dim=1), -1] = False  # an identical image took the image's own place: drop the last
     return found[others].view(len(rows), k)
 
 
@@ -70,9 +70,7 @@ def chosen_images(cfg: DictConfig, view: str) -> ImageDataset:
 def two_versions(
     backbone: nn.Module, cfg: DictConfig, view: str, dataset: ImageDataset, values: Tensor
 ) -> tuple[str, Tensor, Tensor]:
-    """Features under two noises, `values` being those under the first, or of two crops: ("noises" | "crops", [N, D],
-    [N, D]).
-    """
+    """Features of two versions of the images; `values`: under the run's noise. ("noises" | "crops", [N, D], [N, D])"""
     if view == "noisy" and cfg.noise != "none":
         other = OmegaConf.merge(cfg, {"data": {"noise_seed": cfg.data.noise_seed + 1, "storage": "on_the_fly"}})
         return "noises", values, features_of(backbone, cfg, chosen_images(other, view))
@@ -85,13 +83,13 @@ def two_versions(
 
 
 def denoised_version(backbone: nn.Module, cfg: DictConfig) -> Tensor | None:
-    """Features of the denoised copies of the noisy images, where there are some: [N, D]."""
+    """Features of the denoised copies of the noisy images, if there are any: [N, D]."""
     folder = Path(cfg.data.denoised_root or denoised_root(cfg.data.root, NoiseSpec.parse(cfg.noise)))
     if not folder.is_dir():
         return None
     try:
         copies = chosen_images(cfg, "denoised")
-    except ValueError as error:  # of another noise, or not all there
+    except ValueError as error:  # of another noise, or incomplete
         if distributed.is_main():
             print(f"label_free: the denoised copies are left out: {error}")
         return None
@@ -113,9 +111,9 @@ def read_information(job: common.Job) -> float | None:
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
-    """Yields rankme and effective_rank of the CLS tokens, neighbour_agreement (percent) of two versions of the images,
-    of noisy ones with denoised copies also denoised_agreement (percent) and cosine_to_denoised (cosine), and
-    information (percent), where the run's log has it.
+    """Yields rankme and effective_rank of the CLS tokens and neighbour_agreement (percent) of two versions of the
+    images; for noisy images with denoised copies also denoised_agreement (percent) and cosine_to_denoised (cosine); and
+    information (percent), if the run's log has it.
     """
     view = eval_view(cfg)
     dataset = chosen_images(cfg, view)

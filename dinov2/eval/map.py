@@ -22,7 +22,7 @@ from utils.sampler import spread_evenly
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
-    """Yields map_explained (percent; by umap none) and writes the three files."""
+    """Writes the three files and yields map_explained (percent; not for umap)."""
     view, method = eval_view(cfg), cfg.eval.map.method
     dataset = shown_dataset(cfg, (view,))
     dataset.keep(spread_evenly(len(dataset), cfg.eval.map.images))

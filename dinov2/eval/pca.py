@@ -3,9 +3,9 @@
     python -m dinov2.eval.pca run=runs/nct-gauss255
 
 Writes <run>/pca.npz, which the report reads, and <run>/pca.png; the row is the mean cosine similarity of patch tokens
-at the same place of the clean and the noisy (or denoised) view. Without a noise there is one view and no row: images
-noisy by nature, and the clean oracle, unless it is given a noise (noise=gauss255).
-The images are those of val or, where there is none, of train.
+at the same place of the clean and the noisy (or denoised) view. Without a noise there is one view and no row: for
+images noisy by nature, and for the oracle unless it is given a noise (noise=gauss255). The images are from val or, if
+there is none, from train.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from utils.sampler import spread_evenly
 def components(tokens: Tensor) -> np.ndarray:
     """Patch tokens [V, h, w, D] of one image's views → colours uint8 [V, h, w, 3], on one basis for all views.
 
-    Each component is stretched between its 1st and 99th percentile. Signs are fixed: each axis points to its largest
-    weight.
+    Each component is stretched between its 1st and 99th percentile. Each axis is turned so that its largest weight is
+    positive.
     """
     rows = tokens.cpu().double().flatten(0, 2)
     rows = rows - rows.mean(dim=0)
@@ -44,7 +44,7 @@ def components(tokens: Tensor) -> np.ndarray:
 
 
 def spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
-    """Indices of the first images of `count` classes, spread over all (with fewer classes: evenly spread images)."""
+    """Indices of the first images of `count` classes spread over all; with fewer classes, of evenly spread images."""
     classes = np.unique(labels)
     if len(classes) < count:
         return spread_evenly(len(labels), count).tolist()

@@ -26,11 +26,11 @@ class FeatureSet:
 
 
 class Probes:
-    """Linear classifiers for every feature set and learning rate, trained by SGD with momentum, no weight decay, cosine
-    to 0.
+    """Linear classifiers for every feature set and learning rate, trained by SGD with momentum, without weight decay,
+    with a cosine schedule to 0.
 
-    `learning_rates` are final (scaled by batch / 256 already). Each classifier evolves exactly as a lone nn.Linear with
-    torch.optim.SGD would: they share inputs, never gradients. Weights start as N(0, 0.01), biases at 0, as published.
+    `learning_rates` are final (already scaled by batch / 256). Each classifier evolves exactly as a separate nn.Linear
+    with torch.optim.SGD would. Weights start as N(0, 0.01), biases at 0, as published.
     """
 
     def __init__(
@@ -71,8 +71,7 @@ class Probes:
         ]
 
     def _logits(self, features: Tensor) -> list[Tensor]:
-        """[L, K, B] a feature set. Images come last: a softmax over classes that lie side by side takes ten times as
-        long where these are few."""
+        """[L, K, B] for each feature set. Images come last: a softmax over few adjacent classes is ten times slower."""
         shape = len(self.learning_rates), self.classes, len(features)  # the last may be 0: a rank without an image
         return [
             torch.addmm(weight[:, -1:], weight[:, :-1], features[:, s].T).view(shape)
@@ -103,7 +102,7 @@ class Probes:
     def hits(self, features: Tensor, labels: Tensor) -> Tensor:
         """Which images each classifier gets right: bool [classifiers, 2, B], top-1 and top-5 (of fewer classes: all).
 
-        A classifier that has diverged, with a logit that is not finite, is wrong.
+        A classifier that has diverged, with a logit that is not finite, counts as wrong.
         """
         logits = torch.cat(self._logits(features))  # [classifiers, K, B]
         right = logits.topk(min(5, self.classes), dim=1).indices == labels  # [classifiers, 5, B]

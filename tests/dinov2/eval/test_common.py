@@ -204,7 +204,7 @@ def test_replaced_validation_images_are_said_and_evaluated_anew(splits, tmp_path
     shutil.copy(other, one)
     common._digest_images.cache_clear()  # as in another process
     evaluate(run, *more)
-    assert "the rows there are of other images or settings; evaluated anew" in capsys.readouterr().out
+    assert "the existing rows are of other images or settings; evaluated again" in capsys.readouterr().out
     assert len(read_results(run)) == 4
     evaluate(run, *more)
     assert "1 of 1 evaluations are there already" in capsys.readouterr().out
