@@ -82,7 +82,7 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
         details = common.accuracy_details(accuracy["hits"], test, backbone, cfg)
         yield f"knn{k}_top1", accuracy["top1"], {"top5": accuracy["top5"]} | details
     for n in knn.n_per_class:
-        ks = sorted({k for k in knn.k if k < n} | {n})  # more than n neighbours cannot be of one class
+        ks = sorted({k for k in knn.k if k < n} | {n})  # at most n neighbours are of one class
         tries = [accuracies(train.split_per_class(n, s)[0], test, ks, knn.temperature) for s in range(knn.tries)]
         for k in ks:
             yield f"knn{k}_top1_{n}_per_class", *summarise([one[k]["top1"] for one in tries])
