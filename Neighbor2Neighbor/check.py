@@ -3,15 +3,16 @@
     python -m Neighbor2Neighbor.check mstar
     python -m Neighbor2Neighbor.check mini-imagenet --noise gauss255 --model runs/n2n-gauss255/unet.pth
 
-Two looks at the noise of a sample of images. Flat patches: of all patches, the quarter with the least structure for its
-noise (variance of the means of its 4x4 blocks, over that of its pixels), less a fitted plane. Residuals, with --model:
-the noisy image less the denoised one. Of both, the correlation of pixels 1 to 4 apart along both axes and a diagonal.
-A network that can tell a pixel's noise from its neighbour's keeps about that share of it, so that independent means a
-correlation of at most 0.1. Of the flat patches, also how the noise grows with the brightness.
+The noise of a sample of images is looked at in two ways. Flat patches: the quarter of all patches with the least
+structure for its noise (variance of the means of its 4x4 blocks, over that of its pixels), minus a fitted plane.
+Residuals, with --model: the noisy image minus the denoised one. Both give the correlation of pixels 1 to 4 apart along
+both axes and a diagonal.
+A network that can tell a pixel's noise from its neighbour's keeps about that fraction of it, so "independent" means a
+correlation of at most 0.1. The flat patches also show how the noise grows with the brightness.
 
-The choice of the patches lowers the correlations by some hundredths (to -0.02 for independent noise); what structure
-they still hold raises them: of images with little noise the figures are upper bounds. check.json and check.png are
-written to --output, or beside --model.
+The choice of the patches lowers the correlations by some hundredths (to -0.02 for independent noise), and the structure
+that they still hold raises them: for images with little noise the figures are upper bounds. check.json and check.png
+are written to --output, or beside --model.
 """
 
 import argparse
@@ -27,11 +28,11 @@ from utils.files import atomic_path
 from utils.images import ImageError
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import progress
-from utils.report.check import draw, figures
-from utils.values import Values, add_options, check, reading, resolve
+from utils.report.check import draw, format_figures
+from utils.values import Values, add_options, check, resolve, rule_for_reading
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
-QUIETEST = 0.25  # share of the patches that are taken
+QUIETEST = 0.25  # fraction of the patches that is taken
 INDEPENDENT = 0.1  # largest correlation that counts as none
 BINS = 10  # of brightness
 DIRECTIONS = {"horizontal": (0, 1), "vertical": (1, 0), "diagonal": (1, 1)}
@@ -60,18 +61,18 @@ def main(argv: list[str] | None = None) -> int:
     check(args.values or "auto", "--values")
     spec, denoiser = NoiseSpec.parse(args.noise), None
     if args.model:
-        denoiser, args.channels, args.values = _load(args, spec)
+        denoiser, args.channels, args.values = _load_denoiser(args, spec)
     kept = args.channels if args.mixed == "keep" else None
     relatives = training_images(args.data, None, None, 0, args.stack, kept)
     values, reason = resolve(args.values or "auto", args.data, relatives, args.channels, args.max_pixels)
     print(reason, flush=True)
     chosen = np.random.default_rng(0).permutation(len(relatives))[: args.images]
     names = [relatives[place] for place in sorted(chosen)]
-    images = noisy_images(args, names, spec, reading(values, args.data))
+    images = noisy_images(args, names, spec, rule_for_reading(values, args.data))
     result = {"data": str(args.data), "noise": str(spec), "values": str(values), "subsample": args.subsample,
               "images": len(names)} | measure(images, denoiser)  # fmt: skip
     result["verdict"] = verdict(result, jpeg=all(name.lower().endswith((".jpg", ".jpeg")) for name in names))
-    print("\n".join([*figures(result), *result["verdict"]]), flush=True)
+    print("\n".join([*format_figures(result), *result["verdict"]]), flush=True)
     if folder := args.output or (args.model and args.model.parent):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "check.json") as path:
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace, spec: NoiseSpec):
+def _load_denoiser(args: argparse.Namespace, spec: NoiseSpec):
     """The denoiser, its channels, and the values that it was trained with."""
     options = training_options(args.model)
     denoiser = make_denoiser("n2n", spec, args.model, distributed.device(), "fp32")
@@ -152,7 +153,7 @@ def measure(images, denoiser=None) -> dict:
     if not len(patches):
         raise ValueError(f"no image holds a patch of {PATCH} x {PATCH} px that is not of one value; nothing to look at")
     flat = structure <= np.quantile(structure, QUIETEST)
-    brightness, deviation = growth(means[flat], patches[flat])
+    brightness, deviation = noise_by_brightness(means[flat], patches[flat])
     return {
         "patches": int(flat.sum()), "correlation": correlations(patches[flat]),
         "residual_correlation": correlations(np.concatenate(residuals)) if residuals else None,
@@ -164,7 +165,7 @@ def _residual(image: np.ndarray, denoiser) -> np.ndarray:
     return image - denoise_images(denoiser, [image], distributed.device(), 1024, eight_bit=False)[0]
 
 
-def growth(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[float]]:
+def noise_by_brightness(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean brightness and standard deviation of the noise, in equal bins of the patches ordered by brightness."""
     bins = np.array_split(np.argsort(means), min(BINS, len(means)))
     brightness = [round(float(means[own].mean()), 4) for own in bins]
@@ -172,29 +173,29 @@ def growth(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[fl
 
 
 # --- in words -------------------------------------------------------------------------------------------------------
-def strongest(correlation: dict[str, list[float]]) -> list[float]:
+def strongest_correlations(correlation: dict[str, list[float]]) -> list[float]:
     """The correlation of largest size over the directions, for each lag."""
     return [max(values, key=abs) for values in zip(*correlation.values(), strict=True)]
 
 
 def verdict(result: dict, jpeg: bool) -> list[str]:
     """What the figures mean, a sentence each: correlation, residuals, growth with the brightness."""
-    lags = strongest(result["correlation"])
+    lags = strongest_correlations(result["correlation"])
     reach = max((lag for lag, value in enumerate(lags, 1) if abs(value) > INDEPENDENT), default=0)
     sentences = [f"independent from pixel to pixel (at most {max(map(abs, lags)):.2f}): Neighbor2Neighbor is allowed"]
     if reach:
-        sentences = [_correlated(lags, reach)]
+        sentences = [_describe_correlation(lags, reach)]
         if jpeg and result["noise"] == "none":
             sentences.append("the files are JPEGs, and compression correlates pixels too: take the originals")
     if result["residual_correlation"]:
-        residual = strongest(result["residual_correlation"])
+        residual = strongest_correlations(result["residual_correlation"])
         sentences.append(f"residuals of the denoiser: {residual[0]:.2f} at 1 pixel (what it kept is not in them)")
-    return [*sentences, _growth(result)]
+    return [*sentences, _describe_growth(result)]
 
 
-def independent_by_halves(result: dict) -> bool:
+def is_independent_by_halves(result: dict) -> bool:
     """Whether every second pixel has independent noise, and every pixel has not."""
-    lags = strongest(result["correlation"])
+    lags = strongest_correlations(result["correlation"])
     return abs(lags[0]) > INDEPENDENT and _independent_by_halves(lags)
 
 
@@ -202,15 +203,15 @@ def _independent_by_halves(lags: list[float]) -> bool:
     return abs(lags[1]) <= INDEPENDENT and abs(lags[3]) <= INDEPENDENT
 
 
-def _correlated(lags: list[float], reach: int) -> str:
+def _describe_correlation(lags: list[float], reach: int) -> str:
     over = f"correlated over {reach} pixel{'s' if reach > 1 else ''}{' or more' if reach == len(lags) else ''}"
-    keeps = f"{over} ({lags[0]:.2f} at 1): a denoiser trained on neighbours keeps about that share of the noise"
+    keeps = f"{over} ({lags[0]:.2f} at 1): a denoiser trained on neighbours keeps about that fraction of the noise"
     if _independent_by_halves(lags):
         return f"{keeps}; --subsample 2 makes it independent ({lags[1]:.2f} at 2 pixels)"
     return f"{keeps}; choose another one by --denoiser, see docs/denoiser.md"
 
 
-def _growth(result: dict) -> str:
+def _describe_growth(result: dict) -> str:
     """By the exponent of a power law of the deviation over the brightness."""
     known = [(m, s) for m, s in zip(result["brightness"], result["deviation"], strict=True) if m > 0.01 and s > 0]
     if len(known) < 3 or known[-1][0] < 1.2 * known[0][0]:

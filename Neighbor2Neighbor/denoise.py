@@ -33,8 +33,8 @@ from utils import cli, distributed, images
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
-from utils.trees import TreeWriter, name_errors
-from utils.values import Values, add_options, agrees, check, is_deep, mark, reading, resolve
+from utils.trees import TreeWriter, report_errors
+from utils.values import Values, add_options, check, is_consistent, is_deep, manifest_entry, resolve, rule_for_reading
 from utils.workers import worker_pool
 
 BLOCK = 256  # images planned together: batches of like sizes are made within a block, whatever is done already
@@ -61,15 +61,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--subsample", type=int, help="each n-th pixel by itself (default: as the model was trained)")
     add_options(parser, default=None)
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="processes; 0: none")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n shares (default 0/1)")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process does the i-th of n parts (default 0/1)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Denoise one tree (or this process's share). Returns 0, or 2 where single images could not be read."""
+    """Denoise one tree (or this process's part). Returns 0, or 2 where single images could not be read."""
     args = parse_arguments(argv)
     spec = NoiseSpec.parse(args.noise)
-    shard, shards = _share(args.shard)
+    shard, shards = _parse_shard(args.shard)
     if min(args.batch_size, args.tile, args.subsample or 1) < 1:
         raise ValueError("--batch-size, --tile and --subsample must be at least 1")
     relatives = images.list_images(args.data, args.stack)
@@ -93,16 +93,16 @@ def main(argv: list[str] | None = None) -> int:
         fields = source | {
             "kind": "denoised", "denoiser": denoiser.identity, "precision": args.precision, "format": form,
             "version": VERSION,
-        } | mark(values)  # fmt: skip
+        } | manifest_entry(values)  # fmt: skip
         writer = TreeWriter(args.data, target, relatives, fields, form)
-        scale = reading(values, args.data)
+        scale = rule_for_reading(values, args.data)
         read = partial(_decode, args.data, spec, args.noise_seed, denoiser.channels, scale, args.max_pixels)
         with writer.at_work(f"-{shard}-of-{shards}" if shards > 1 else "") as begun:
             if not begun:
                 return 0
             run = TreeRun(args.data, writer, read, denoiser, device, args.tile, args.batch_size)
             if errors := run.denoise(pool, shard, shards):
-                return name_errors(errors, "denoised", f"{target} is")
+                return report_errors(errors, "denoised", f"{target} is")
             missing = writer.finish()
     assert not missing or shards > 1, f"{missing} images were neither written nor named"
     if missing:
@@ -117,15 +117,15 @@ def _values_text(args: argparse.Namespace) -> str:
     if args.values is not None:
         check(args.values, "--values")
     trained = training_options(args.model).get("values")
-    if trained is None or args.values is None or agrees(args.values, Values.parse(trained)):
+    if trained is None or args.values is None or is_consistent(args.values, Values.parse(trained)):
         return trained or args.values or "auto"
     raise ValueError(f"{args.model} was trained with values {trained}, not {args.values}; leave --values out")
 
 
-def _share(text: str) -> tuple[int, int]:
+def _parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of --shard, or the rank and the number of ranks."""
     if text == "0/1":
-        return distributed.launched()
+        return distributed.read_launcher()
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--shard {text} is not i/n with i in 0..n-1, such as 0/4")

@@ -7,7 +7,7 @@
 #   --data DIR     folder with datasets/{roxford5k,rparis6k}/jpg, or with {roxford5k,rparis6k}/jpg [.]
 #   --models DIR   folder of the denoisers that linear_probe_n2n.sh trained, DIR/<noise>/denoiser/unet.pth
 #                  [runs/imagenet100 in the project]
-#   --gpus N       processes, one a GPU [1]
+#   --gpus N       processes, one per GPU [1]
 #   --dry-run      print the commands, run nothing
 #
 # The copies are noisy_jpg-<noise>-denoised/ beside each jpg/, where the evaluation looks for them. Finished ones are skipped.

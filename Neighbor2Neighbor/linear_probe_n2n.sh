@@ -7,7 +7,7 @@
 #   --data DIR     the clean images [mini-imagenet]: a name is looked for here, in the folder above,
 #                  and in the project
 #   --models DIR   folder of the trained denoisers, DIR/<noise>/denoiser/unet.pth [runs/imagenet100 in the project]
-#   --gpus N       processes, one a GPU [1]
+#   --gpus N       processes, one per GPU [1]
 #   --dry-run      print the commands, run nothing
 #
 # Where noisy_<data>-<noise>/ is there (utils/generate_noise.py), it is read; else the clean images, with the same noise

@@ -13,7 +13,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004), Gaussian window 11 of sigma 1.5, valid area, mean over channels.
 
-    Images of values 0..255, [H, W] or [H, W, C], at least 11 px a side.
+    Images of values 0..255, [H, W] or [H, W, C], at least 11 px per side.
     """
     assert a.shape == b.shape and min(a.shape[:2]) >= 11, (a.shape, b.shape)
     a, b = (x.astype(np.float64).reshape(*x.shape[:2], -1) for x in (a, b))

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from Neighbor2Neighbor.check import independent_by_halves, measure, noisy_images, verdict
+from Neighbor2Neighbor.check import is_independent_by_halves, measure, noisy_images, verdict
 from Neighbor2Neighbor.data import choose_crop, make_loader, training_images
 from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
 from Neighbor2Neighbor.train import Training, parse_arguments
 from utils import cli, distributed, values
 from utils.noise import NoiseSpec
-from utils.sampler import IterationSampler
+from utils.sampler import IterationSampler, spread_evenly
 
 IMAGES = 64  # looked at
 SECONDS = 2.0  # of training steps, and of denoising
@@ -32,24 +32,23 @@ def main(argv: list[str] | None = None) -> int:
     spec, kept = NoiseSpec.parse(args.noise), args.channels if args.mixed == "keep" else None
     relatives = training_images(args.data, args.subset, args.sides, args.seed, args.stack, kept)
     rule, _ = values.resolve(args.values, args.data, relatives, args.channels, args.max_pixels)
-    places = np.unique(np.linspace(0, len(relatives) - 1, IMAGES).astype(int))
-    sample, args.values = [relatives[place] for place in places], str(rule)
-    images = list(noisy_images(args, sample, spec, values.reading(rule, args.data)))
-    found = look(images, str(spec), sample)
+    sample, args.values = [relatives[i] for i in spread_evenly(len(relatives), IMAGES)], str(rule)
+    images = list(noisy_images(args, sample, spec, values.rule_for_reading(rule, args.data)))
+    found = judge_noise(images, str(spec), sample)
     training = Training(args, sample, choose_crop(args.data, sample, args.crop, args.depth, args.subsample))
     found |= {"step_s": seconds_per_step(training), "megapixel_s": seconds_per_megapixel(training, images)}
     print(json.dumps(found))
     return 0
 
 
-def look(images: list[np.ndarray], noise: str, names: list[str]) -> dict:
+def judge_noise(images: list[np.ndarray], noise: str, names: list[str]) -> dict:
     """The verdict, and every how manieth pixel makes the noise independent."""
     try:
         result = measure(images) | {"noise": noise}
     except ValueError as error:
         return {"verdict": [str(error)], "subsample": 1}
     jpeg = all(name.lower().endswith((".jpg", ".jpeg")) for name in names)
-    return {"verdict": verdict(result, jpeg), "subsample": 2 if independent_by_halves(result) else 1}
+    return {"verdict": verdict(result, jpeg), "subsample": 2 if is_independent_by_halves(result) else 1}
 
 
 def seconds_per_step(training: Training) -> float:

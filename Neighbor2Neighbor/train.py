@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--sides", type=int, nargs=2, help="only images with both sides in this range, px (published: 256 512)")
     add("--epochs", type=int, default=100, help="of the schedule (default 100)")
     add("--steps", type=int, help="so many steps in all, the schedule of --epochs laid over them")
-    add("--batch-size", type=int, default=4, help="crops a step, of all processes (default 4)")
+    add("--batch-size", type=int, default=4, help="crops per step, of all processes (default 4)")
     add("--crop", type=int, default=256, help="side of the crops, px; less where images are smaller (default 256)")
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
     add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 where the hardware has it")
     add("--compile", action="store_true", help="torch.compile the network")
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loader processes; 0: none")
-    add("--val-clean", help="clean images, in a folder a set, to measure PSNR and SSIM on")
+    add("--val-clean", help="clean images, in one folder per set, to measure PSNR and SSIM on")
     add("--val-noise", help="noise added to these (default --noise)")
     add("--val-every", type=int, default=10, help="epochs between the measurements (default 10)")
     return parser
@@ -101,7 +101,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if min(args.seed, args.noise_seed, args.workers) < 0:
         raise ValueError("--seed, --noise-seed and --workers must not be negative")
     values.check(args.values, "--values")
-    args.precision = _has_bf16() if args.precision == "auto" else args.precision
+    args.precision = _choose_precision() if args.precision == "auto" else args.precision
     args.sides = tuple(args.sides) if args.sides else None
     return args
 
@@ -120,7 +120,7 @@ def _config_options(path: Path) -> list[str]:
         raise ValueError(f"--config {path} is no readable list of options ({error})") from error
 
 
-def _has_bf16() -> str:
+def _choose_precision() -> str:
     """bf16 on GPUs and on CPUs that multiply it; elsewhere it is emulated and slower than float32."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -159,7 +159,7 @@ class Schedule:
 
 # --- training -------------------------------------------------------------------------------------------------------
 class Training:
-    """The network, its optimiser and the files of a run. One instance a process; process 0 writes the files."""
+    """The network, its optimiser and the files of a run. One instance per process; process 0 writes the files."""
 
     def __init__(self, args: argparse.Namespace, relatives: list[str], side: int):
         self.args, self.device = args, distributed.device()
@@ -172,7 +172,7 @@ class Training:
         steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
         self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
         spec = NoiseSpec.parse(args.noise)
-        scale = values.reading(values.Values.parse(args.values), args.data)
+        scale = values.rule_for_reading(values.Values.parse(args.values), args.data)
         self.crops = Crops(
             Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale, args.subsample,
             args.max_pixels,
@@ -209,7 +209,7 @@ class Training:
                 terms = self.train_step(crops.to(self.device, non_blocking=True))
                 self.sums += torch.cat([terms, terms.new_ones(1)])
                 if self.step % READ_EVERY == 0:
-                    bar.update(0, epoch=self.schedule.epoch(self.step), loss=float(self._total(terms)))
+                    bar.update(0, epoch=self.schedule.epoch(self.step), loss=float(self._total_loss(terms)))
                 bar.update(batch)
                 epoch_ends = self.schedule.ends_epoch(self.step)
                 if epoch_ends:
@@ -223,9 +223,9 @@ class Training:
             _save({name: value.cpu() for name, value in self.network.state_dict().items()}, self.output / "unet.pth")
 
     def train_step(self, crops: Tensor) -> Tensor:
-        """One step on this process's share of the batch [B, C, S, S], as loaded. Returns both terms of the loss [2]."""
+        """One step on this process's part of the batch [B, C, S, S], as loaded. Returns both terms of the loss [2]."""
         noisy = unit_values(crops).contiguous(memory_format=torch.channels_last)
-        reconstruction, regulariser = neighbor_loss(self.predict, noisy, self._pairs(noisy))
+        reconstruction, regulariser = neighbor_loss(self.predict, noisy, self._draw_pairs(noisy))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step)
         self.optimizer.zero_grad()
@@ -237,13 +237,13 @@ class Training:
         with autocast(self.device, self.args.precision):
             return self.forward(batch)
 
-    def _pairs(self, noisy: Tensor) -> Tensor:
-        """This process's share of the pairs of the whole batch, a function of the seed and the step."""
+    def _draw_pairs(self, noisy: Tensor) -> Tensor:
+        """This process's part of the pairs of the whole batch, a function of the seed and the step."""
         generator = torch.Generator(self.device).manual_seed((self.args.seed * 2**40 + self.step) % 2**63)
         everyone = noisy.new_empty((self.args.batch_size, 1, *noisy.shape[2:]))
         return draw_pairs(everyone, generator).chunk(distributed.world_size())[distributed.rank()]
 
-    def _total(self, terms: Tensor) -> Tensor:
+    def _total_loss(self, terms: Tensor) -> Tensor:
         return terms[0] + self.schedule.weight(self.step) * terms[1]
 
     def end_epoch(self, log: MetricsLog | None) -> None:
@@ -257,7 +257,7 @@ class Training:
         if log is None:
             return
         row = {
-            "epoch": epoch, "step": self.step + 1, "loss": float(self._total(means)),
+            "epoch": epoch, "step": self.step + 1, "loss": float(self._total_loss(means)),
             "loss_rec": float(means[0]), "loss_reg": float(means[1]),
             "lambda": self.schedule.weight(self.step), "lr": self.schedule.rate(self.step),
         }  # fmt: skip

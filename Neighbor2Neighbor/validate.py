@@ -17,7 +17,7 @@ TILE = 1024
 
 
 class Validation:
-    """Clean images below root, a folder a set (Kodak/, Set14/), or one set where root holds the images themselves."""
+    """Clean images below root, one folder per set (Kodak/, Set14/), or a single set where root itself holds images."""
 
     def __init__(
         self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str, stride: int = 1,
@@ -54,18 +54,18 @@ class Validation:
                 pictures.append([visible(image) for image in (clean, noisy, denoised)])
         write_image(sheet, _contact_sheet(pictures))
         names = ("psnr", "ssim", "noisy_psnr", "noisy_ssim")
-        result = dict(zip(names, _means([row for rows_ in rows.values() for row in rows_]), strict=True))
+        result = dict(zip(names, _average([row for rows_ in rows.values() for row in rows_]), strict=True))
         for group, values in rows.items():
-            result |= {f"{group}_{name}": mean for name, mean in zip(names, _means(values), strict=True)}
+            result |= {f"{group}_{name}": mean for name, mean in zip(names, _average(values), strict=True)}
         return result
 
 
-def _means(rows: list[tuple[float, ...]]) -> list[float]:
+def _average(rows: list[tuple[float, ...]]) -> list[float]:
     return [float(mean) for mean in np.mean(rows, axis=0)]
 
 
 def _contact_sheet(pictures: list[list[np.ndarray]]) -> np.ndarray:
-    """One row an image: clean, noisy, denoised, the top left part of each."""
+    """One row per image: clean, noisy, denoised, the top left part of each."""
     channels = pictures[0][0].shape[2]
     sheet = np.full((len(pictures) * SHEET_SIDE, 3 * SHEET_SIDE, channels), 255, np.uint8)
     for i, row in enumerate(pictures):

@@ -4,9 +4,10 @@ noise-robust-dino pretrain DIR
 noise-robust-dino embed runs/DIR/none/nct DIR --output features.parquet
 """
 
-import difflib
 import runpy
 import sys
+
+from utils.text import did_you_mean
 
 TOOLS = {  # name: module that runs by `python -m`, and what for
     "pretrain": ("dinov2.pretrain", "a folder of images to a backbone: denoiser, denoised copy, curriculum, report"),
@@ -29,8 +30,7 @@ def main() -> None:
         print(__doc__, *(f"  {tool:<10}{what}" for tool, (_, what) in TOOLS.items()), sep="\n")
         return
     if name not in TOOLS:
-        close = difflib.get_close_matches(name, TOOLS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name, TOOLS, after=" ")
         print(f"error: no tool {name}: {hint}tools are {', '.join(TOOLS)}", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from dinov2.dcp_reader import load_tensors_into, read_description
 from utils import distributed, tensor_files
+from utils.nested import flatten
 
-# One process saves and loads by itself on purpose; said at every checkpoint, it would bury what matters.
+# A single process saves and loads without a group on purpose; the warning at every checkpoint would be noise.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 MARK = "COMPLETE"
@@ -57,21 +58,21 @@ def _folder(run: Path | str) -> Path:
 
 @cache
 def _warn(sentence: str) -> None:
-    """Once a process: the same folders are looked at many times."""
+    """Warns once per process: the same folders are looked at many times."""
     if distributed.is_main():
         print(f"warning: {sentence}", file=sys.stderr)
 
 
-def _read(path: Path) -> Checkpoint | None:
-    """The checkpoint in a folder; None when it is not whole, which is said."""
+def _read_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint in a folder; None, with a warning, when it is not whole."""
     try:
         mark = json.loads((path / MARK).read_text())
-        if mark.pop("check", None) not in (None, _check(mark)):
+        if mark.pop("check", None) not in (None, _checksum(mark)):
             raise ValueError(f"{path / MARK} is damaged")
         for name, size in mark["files"].items():
             if (path / name).stat().st_size != size:
                 raise ValueError(f"{path / name} is truncated")
-        if path.name != _name(mark["iteration"]):
+        if path.name != _folder_name(mark["iteration"]):
             raise ValueError(f"{path / MARK} is of iteration {mark['iteration']}")
         numbers = mark["iteration"], int(mark["epoch"]), bool(mark["evaluate"])
         return Checkpoint(path, *numbers, mark.get("identity", ""), mark.get("xxh3", {}))
@@ -85,23 +86,23 @@ def _read(path: Path) -> Checkpoint | None:
     return None
 
 
-def _name(iteration: int) -> str:
+def _folder_name(iteration: int) -> str:
     return f"iter_{iteration:010d}"
 
 
-def _check(mark: dict) -> str:
+def _checksum(mark: dict) -> str:
     """Checksum of what COMPLETE says."""
     return xxhash.xxh3_64_hexdigest(json.dumps(mark, sort_keys=True).encode())
 
 
 def list_checkpoints(run: Path | str) -> list[Checkpoint]:
-    """Whole checkpoints of a run by their sizes, oldest first; what is in the files is looked at when one is loaded."""
-    found = [_read(path) for path in sorted(_folder(run).glob("iter_*"))]
+    """A run's checkpoints whose files have their sizes, oldest first; contents are checked when one is loaded."""
+    found = [_read_checkpoint(path) for path in sorted(_folder(run).glob("iter_*"))]
     return sorted((c for c in found if c is not None), key=lambda c: c.iteration)
 
 
 def latest(run: Path | str) -> Checkpoint | None:
-    """The last checkpoint that is as it was written; damaged ones are named and passed over. All ranks call it."""
+    """The last undamaged checkpoint; damaged ones are named in a warning. All ranks call it."""
     for checkpoint in reversed(list_checkpoints(run)):
         try:
             check(checkpoint)
@@ -113,7 +114,7 @@ def latest(run: Path | str) -> Checkpoint | None:
 
 
 def check(checkpoint: Checkpoint) -> None:
-    """ValueError that names the first file which is not as it was written. The ranks share the work: all call it."""
+    """ValueError that names the first damaged file. The ranks share the work: all call it."""
     if not checkpoint.hashes:
         _warn(f"{checkpoint.path} was written without checksums: the sizes of its files alone are checked")
     names, ranks = sorted(checkpoint.hashes), distributed.world_size()
@@ -127,23 +128,23 @@ def check(checkpoint: Checkpoint) -> None:
 def _differs(path: Path, wanted: str) -> bool:
     try:
         status = path.stat()
-        return _hash_of(path, status.st_size, status.st_mtime_ns) != wanted
+        return _hash_file(path, status.st_size, status.st_mtime_ns) != wanted
     except OSError:
         return True
 
 
 @cache
-def _hash_of(path: Path, size: int, time: int) -> str:
-    """xxh3 of a file; size and time tell whether it is the one that was looked at before."""
+def _hash_file(path: Path, size: int, time: int) -> str:
+    """xxh3 of a file; size and time are keys of the cache: a changed file is read again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
 def _sync_and_hash(path: Path) -> str:
-    """xxh3 of a file just written, computed while the disk takes it in.
+    """xxh3 of a file just written, computed while it is synced to the disk.
 
-    Mapped: it still is in memory, and reading copies it, which takes longer than the hash. At a load a damaged disk is
-    to give an error, not a signal: _hash_of reads.
+    The file is still in memory, so it is mapped: reading would copy it, which takes longer than the hash. _hash_file
+    reads instead, because a damaged disk must raise an error there, not a signal.
     """
     with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
         synced = pool.submit(os.fsync, file.fileno())
@@ -186,7 +187,7 @@ def save(
 ) -> Checkpoint:
     """Writes `state` (nested dicts of tensors) and, for evaluation, the teacher's whole tensors. All ranks call it."""
     folder = _folder(run)
-    final = folder / _name(iteration)
+    final = folder / _folder_name(iteration)
     temporary = folder / f".{final.name}.tmp"
     if distributed.is_main():
         shutil.rmtree(temporary, ignore_errors=True)
@@ -194,8 +195,8 @@ def save(
     distributed.barrier()
     mark = {"iteration": iteration, "epoch": epoch, "evaluate": teacher is not None, "identity": identity}
     try:
-        # The writer's own error on a full disk is a long chain; the folder never gets its mark either way.
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=_alone())
+        # On a full disk the writer raises a long chain of errors; without its mark the folder is never used.
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=False), no_dist=_is_single_process())
         hashes = _write_through(temporary, teacher)
         if distributed.is_main():
             _finish(temporary, final, mark, hashes)
@@ -212,12 +213,12 @@ def save(
     return Checkpoint(final, iteration, epoch, teacher is not None, identity, hashes)
 
 
-def _alone() -> bool:
+def _is_single_process() -> bool:
     return distributed.world_size() == 1
 
 
 def _write_through(folder: Path, teacher: dict[str, Tensor] | None) -> dict[str, str]:
-    """Each rank brings its shard to the disk; the main rank also writes the teacher. Checksums of the files."""
+    """Each rank syncs its shard to the disk; the main rank also writes the teacher. Returns the files' checksums."""
     own = {path.name: 0 for path in folder.glob(f"__{distributed.rank()}_*.distcp")}
     hashes, failure = {}, None
     try:
@@ -236,7 +237,7 @@ def _write_through(folder: Path, teacher: dict[str, Tensor] | None) -> dict[str,
 def _finish(temporary: Path, final: Path, mark: dict, hashes: dict[str, str]) -> None:
     mark = mark | {"files": {name: (temporary / name).stat().st_size for name in hashes}, "xxh3": hashes}
     with open(temporary / MARK, "w") as file:
-        file.write(json.dumps(mark | {"check": _check(mark)}))
+        file.write(json.dumps(mark | {"check": _checksum(mark)}))
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)  # an unreadable one of the same iteration
@@ -244,7 +245,7 @@ def _finish(temporary: Path, final: Path, mark: dict, hashes: dict[str, str]) ->
 
 
 def _prune(run: Path | str, keep_last: int) -> None:
-    """Removes the oldest checkpoints that are not kept for evaluation, and what killed runs left half-written."""
+    """Removes the oldest checkpoints that are not kept for evaluation, and what killed runs left behind."""
     passing = [c for c in list_checkpoints(run) if not c.evaluate]
     for checkpoint in passing[: max(len(passing) - keep_last, 0)]:
         # Renamed first: a half-removed folder must not look like a checkpoint.
@@ -259,13 +260,6 @@ def sweep(run: Path | str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _flat(state: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in state.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def load(checkpoint: Checkpoint, state: dict) -> dict:
     """Fills the tensors of `state` in place from a checkpoint (which may hold more) and returns it.
 
@@ -278,7 +272,7 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
         for name, item in description.state_dict_metadata.items()
     }
     wrong = []
-    for name, value in _flat(state).items():
+    for name, value in flatten(state).items():
         assert isinstance(value, Tensor), name
         if name not in described:
             wrong.append(f"{name} is missing")
@@ -287,14 +281,14 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ValueError(f"{checkpoint.path} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    load_tensors_into(state, checkpoint.path, description, _alone())
+    load_tensors_into(state, checkpoint.path, description, _is_single_process())
     return state
 
 
 def load_tensors(path: Path | str) -> dict:
     """A plain torch file, weights only. ValueError when it holds code, or is not what its checkpoint says of it."""
     path = Path(path)
-    checkpoint = _read(path.parent) if (path.parent / MARK).is_file() else None
+    checkpoint = _read_checkpoint(path.parent) if (path.parent / MARK).is_file() else None
     wanted = checkpoint.hashes.get(path.name) if checkpoint else None
     if wanted and _differs(path, wanted):
         raise ValueError(

@@ -2,14 +2,13 @@
 
     cfg = load_config(["imagenet100", "nct", "noise=gauss255", "data.root=mini-imagenet", "output_dir=runs/nct"])
 
-Unknown keys, values of another type and impossible combinations are ValueErrors that name the key. In key=value, a key
-that holds text (a path, a name) takes it to the letter; the others take YAML. References such as ${train.epochs} are
-for overlays.
+Unknown keys, values of the wrong type and impossible combinations are ValueErrors that name the key. In key=value, a
+key that holds text (a path, a name) takes the text literally; other keys take YAML. References such as ${train.epochs}
+belong in overlays.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -20,11 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dinov2.keys import FREE_FORM, PAGE, STAGE, Key, defaults, keys, one_of
+from dinov2.keys import FREE_FORM, PAGE, RENAMED, STAGE, Key, check_choice, defaults, keys, suggest_key
 from utils.files import atomic_path
+from utils.nested import map_texts, walk
 from utils.noise import NoiseSpec
+from utils.text import did_you_mean
 from utils.values import check as check_values
-from utils.yaml_files import load_yaml, map_texts
+from utils.yaml_files import load_yaml
 
 CONFIGS = PAGE.parent
 WEIGHT = Key.of(0.0)  # of an anchor
@@ -43,7 +44,7 @@ def objective_names() -> list[str]:
 
 
 def overlay_help() -> str:
-    """One line an overlay: its name and the first line of its header."""
+    """One line per overlay: its name and the first line of its header."""
     lines = []
     for name in overlay_names():
         first = (CONFIGS / f"{name}.yaml").read_text().splitlines()[0]
@@ -59,19 +60,18 @@ def find_overlay(name: str) -> Path:
         if not Path(name).is_file():
             raise ValueError(f"overlay {name} is no file")
         return Path(name)
-    close = difflib.get_close_matches(name, overlay_names(), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(name, overlay_names(), after=" ")
     raise ValueError(f"no overlay {name!r}: {hint}overlays are {', '.join(overlay_names())}, or the path of a .yaml")
 
 
 def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
-    """Merges overlays and key=value arguments onto the defaults; resolved. `validated` also checks combinations.
+    """Merges overlays and key=value arguments onto the defaults; resolved and, if `validated`, checked.
 
-    With model.pretrained the architecture is that of its file: over the defaults and the named overlays, while a key
-    that the user gives must agree with it.
+    With model.pretrained the architecture is that of its file. It overrides the defaults and the named overlays, while
+    a key that the user gives must agree with it.
     """
     cfg, given = load_defaults(), set()
-    for argument in _with_objective(arguments):
+    for argument in _insert_objective(arguments):
         if isinstance(argument, DictConfig):
             overlay, source = argument, ""
         elif "=" not in argument or (argument.endswith((".yaml", ".yml")) and os.path.isfile(argument)):
@@ -84,14 +84,14 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
         by_name = isinstance(argument, DictConfig) or argument in overlay_names()
         given |= set() if by_name else set(overlay.get("model") or {})
     if cfg.model.pretrained is not None:
-        cfg.model = OmegaConf.merge(cfg.model, _of_file(cfg.model, given))
+        cfg.model = OmegaConf.merge(cfg.model, _architecture_of_file(cfg.model, given))
     return finish(cfg, validated)
 
 
-def _with_objective(arguments: list[str]) -> list[str | DictConfig]:
-    """The arguments with the overlay of their objective behind the last named one: under all that the user gives.
+def _insert_objective(arguments: list[str]) -> list[str | DictConfig]:
+    """The arguments with the objective's overlay after the last named one, so that all the user's settings override it.
 
-    Its section `scales` holds, by the name of a scale's overlay, what is other at that scale.
+    Its section `scales` holds what differs at a scale, under the name of that scale's overlay.
     """
     named = [number for number, argument in enumerate(arguments) if argument in overlay_names()]
     chosen = [argument.removeprefix("objective=") for argument in arguments if argument.startswith("objective=")]
@@ -100,7 +100,7 @@ def _with_objective(arguments: list[str]) -> list[str | DictConfig]:
             chosen += [name] if (name := _read_yaml(Path(argument)).get("objective")) else []
     if not chosen:
         return arguments
-    one_of("objective", chosen[-1], objective_names())
+    check_choice("objective", chosen[-1], objective_names())
     overlay = _read_yaml(CONFIGS / "objectives" / f"{chosen[-1]}.yaml")
     scales = overlay.pop("scales", {})
     own = [scales[arguments[number]] for number in named if arguments[number] in scales]
@@ -108,8 +108,8 @@ def _with_objective(arguments: list[str]) -> list[str | DictConfig]:
     return [*arguments[:place], OmegaConf.merge(overlay, *own), *arguments[place:]]
 
 
-def _of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
-    """The keys of section model that follow from model.pretrained. ValueError where a given one is another."""
+def _architecture_of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
+    """The keys of section model that follow from model.pretrained. ValueError where a given one contradicts it."""
     from dinov2.models.weights import read_weights
 
     follow = read_weights(model.pretrained).model
@@ -123,8 +123,8 @@ def _of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
 
 
 def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
-    """Resolves interpolations, so that the saved config says everything by itself, and checks combinations."""
-    missing = [key for key in ("output_dir", "data.root") if OmegaConf.is_missing(*_owner(cfg, key))]
+    """Resolves interpolations, so that the saved config is complete by itself, and checks combinations."""
+    missing = [key for key in ("output_dir", "data.root") if OmegaConf.is_missing(*_find_section(cfg, key))]
     if missing and validated:
         raise ValueError(f"{missing[0]} is not set: give {missing[0]}=FOLDER")
     try:
@@ -138,18 +138,24 @@ def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
 
 
 def load_run_config(run: Path | str) -> DictConfig:
-    """The config saved with a run. Keys that later versions added have their defaults; values were "full" before."""
+    """The config saved with a run, by today's keys. Keys that were added since have their defaults, and data.values is
+    "full", which it was before it was a key."""
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise ValueError(f"{run} is no run: it has no config.yaml")
     content = _read_yaml(path)
     if key := next(_references(OmegaConf.to_container(content)), None):
         raise ValueError(f"{path}: {key} refers to something else (${{...}}); write its value there")
+    for old, new in RENAMED.items():
+        if (value := OmegaConf.select(content, old)) is not None:
+            section, name = _find_section(content, old)
+            del section[name]
+            OmegaConf.update(content, new, value)
     return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, content)
 
 
 def _references(content: object, key: str = "") -> Iterator[str]:
-    """Keys whose text has a reference: a saved config has none. After an odd number of backslashes ${ is text."""
+    """Keys whose text has a reference; a saved config has none. After an odd number of backslashes ${ is plain text."""
     if isinstance(content, str) and re.search(r"(?<!\\)(\\\\)*\$\{", content):
         yield key
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -158,7 +164,7 @@ def _references(content: object, key: str = "") -> Iterator[str]:
 
 
 def escaped(content: object) -> object:
-    """content with every ${ in its texts as OmegaConf is to read it: as two characters, not as a reference."""
+    """content with every ${ in its texts escaped, so that OmegaConf reads two characters, not a reference."""
     return map_texts(content, lambda text: re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
 
 
@@ -180,7 +186,7 @@ def save_run_config(cfg: DictConfig, run: Path | str) -> None:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Twelve hex digits of what decides the result; where it is written and how it is loaded do not."""
+    """Twelve hex digits of what decides the result, which output folders and loader settings do not."""
     content = OmegaConf.to_container(cfg, resolve=False)
     for key in ("output_dir", "trial"):
         content.pop(key, None)
@@ -189,7 +195,7 @@ def config_hash(cfg: DictConfig) -> str:
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _owner(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
+def _find_section(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
     *path, last = key.split(".")
     for part in path:
         cfg = cfg[part]
@@ -199,7 +205,7 @@ def _owner(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
 def _from_argument(argument: str) -> DictConfig:
     key, _, value = argument.partition("=")
     try:
-        # Built by hand rather than as a dot list: noise names such as speckle1.0 have a dot of their own.
+        # Not OmegaConf's dot list: noise names such as speckle1.0 contain a dot.
         parts = key.split(".", 2) if key.startswith(FREE_FORM) else key.split(".")
         content = parse_value(key.removeprefix("curriculum.noisy_set."), value)
         for part in reversed(parts):
@@ -210,7 +216,7 @@ def _from_argument(argument: str) -> DictConfig:
 
 
 def parse_value(key: str, text: str) -> object:
-    """What key=text stands for: text itself, escaped, where the key holds text; else, and for null, the YAML in it."""
+    """The value of key=text: the text itself, escaped, if the key holds text; else, and for null, the YAML in it."""
     holds = keys().get(key)
     if text not in ("", "null") and holds and holds.kind is str and not holds.many:
         return escaped(text)
@@ -221,13 +227,12 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
     for key in overlay:
         name = f"{prefix}{key}"
         if key not in known:
-            section = isinstance(OmegaConf.to_container(overlay)[key], dict)
-            known_names = _all_keys(defaults(), section=section)
-            # A part of a name, as lr of optim.base_lr, is less alike by its letters than another name of that length.
+            is_section = isinstance(OmegaConf.to_container(overlay)[key], dict)
+            known_names = [one for one, value in walk(defaults()) if isinstance(value, dict) == is_section]
+            # By its letters a part of a name, as lr of optim.base_lr, is less alike than another name of its length.
             parts = [one for one in known_names if one.startswith(prefix) and f"_{key}" in one.removeprefix(prefix)]
-            close = parts if prefix and parts else difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"unknown key {name}{source}{hint}")
+            likely, cutoff = (parts[:1], 0.0) if prefix and parts else (known_names, 0.5)
+            raise ValueError(f"unknown key {name}{source}{suggest_key(name, likely, cutoff)}")
         if OmegaConf.is_interpolation(overlay, key) or OmegaConf.is_missing(overlay, key):
             continue
         if name in keys():
@@ -236,17 +241,6 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
             raise ValueError(f"{name}{source} is a section: give {name}.KEY=VALUE")
         elif name not in FREE_FORM:
             _check_keys(overlay[key], known[key], source, f"{name}.")
-
-
-def _all_keys(known: dict, prefix: str = "", *, section: bool) -> list[str]:
-    """Dotted names of all sections, or of all values that are none."""
-    keys = []
-    for key, value in known.items():
-        if isinstance(value, dict) == section:
-            keys.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            keys += _all_keys(value, f"{prefix}{key}.", section=section)
-    return keys
 
 
 def validate(cfg: DictConfig) -> None:
@@ -272,8 +266,7 @@ def validate(cfg: DictConfig) -> None:
     batch, micro = cfg.train.batch_size, cfg.train.accumulate
     require(batch % micro == 0, f"train.batch_size={batch} is no multiple of train.accumulate={micro}")
     for key in cfg.resume.allow:
-        known = any(key in _all_keys(defaults(), section=section) for section in (True, False))
-        known = known or str(key).startswith("anchor.weights.")
+        known = key in dict(walk(defaults())) or str(key).startswith("anchor.weights.")
         require(known, f"resume.allow={list(cfg.resume.allow)}: {key} is no key")
     for noise, weight in cfg.anchor.weights.items():
         WEIGHT.check_kind(f"anchor.weights.{noise}", weight)
@@ -286,14 +279,14 @@ def _validate_stages(cfg: DictConfig, require) -> None:
     for number, stage in enumerate(stages):
         name, before = f"curriculum.stages[{number}]", stages[number - 1] if number else None
         for key in stage:
-            one_of(f"key of {name}", key, tuple(STAGE))
+            check_choice(f"key of {name}", key, tuple(STAGE))
             if stage[key] is not None:
                 STAGE[key].check_kind(f"{name}.{key}", stage[key])
                 STAGE[key].check_bounds(f"{name}.{key}", stage[key])
         for key in ("view", "epochs", "dir"):
             given = stage.get(key) is not None
             require(given, f"{name}.{key} is not set (a scale's overlay sets the curriculum's epochs)")
-        _check_keys(OmegaConf.create(_nested(stage.get("set") or {})), defaults(), f" in {name}.set")
+        _check_keys(OmegaConf.create(_nest(stage.get("set") or {})), defaults(), f" in {name}.set")
         init = stage.get("init") or "scratch"
         require(before is not None or init == "scratch", f"{name}.init={init} needs a stage before it")
         stop = stage_end(stage)
@@ -310,7 +303,7 @@ def _validate_stages(cfg: DictConfig, require) -> None:
         require(
             (stage.view == "mix") == (mix is not None), f"{name}.mix: [start, end] belongs to view mix, and to it alone"
         )
-        require(mix is None or len(mix) == 2, f"{name}.mix={mix} must be [start, end], two shares")
+        require(mix is None or len(mix) == 2, f"{name}.mix={mix} must be [start, end], two fractions")
         NoiseSpec.parse(stage.get("noise") or cfg.noise)
         if stage.get("anchor"):
             _validate_anchor(cfg, number, require)
@@ -356,7 +349,7 @@ def stage_end(stage: DictConfig) -> int:
 
 
 def anchor_source(cfg: DictConfig, number: int) -> tuple[str, int | None]:
-    """Run and epoch of the frozen teacher of the stage curriculum.stages[number]; of a file its path and None."""
+    """Run and epoch of the frozen teacher of curriculum.stages[number]; for a file its path and None."""
     stage, before = cfg.curriculum.stages[number], cfg.curriculum.stages[number - 1] if number else None
     anchor = stage_overrides(cfg, stage.get("set") or {}).anchor
     if anchor.pretrained:
@@ -365,7 +358,7 @@ def anchor_source(cfg: DictConfig, number: int) -> tuple[str, int | None]:
     return str(Path(anchor.run or before.dir)), epoch
 
 
-def _nested(dotted: DictConfig | dict) -> dict:
+def _nest(dotted: DictConfig | dict) -> dict:
     """{"optim.min_lr": 1} → {"optim": {"min_lr": 1}}"""
     nested: dict = {}
     for key, value in dotted.items():
@@ -379,4 +372,4 @@ def _nested(dotted: DictConfig | dict) -> dict:
 
 def stage_overrides(cfg: DictConfig, changes: DictConfig | dict) -> DictConfig:
     """cfg with a stage's `set` applied."""
-    return OmegaConf.merge(cfg, OmegaConf.create(_nested(changes)))
+    return OmegaConf.merge(cfg, OmegaConf.create(_nest(changes)))

@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint without what it unpickles: its description by an exact list of classes, tensors alone.
+"""Reads torch.distributed.checkpoint safely: its description by an exact list of classes, and tensors, nothing else.
 
 DCP describes a checkpoint in a pickle (.metadata) and stores what is no tensor as pickles in its shards; its own reader
 loads both without a guard. Here the description is read once, by a list of classes, and handed over; what is no tensor
@@ -18,7 +18,7 @@ _DESCRIPTION = "torch.distributed.checkpoint.metadata"
 
 
 class _DescriptionUnpickler(pickle.Unpickler):
-    """Lets in what a description is made of, by exact names: a name with a dot would reach into what it is part of."""
+    """Admits the classes of a description by exact name: a dotted one would reach into an object's attributes."""
 
     ALLOWED = frozenset(
         [("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)]
@@ -62,15 +62,15 @@ class _Reader(dcp.FileSystemReader):
         return self.description
 
 
-class _TensorsAlone(dcp.DefaultLoadPlanner):
+class _TensorPlanner(dcp.DefaultLoadPlanner):
     def load_bytes(self, read_item, value) -> None:
         raise ValueError(f"{read_item.dest_index.fqn} is no tensor")
 
 
-def load_tensors_into(state: dict, folder: Path, description: Metadata, alone: bool) -> None:
-    """Fills the tensors of `state` in place. ValueError, naming the folder, where a shard can't be read."""
+def load_tensors_into(state: dict, folder: Path, description: Metadata, no_dist: bool) -> None:
+    """Fills the tensors of `state` in place; no_dist: in a single process. ValueError where a shard can't be read."""
     try:
-        dcp.load(state, storage_reader=_Reader(folder, description), planner=_TensorsAlone(), no_dist=alone)
+        dcp.load(state, storage_reader=_Reader(folder, description), planner=_TensorPlanner(), no_dist=no_dist)
     except dcp.CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise ValueError(f"{folder} can't be read: {' '.join(str(reason).split()) or type(reason).__name__}") from None

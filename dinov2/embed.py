@@ -1,4 +1,4 @@
-"""Features of every image below a folder: a table with a row an image, its path first.
+"""Features of every image below a folder: a table with a row per image, its path first.
 
     python -m dinov2.embed WEIGHTS DIR --output features.parquet
     names, values = dinov2.embed("runs/nct", "DIR")
@@ -29,10 +29,11 @@ from dinov2.eval.features import check_finite
 from dinov2.models import pretrained
 from dinov2.models.vision_transformer import VisionTransformer
 from utils import cli, distributed
-from utils.feature_map import spread, thumbnail, write_map
+from utils.feature_map import MOST, thumbnail, write_map
 from utils.feature_table import PartialRows, check_table, names_path, write_table
 from utils.images import ImageError
 from utils.progress import Progress
+from utils.sampler import spread_evenly
 
 TOKENS = {  # name → of a backbone's output the features of each image
     "cls": lambda out: out["x_norm_clstoken"],  # [B, D]
@@ -86,7 +87,7 @@ def embed(
     first principal components, with a .json of the places beside it (utils/feature_map.py).
     """
     if map is not None and (tokens == "patches" or Path(map).suffix != ".png"):
-        raise ValueError(f"map={map}: name a .png, and tokens that give one row an image, not patches")
+        raise ValueError(f"map={map}: name a .png, and tokens that give one row per image, not patches")
     if tokens not in TOKENS:
         raise ValueError(f"tokens={tokens} must be one of {', '.join(TOKENS)}")
     backbone = weights if isinstance(weights, VisionTransformer) else load_backbone(weights)
@@ -112,7 +113,7 @@ def embed(
 
 
 def _draw_map(path: Path, dataset: ImageDataset, names: list[str], values: np.ndarray) -> None:
-    shown, kind = spread(len(names)).tolist(), dataset.choose(0)
+    shown, kind = spread_evenly(len(names), MOST).tolist(), dataset.choose(0)
     place = {name: number for number, name in enumerate(dataset.relatives)}
     tiles = [thumbnail(dataset.read(place[names[i]], kind)[0]) for i in shown]
     write_map(path, [names[i] for i in shown], values[shown], tiles, [None] * len(shown), "pca")

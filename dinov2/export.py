@@ -13,7 +13,6 @@ patches [B, N, D]. It needs onnx and onnxscript.
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from pathlib import Path
@@ -33,7 +32,8 @@ from dinov2.models.weights import SAFETENSORS, grid_side
 from utils import cli
 from utils.files import atomic_path
 from utils.locks import sweep
-from utils.values import known
+from utils.text import did_you_mean
+from utils.values import configured_rule
 
 KEYS = ("run", "epoch", "format", "output")
 PROCESSOR = "preprocessor_config.json"
@@ -41,7 +41,7 @@ ONNX_BYTES = 1_900_000_000  # of weights, beyond which they lie in a file beside
 
 
 def image_size(model: VisionTransformer, cfg: DictConfig) -> int:
-    """Pixels a side that the position embeddings are built for; of rotary ones, which are built for none, the crop."""
+    """Pixels per side that the position embeddings are built for; the crop for rotary ones, which fit any size."""
     return cfg.eval.crop if model.pos_embed is None else grid_side(model.pos_embed) * model.patch_size
 
 
@@ -80,7 +80,7 @@ def processor(cfg: DictConfig) -> dict:
     data.values=range=[lo,hi] is a factor and a shift of the mean; beyond lo and hi theirs does not clip. With log there
     is no such: it takes images that are scaled to [0, 1] already. With full it takes those of 8 bits.
     """
-    values = known(cfg.data["values"])
+    values = configured_rule(cfg.data["values"])
     factor = 1 / (values.high - values.low) if values.kind == "range" else 1 / 255
     shift = values.low * factor if values.kind == "range" else 0.0
     return {
@@ -213,9 +213,9 @@ def parse(argv: list[str]) -> dict[str, str]:
     for argument in argv:
         key, equals, value = argument.partition("=")
         if not equals or key not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {close[0]}=? " if close else ""
-            raise ValueError(f"{argument!r} is no argument: {hint}give {', '.join(f'{k}=' for k in KEYS)}")
+            names = [f"{known}=" for known in KEYS]
+            hint = did_you_mean(f"{key}=", names, after=" ")
+            raise ValueError(f"{argument!r} is no argument: {hint}give {', '.join(names)}")
         given[key] = value
     missing = [key for key in ("run", "format", "output") if not given.get(key)]
     if missing:

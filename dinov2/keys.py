@@ -1,22 +1,26 @@
-"""Kind and bounds of every key: read from default.yaml, the one page that also holds defaults, meanings and sources.
+"""Type and bounds of every key, read from default.yaml, which also holds defaults, meanings and sources.
 
-A comment there may begin with a rule, up to its first semicolon: choices, as `a (what it does) | b`, or
+A comment there may begin with a rule, which ends at the first semicolon: choices, as `a (what it does) | b`, or
     [int | float | bool | text]  [>= N | > N | in [a, b] | rising in [a, b]]  [or null]
-where a round bracket leaves that end out and `rising` is of a pair. A kind that is not named is that of the default.
+where a round bracket excludes that end and `rising` describes a pair. Without a type it is that of the default.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from utils.nested import flatten
+from utils.text import did_you_mean
+
 PAGE = Path(__file__).parent / "configs" / "default.yaml"
 FREE_FORM = ("anchor.weights", "curriculum.noisy_set")  # sections whose keys are the user's
+RENAMED = {"eval.linear.cached_share": "eval.linear.cached_fraction"}  # old name in saved configs: today's
 KINDS = {"int": int, "float": float, "bool": bool, "text": str}
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", dict: "{key: value}", str: "a text"}
 NUMBER, NOTE = r"-?\d[\d.e-]*", r"( [(\[][^|]*)?"
@@ -30,7 +34,7 @@ LINE = re.compile(r"(?P<indent> *)(?P<name>\w+):(?P<value>[^#]*)(# *(?P<comment>
 
 @dataclass(frozen=True)
 class Key:
-    """What a key may hold."""
+    """What values a key may have."""
 
     kind: type  # of the value, or of the entries of a list: str, int, float, bool, dict, or object for anything
     rule: dict[str, str | None]  # the groups of RULE
@@ -38,7 +42,7 @@ class Key:
 
     @classmethod
     def of(cls, default: object, rule: str = "") -> Key:
-        """The key of this default. AssertionError: it is null, and the rule names no kind."""
+        """The key with this default. AssertionError if it is null and the rule names no type."""
         many = isinstance(default, list)
         example = next(iter(default), None) if many else default
         read = RULE.fullmatch(rule.strip())
@@ -48,7 +52,7 @@ class Key:
         return cls(kind, found, many)
 
     def check_kind(self, name: str, value: object, source: str = "") -> None:
-        """ValueError where value is of another kind. source: " in FILE", of the message."""
+        """ValueError if the type of value is wrong. source: " in FILE", for the message."""
         if value is None and self.rule.get("null"):
             return
         entries = list(value) if OmegaConf.is_list(value) else [value]
@@ -70,12 +74,12 @@ class Key:
         return f"a list, each entry {one}" if self.many and one else one or "a list"
 
     def check_bounds(self, name: str, value: object) -> None:
-        """ValueError where value, of the right kind, lies outside of the bounds."""
+        """ValueError if value, of the right type, lies outside the bounds."""
         rule = self.rule
         if value is None:
             return
         if choices := rule.get("choices"):
-            one_of(name, value, [choice.split()[0] for choice in choices.split("|")])
+            check_choice(name, value, [choice.split()[0] for choice in choices.split("|")])
         elif rule.get("least"):
             least, strict = float(rule["bound"]), rule["least"] == ">"
             if value < least or (strict and value == least):
@@ -96,19 +100,19 @@ class Key:
 
 @lru_cache(maxsize=1)
 def defaults() -> dict:
-    """default.yaml, unresolved: read once, because parsing takes longer than all the rest."""
+    """default.yaml, unresolved; read once, because parsing takes longer than everything else."""
     return OmegaConf.to_container(OmegaConf.load(PAGE))
 
 
 @lru_cache(maxsize=1)
 def keys() -> dict[str, Key]:
     """Every key that holds a value, by its dotted name."""
-    rules = _rules(PAGE.read_text())
-    return {name: Key.of(default, rules.get(name, "")) for name, default in _values(defaults())}
+    rules = _read_rules(PAGE.read_text())
+    return {name: Key.of(default, rules.get(name, "")) for name, default in flatten(defaults()).items()}
 
 
-def _rules(text: str) -> dict[str, str]:
-    """What stands before the first semicolon of each key's comment, by the dotted name."""
+def _read_rules(text: str) -> dict[str, str]:
+    """The part of each key's comment before the first semicolon, by the dotted name."""
     found, path = {}, []
     for line in text.splitlines():
         if (match := LINE.fullmatch(line)) and not line.lstrip().startswith("-"):
@@ -117,15 +121,7 @@ def _rules(text: str) -> dict[str, str]:
     return found
 
 
-def _values(section: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in section.items():
-        if isinstance(value, dict) and f"{prefix}{name}" not in FREE_FORM:
-            yield from _values(value, f"{prefix}{name}.")
-        elif not isinstance(value, dict):
-            yield f"{prefix}{name}", value
-
-
-STAGE = {  # of an entry of curriculum.stages
+STAGE = {  # keys of an entry of curriculum.stages
     name: Key.of(default, rule)
     for name, default, rule in (
         ("view", "", "noisy | denoised | clean | mix"),
@@ -143,6 +139,11 @@ STAGE = {  # of an entry of curriculum.stages
 }
 
 
-def one_of(name: str, value: object, allowed: Iterable) -> None:
+def suggest_key(name: str, known: Iterable[str], cutoff: float) -> str:
+    """ "; did you mean KEY?", for messages on a key that does not exist: its new name, or the most alike of `known`."""
+    return did_you_mean(RENAMED.get(name, name), known, "; ", cutoff=cutoff)
+
+
+def check_choice(name: str, value: object, allowed: Iterable) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value} must be one of {', '.join(map(str, allowed))}")

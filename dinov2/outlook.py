@@ -82,11 +82,3 @@ def check_disk(output: str, need: float) -> None:
             f"{output} lies on a disk with {free / 1e9:.3g} GB free, {need / 1e9:.3g} GB are needed: give --output on "
             "another one, or keep fewer checkpoints (train.eval_every=N)"
         )
-
-
-def duration(seconds: float) -> str:
-    """In h and min; below a minute in s."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

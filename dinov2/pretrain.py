@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from dinov2 import CommandModule
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS
-from dinov2.outlook import check_disk, costs_of, duration
+from dinov2.outlook import check_disk, costs_of
 from dinov2.run import stages
 from dinov2.run.choices import Choice, Hardware, choose, choose_denoiser, choose_scale
 from dinov2.run.options import (
@@ -34,7 +34,6 @@ from dinov2.run.options import (
     PYTHON,
     Options,
     Parser,
-    did_you_mean,
     finish,
     number,
     seed,
@@ -49,6 +48,7 @@ from utils.files import atomic_path
 from utils.images import list_images
 from utils.locks import locked
 from utils.readers import STACKS
+from utils.text import did_you_mean, duration
 
 TRIAL_IMAGES = 256  # that a trial looks at, at least
 # Keys that the denoiser must hear of too → the option that tells both.
@@ -132,7 +132,7 @@ def check_early(request: Request, o: Options) -> None:
     if root in (inside, *inside.parents):
         raise ValueError(f"the output {o.output} lies inside {root}, whose images would be read too: give --output")
     if request.stack not in STACKS:
-        hint = did_you_mean(request.stack, STACKS)
+        hint = did_you_mean(request.stack, STACKS, ": ")
         raise ValueError(f"--stack {request.stack} is none of {', '.join(STACKS)}{hint}")
     if request.weights is not None and not Path(request.weights).exists():
         raise ValueError(
@@ -319,7 +319,7 @@ def make_parser() -> Parser:
     add("--epochs", type=number, metavar="N", help="of the whole schedule [100; published ones for many large images]")
     add("--steps", type=number, metavar="N", help="a trial: every schedule cut to about N iterations, of large folders "
         f"{TRIAL_IMAGES} images or more")  # fmt: skip
-    add("--val", type=float, metavar="SHARE", help="of the images become val [none; 0.1 where there are labels]")
+    add("--val", type=float, metavar="FRACTION", help="of the images become val [none; 0.1 where there are labels]")
     add("--group", metavar="NAME", help="never torn apart by val: folder, a column of the CSV, a regular expression")
     add("--labels", metavar="CSV", help="path,label[,split] [the folders are the classes]")
     add("--from", dest="weights", metavar="WEIGHTS", help="a backbone to continue from, see docs/public_weights.md")
@@ -336,7 +336,7 @@ def make_parser() -> Parser:
         help="may be repeated [linear, knn with labels; label_free, pca, map]",
     )
     add("--seed", dest="seeds", action="append", type=seed, metavar="N", help="may be repeated [the scale's]")
-    add("--gpus", type=number, default=1, metavar="N", help="processes, one a GPU [1]")
+    add("--gpus", type=number, default=1, metavar="N", help="processes, one per GPU [1]")
     add("--dry-run", action="store_true", help="print plan and commands, train nothing")
     return parser
 

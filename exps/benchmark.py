@@ -5,7 +5,7 @@
     python exps/benchmark.py --arch vit_base --batch-size 64 --device cuda
     python exps/benchmark.py --only step data --compare other.py
 
-Sections: step (DINOv2 and NCT, with the share of the hardware's matrix rate that they reach), data (decoding, each
+Sections: step (DINOv2 and NCT, with the fraction of the hardware's matrix rate that they reach), data (decoding, each
 noise, all crops), both (the trainer from files on: how long the step waits for data), denoiser, probe, checkpoint.
 
 Every case has a process of its own. They take turns, one step each, so that what else the machine does meets all of
@@ -231,7 +231,7 @@ def measure(args: argparse.Namespace, job: cases.Job) -> tuple[list[Measurement]
 
 # --- output ---------------------------------------------------------------------------------------------------------
 def table(measurements: list[Measurement], rates: dict[str, float]) -> str:
-    """Markdown, one line a case: medians, with the least and the most of the turns in brackets."""
+    """Markdown, one line per case: medians, with the least and the most of the turns in brackets."""
     lines = [
         "| section | case | time, ms | images/s | GB | FLOP utilisation | floor, ms | ratio |",
         "|---|---|---|---|---|---|---|---|",
@@ -278,7 +278,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"default here: {default}")
     parser.add_argument("--arch", help="vit_tiny, vit_small, vit_base, ... (default: the scale's)")
     parser.add_argument("--scale", default="imagenet100", help="overlay of sizes (default imagenet100)")
-    parser.add_argument("--batch-size", type=int, help="images a step (default 8 on a CPU, 128 on a GPU)")
+    parser.add_argument("--batch-size", type=int, help="images per step (default 8 on a CPU, 128 on a GPU)")
     parser.add_argument(
         "--precision", nargs="+", choices=("bf16", "fp32", "fp16"), default=["bf16", "fp32"],
         help="default bf16 fp32; fp16 is for a GPU, and the denoiser, which has none, is not timed in it",

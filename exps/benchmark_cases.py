@@ -26,7 +26,7 @@ from dinov2.eval.features import LAST_BLOCKS, autocast, block_tokens
 from dinov2.eval.probes import Probes
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives import DINOv2
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective
 from dinov2.train.anchor import with_anchor
 from dinov2.train.trainer import PRECISIONS, Trainer
 from Neighbor2Neighbor import denoisers
@@ -86,14 +86,14 @@ def write_photographs(root: Path, number: int) -> None:
 
 
 # --- training step --------------------------------------------------------------------------------------------------
-def random_batch(cfg: DictConfig, images: int, device: str) -> Batch:
+def random_batch(cfg: DictConfig, images: int, device: str) -> CropBatch:
     """Random crops of `images` images in both views, masked as in training."""
     side, grid = cfg.crops.global_size, cfg.crops.global_size // cfg.model.patch_size
     masks = sample_masks(
         GLOBAL_CROPS * images, (grid, grid), cfg.ibot.mask_probability, tuple(cfg.ibot.mask_ratio), random.Random(0)
     )
     channels, locals_ = cfg.data.in_chans, cfg.crops.local_number * images
-    return Batch(
+    return CropBatch(
         global_crops=torch.randn(GLOBAL_CROPS * images, channels, side, side, device=device),
         local_crops=torch.randn(locals_, channels, cfg.crops.local_size, cfg.crops.local_size, device=device),
         masks=torch.from_numpy(masks).to(device),

@@ -28,7 +28,7 @@ def main() -> None:
     """Writes the tree beside its place and renames it when it is whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--size", type=int, required=True, help="pixels a side")
+    parser.add_argument("--size", type=int, required=True, help="pixels per side")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     source, output, size = arguments.source, arguments.output, arguments.size

@@ -44,7 +44,7 @@ make_python() {
         if command -v "$base" >/dev/null 2>&1 && "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
             echo "making .venv with $base: the packages of $* (PyTorch is large: some minutes)"
             "$base" -m venv .venv
-            # shellcheck disable=SC2046  # one -r FILE pair a file, no blanks in their names
+            # shellcheck disable=SC2046  # one -r FILE pair per file, no blanks in their names
             .venv/bin/python -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' "$@")
             PYTHON=.venv/bin/python
             return

@@ -26,7 +26,7 @@ def main() -> None:
     """Writes the tree beside its place and renames it when it is whole."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=32, help="pixels a side")
+    parser.add_argument("--size", type=int, default=32, help="pixels per side")
     arguments = parser.parse_args()
     output = arguments.output
     if output.exists():

@@ -140,7 +140,7 @@ def machine() -> dict[str, object]:
 
 
 def rows_of(work: Path, pattern: str) -> list[dict]:
-    """The rows of all files work/pattern of a JSON object a line, each with the folder that it is from."""
+    """The rows of all files work/pattern of one JSON object per line, each with the folder that it is from."""
     found = []
     for path in sorted(work.glob(pattern)):
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -188,7 +188,7 @@ def pack(images: Path) -> None:
 
 
 def unpack(work: Path, images: Path | None, trial: bool) -> tuple[Path | None, dict[str, str]]:
-    """The folder of images (for a trial four a class), and the environment of all parts."""
+    """The folder of images (for a trial four per class), and the environment of all parts."""
     site = work / "site"
     wheels = sorted(PACK.glob("*.whl"))
     if wheels and not site.exists():

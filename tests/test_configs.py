@@ -86,7 +86,7 @@ def test_missing_lambda_is_an_error_with_the_way_out():
     assert cfg.anchor.weights["speckle0.4"] == 3
 
 
-def test_the_clean_ceiling_carries_no_noise():
+def test_the_clean_oracle_carries_no_noise():
     assert config("imagenet100", "clean").noise == "none"
 
 

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "dinov2.loss": ("utils.distributed", "utils.fused"),
     "dinov2.models": ("dinov2.layers", "dinov2.config", "dinov2.checkpoint", "utils"),
     "dinov2.data": ("utils",),
-    "dinov2.objectives": ("dinov2.layers", "dinov2.models", "dinov2.loss", "utils.distributed", "utils.memory"),
+    "dinov2.objectives": ("dinov2.layers", "dinov2.models", "dinov2.loss", "utils.distributed", "utils.memory",
+                          "utils.spectrum"),
     "dinov2.train": ("dinov2.layers", "dinov2.models", "dinov2.loss", "dinov2.objectives", "dinov2.data", "utils",
                      "dinov2.config", "dinov2.checkpoint"),
     "dinov2.train.__main__": ("dinov2", "utils"),  # wires the live kNN figure: train and eval know no other

@@ -2,7 +2,7 @@
 
     python -m toy_mnist.linear_probe clean_mlp_final.pth --noise gauss102 --seeds 2 --data DIR
 
-prints the test accuracy of any encoder of that shape, released weights included. About 20 s a seed on one core.
+prints the test accuracy of any encoder of that shape, released weights included. About 20 s per seed on one core.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def view_name(spec: NoiseSpec) -> str:
 
 
 def main() -> None:
-    """Command line: prints one line of accuracy a seed and encoder."""
+    """Command line: prints one line of accuracy per seed and encoder."""
     parser = argparse.ArgumentParser(prog="python -m toy_mnist.linear_probe", description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="+", help="checkpoints of 784-128-32 encoders")
     parser.add_argument("--noise", default="gauss102", help="of train and test images, or none (default: gauss102)")

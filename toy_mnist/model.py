@@ -1,4 +1,4 @@
-"""The toy's encoder and its self-supervised loss (invariance of two views, and decorrelated unit-variance features)."""
+"""The toy's encoder and its self-supervised loss (invariance of two crops, and decorrelated unit-variance features)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_encoder(path: Path | str) -> Encoder:
 
 
 def invariance_loss(z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of the squared distance of two views' features [B, D]."""
+    """Mean over the batch of the squared distance of two crops' features [B, D]."""
     return (z1 - z2).square().sum(1).mean()
 
 

@@ -1,4 +1,4 @@
-"""Pretraining of the toy's encoder on two augmented views of each digit; resumable at every fifth epoch."""
+"""Pretraining of the toy's encoder on two augmented crops of each digit; resumable at every fifth epoch."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ def stream_seed(*names: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(names).encode(), digest_size=4).digest(), "little")
 
 
-def two_views(images: torch.Tensor, spec: NoiseSpec, generator: torch.Generator) -> torch.Tensor:
-    """Two noisy, augmented views of each image. images: uint8 [B, S, S]. Returns float [2 B, S, S], first views first.
+def two_crops(images: torch.Tensor, spec: NoiseSpec, generator: torch.Generator) -> torch.Tensor:
+    """Two noisy, augmented crops of each image. images: uint8 [B, S, S]. Returns float [2 B, S, S], first crops first.
 
-    Noise comes before the augmentation and is drawn anew for each view, as in the paper's toy. Everywhere else in this
+    Noise comes before the augmentation and is drawn anew for each crop, as in the paper's toy. Everywhere else in this
     project an image has one fixed noise.
     """
-    views = (images.float() / 255).repeat(2, 1, 1)
-    views = perturb(views, spec, generator)
-    return augment(views, sample_augmentation(len(views), images.shape[-1], generator))
+    noisy = perturb((images.float() / 255).repeat(2, 1, 1), spec, generator)
+    return augment(noisy, sample_augmentation(len(noisy), images.shape[-1], generator))
 
 
 def checkpoint_path(folder: Path, stage: str, epoch: int) -> Path:
@@ -85,7 +84,7 @@ def train_epoch(
     """One pass over the shuffled images, the last batch smaller. Returns the means of both losses over the steps."""
     invariance_sum, covariance_sum, steps = 0.0, 0.0, 0
     for index in torch.randperm(len(images), generator=generator).split(BATCH):
-        z = encoder(two_views(images[index], spec, generator))
+        z = encoder(two_crops(images[index], spec, generator))
         invariance, covariance = invariance_loss(*z.chunk(2)), covariance_penalty(z)
         optimizer.zero_grad()
         (invariance + COVARIANCE_WEIGHT * covariance).backward()

@@ -86,7 +86,7 @@ def sweep_table(results: Results, noises: list[str]) -> str:
 
 
 def plot_seeds(results: Results, curriculum: tuple[int, int, int], path: Path) -> None:
-    """The table as a picture: a dot a seed, a bar their mean."""
+    """The table as a picture: a dot per seed, a bar for their mean."""
     from matplotlib import pyplot as plt
 
     shown = lines(results, curriculum)
@@ -101,7 +101,7 @@ def plot_seeds(results: Results, curriculum: tuple[int, int, int], path: Path) -
 
 
 def plot_sweep(results: Results, noises: list[str], last: int, path: Path) -> None:
-    """Left: accuracy against the epoch of the switch, a line a noise. Right: what the switch gains over noisy alone."""
+    """Left: accuracy over the epoch of the switch, a line per noise. Right: its gain over noisy digits only."""
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")

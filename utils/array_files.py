@@ -1,7 +1,7 @@
 """Files that hold more than Pillow reads: .npy, and TIFFs of any number of channels, of 8 bits, 16 bits or float.
 
-Arrays come as [H, W, C], as `scale` makes them of the stored ones: uint8 or float32 in [0, 1]. What is wrong with a
-file is a ValueError; utils.images names it.
+`scale` turns stored arrays into images [H, W, C], uint8 or float32 in [0, 1]. Errors in a file are ValueErrors without
+its name, which utils.images adds.
 """
 
 import logging
@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 Scale = Callable[[np.ndarray], np.ndarray]  # stored values -> uint8, or float32 in [0, 1]
-Check = Callable[[int, int, int], None]  # of height, width, channels before they are decoded; ValueError refuses
+Check = Callable[[int, int, int], None]  # gets height, width, channels before decoding; ValueError to refuse
 _ADVICE = "set data.values of a run and --values of a tool to percentile or range=[lo,hi]"
 _STACK = "set data.stack of a run and --stack of a tool to pages or max"
 _CHANNEL_AXES = "CSEQI"  # tifffile's letters: channel, sample, wavelength, other, plain sequence of pages
 
 
 def open_npy(path: Path | str) -> np.ndarray:
-    """The array of a .npy file, mapped: only its header is read. ValueError where it is pickled, cut, or no .npy."""
+    """The array of a .npy file, mapped: only its header is read. ValueError if it is pickled, cut or not a .npy."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # checks the size, and cannot unpickle
     except OSError:
@@ -42,10 +42,10 @@ def read_npy(path: Path | str, scale: Scale, check: Check) -> np.ndarray:
 
 
 def read_tiff(path: Path | str, scale: Scale, channels: int, check: Check, bands: int = 0) -> np.ndarray | None:
-    """The first image of a TIFF: planes or pixels of channels, as its own axes say, turned as its orientation says.
+    """The first image of a TIFF, its channels by planes or by pixels as its axes say, turned by its orientation.
 
-    channels: as asked for; to 1 or 3 the alpha of RGBA is dropped. bands: channels that Pillow finds, 0 where it cannot
-    read the file; None is returned where Pillow reads all that there is, as it knows more compressions.
+    channels: as asked for; for 1 or 3 the alpha of RGBA is dropped. bands: channels that Pillow finds, 0 if it cannot
+    read the file. Returns None if Pillow reads all of the file, as it supports more compressions.
     """
     import tifffile  # here, as it loads slowly
 
@@ -79,30 +79,30 @@ def read_tiff(path: Path | str, scale: Scale, channels: int, check: Check, bands
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """[H, W, C] as it is to be seen: the TIFF tag says where the first row and column lie, as Pillow takes it."""
+    """[H, W, C] upright: the TIFF tag says where the first row and column are, as Pillow reads it."""
     array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
     array = array[::-1] if orientation in (3, 4, 7, 8) else array
     return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
 
 
 class Strict(logging.Handler):
-    """Makes errors of those that tifffile only logs, such as pages that a cut file lacks: they are channels here."""
+    """Raises what tifffile only logs, such as missing pages of a truncated file, which are channels here."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "TiffTag" not in (message := record.getMessage()):  # a single broken tag, of a microscope's say, is harmless
+        if "TiffTag" not in (message := record.getMessage()):  # a single broken tag is harmless
             raise ValueError(message)
 
 
 def _are_planes(axes: str) -> bool:
-    """Whether axes are those of one image: height, width and at most one of channels; depth and time are none."""
+    """Whether axes are those of one image: height, width and at most one of channels, but not depth or time."""
     other = axes.replace("YX", "", 1)
     return "YX" in axes and (not other or (len(other) == 1 and other in _CHANNEL_AXES))
 
 
 def in_range(array: np.ndarray) -> np.ndarray:
-    """An array of a file as an image in memory of its own: uint8 as it is, else float32 in [0, 1].
+    """Copies an array of a file as an image: uint8 unchanged, else float32 in [0, 1].
 
-    ValueError for floats outside [0, 1] or NaN, and for values that are neither uint8, uint16 nor float.
+    ValueError for floats outside [0, 1] or NaN, and for values that are not uint8, uint16 or float.
     """
     if array.dtype == np.uint8:
         return np.array(array, order="C")

@@ -1,10 +1,10 @@
-"""How every command-line tool ends: errors of the user in one line, Ctrl-C without a traceback."""
+"""How every command-line tool ends: user errors in one line, Ctrl-C without a traceback."""
 
 import signal
 import sys
 from collections.abc import Callable
 
-ENDED = {  # what PyTorch says, by RuntimeErrors from anywhere, when another process was ended: what to do
+ENDED = {  # words of PyTorch's RuntimeErrors after the end of another process: what to do
     "DataLoader worker": "a loader process was ended, from outside or for lack of memory; use fewer (data.workers=0 of "
     "a run, --workers 0 of a tool) or, in a container, give it more shared memory (docker run --shm-size=8g)",
     "onnection closed by peer": "another rank has ended, see its own message; start all of them again to go on",
@@ -17,7 +17,7 @@ def run(main: Callable[[], int | None]) -> None:
     """Call main() and leave the process with its exit code (None: 0).
 
     ValueError and OSError (bad input, full disk, no permission) and the end of another process become `error: ...` on
-    stderr and exit code 2; Ctrl-C becomes one line and exit code 130. All else is a defect and keeps its traceback.
+    stderr and exit code 2; Ctrl-C becomes one line and exit code 130. Anything else is a bug and keeps its traceback.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as utils/__init__.py left it while this was loaded
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Ranks: the only reader of the launch environment (torchrun, or srun and submitit on Slurm); else one process."""
+"""Ranks, from the launch environment (torchrun, or srun and submitit on Slurm), which only this module reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch import Tensor
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # rank 0 may build an index of a large tree while the others wait
 POLL = 1.0  # s
-joined = False  # whether this process has been one of several ranks
-_waits = count()  # the ranks call `wait_for_main` in step
+joined = False  # whether this process has joined a group of ranks
+_waits = count()  # all ranks call `wait_for_main` equally often
 
 
 def _slurm_environment() -> dict[str, str]:
@@ -36,8 +36,8 @@ def _slurm_environment() -> dict[str, str]:
     }
 
 
-def launched() -> tuple[int, int]:
-    """(rank, number of ranks) as the launcher has it, for ranks that need no group; chooses this rank's GPU."""
+def read_launcher() -> tuple[int, int]:
+    """(rank, number of ranks) from the launcher, for ranks that need no group; chooses this rank's GPU."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         os.environ.update(_slurm_environment())
     if torch.cuda.is_available():
@@ -48,7 +48,7 @@ def launched() -> tuple[int, int]:
 def init() -> None:
     """Joins the process group when started as one of several ranks; chooses this rank's GPU. Safe to call twice."""
     global joined
-    if not dist.is_initialized() and launched()[1] > 1:
+    if not dist.is_initialized() and read_launcher()[1] > 1:
         joined = True
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
@@ -59,10 +59,10 @@ def close() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this rank with its exit code, as sys.exit does, without taking the interpreter down.
+    """Ends this rank with its exit code, as sys.exit does, but without finalising the interpreter.
 
-    A thread of gloo may still let go of a tensor then, for which it needs the interpreter's lock; a thread that asks
-    for it at that point is ended by CPython, in the midst of a destructor, and the process aborts (docs/security.md).
+    A thread of gloo may still release a tensor then and needs the interpreter's lock; CPython ends a thread that asks
+    for it during finalisation, in the middle of a destructor, and the process aborts (docs/security.md).
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -95,7 +95,7 @@ def barrier() -> None:
 
 
 def wait_for_main() -> None:
-    """Until the main rank is here too, however long it works alone: in a collective the others would time out."""
+    """Waits for the main rank, however long it works alone; a collective would time out."""
     if not dist.is_initialized():
         return
     store, name = dist.distributed_c10d._get_default_store(), f"main-{next(_waits)}"
@@ -103,11 +103,11 @@ def wait_for_main() -> None:
         store.set(name, "here")
     while not store.check([name]):
         time.sleep(POLL)
-    dist.barrier()  # the store may live in the main rank, which must not leave while others ask
+    dist.barrier()  # the main rank may host the store and must not leave while others use it
 
 
 def on_main(function: Callable[[], T]) -> T | None:
-    """function() on the main rank, its result there. Its ValueError or OSError is raised on every rank."""
+    """Calls function() on the main rank; its result is there, its ValueError or OSError on all ranks."""
     result, message = None, [None]
     if is_main():
         try:
@@ -149,15 +149,15 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(own: Tensor) -> Tensor:
-    """The rows of all ranks, in the order of ranks; each rank has as many.  # [n, ...] → [ranks * n, ...]
+    """The rows of all ranks, in their order; each rank has equally many.  # [n, ...] → [ranks * n, ...]
 
-    With gradient: a row's is the sum of those that all ranks give it.
+    Differentiable: the gradient of a row is the sum over the ranks.
     """
     return _GatherRows.apply(own) if dist.is_initialized() else own
 
 
 def gather_dicts(own: dict[str, str]) -> dict[str, str]:
-    """The entries of all ranks' dicts together, on every rank."""
+    """The merged dicts of all ranks, on every rank."""
     gathered: list[dict] = [own] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(gathered, own)

@@ -1,4 +1,4 @@
-"""Where a run was trained: <run>/environment.json, a list with one entry for each start of its training."""
+"""Where a run was trained: <run>/environment.json, a list with an entry for each start of the training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def record_environment(run: Path) -> None:
 
 
 def read_environment(run: Path) -> list[dict]:
-    """The run's entries, oldest first; none when there is no file or it can't be read."""
+    """The run's entries, oldest first; none if there is no readable file."""
     try:
         entries = json.loads((run / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -57,7 +57,7 @@ def environment() -> dict:
 
 
 def commit(code: Path) -> str | None:
-    """Commit of the code, "+ changes" where tracked files differ from it; None outside a repository of its own."""
+    """Commit of the code, with "+ changes" if tracked files differ from it; None outside its own repository."""
     try:
         if Path(git(code, "rev-parse", "--show-toplevel")).resolve() != code:
             return None  # installed within another project's repository
@@ -68,7 +68,7 @@ def commit(code: Path) -> str | None:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Output of a git command in `folder`; without optional locks, so that a training never waits for one."""
+    """Output of a git command in `folder`, without optional locks, so that training never waits for one."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
@@ -81,7 +81,7 @@ def package_version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor's own name where the system tells it."""
+    """Name of the processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -91,7 +91,7 @@ def processor() -> str:
 
 
 def memory() -> float | None:
-    """Of the machine, in GB."""
+    """Memory of the machine in GB."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     except (AttributeError, ValueError, OSError):
@@ -99,6 +99,6 @@ def memory() -> float | None:
 
 
 def gpu() -> str | None:
-    """Name of the GPU that the training uses, where PyTorch sees one."""
+    """Name of the GPU that the training uses, if PyTorch sees one."""
     torch = sys.modules.get("torch")  # a process that has not imported it trains nothing on a GPU
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

@@ -1,12 +1,12 @@
-"""A map of features: each image a point in two dimensions, and small pictures of the images at these points.
+"""A map of features: each image is a point in two dimensions, some with a thumbnail.
 
-write_map("DIR/map.png", …) writes, beside the picture, DIR/map.json for a page to draw it from:
+write_map("DIR/map.png", …) also writes DIR/map.json, from which a page can draw the map:
 
     method      "pca" | "umap"
-    points      [[x, y, path, label or null], ...], one an image
-    thumbnails  name of a picture of all thumbnails, in the order of the points, row by row; `tile` pixels a side,
+    points      [[x, y, path, label or null], ...], one per image
+    thumbnails  name of a picture of all thumbnails, in the order of the points, row by row; `tile` pixels per side,
                 `columns` of them in a row
-    explained   of pca: the shares of the variance that x and y have; of umap: []
+    explained   of pca: the fractions of the variance that x and y explain; of umap: []
 """
 
 import json
@@ -19,24 +19,19 @@ from utils.files import atomic_path
 from utils.images import visible
 
 METHODS = ("pca", "umap")
-MOST = 1000  # points: more cannot be told apart
-TILE = 48  # pixels a side
+MOST = 1000  # points; more cannot be distinguished
+TILE = 48  # pixels per side
 SIZE = (1200, 900)  # pixels of the picture
-# Paul Tol's "muted" colours, which the colour-blind tell apart too.
+# Paul Tol's "muted" colours, distinguishable for the colour-blind.
 COLOURS = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 
 
-def spread(count: int, most: int = MOST) -> np.ndarray:
-    """At most `most` of `count` numbers from 0, spread evenly: int64, rising."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.int64))
-
-
 def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
-    """Features [N, F] → places [N, 2] and the shares of the variance that the two axes explain.
+    """Features [N, F] → places [N, 2] and the fractions of the variance that the two axes explain.
 
-    By direction alone, as cosine similarity sees them. pca: the axes of the largest variance, each turned so that its
+    Features are L2-normalised, as for cosine similarity. pca: the axes of the largest variance, each turned so that its
     largest weight is positive. umap: McInnes et al. 2018, with a fixed seed. ValueError: fewer than 3 images, an
-    unknown method, or UMAP where it is not installed.
+    unknown method, or UMAP if it is not installed.
     """
     if method not in METHODS:
         raise ValueError(f"a map by {method!r}: choose {' or '.join(METHODS)}")
@@ -47,10 +42,10 @@ def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
         return _umap(rows), []
     rows = rows - rows.mean(axis=0)
     _, singular, axes = np.linalg.svd(rows, full_matrices=False)
-    axes = np.pad(axes, ((0, max(0, 2 - len(axes))), (0, 0)))[:2]  # of one feature: no second axis
+    axes = np.pad(axes, ((0, max(0, 2 - len(axes))), (0, 0)))[:2]  # a single feature has no second axis
     axes = axes * np.where(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1) < 0, -1, 1)
-    shares = singular**2 / max((singular**2).sum(), 1e-12)
-    return rows @ axes.T, [float(share) for share in shares[:2]]
+    fractions = singular**2 / max((singular**2).sum(), 1e-12)
+    return rows @ axes.T, fractions[:2].tolist()
 
 
 def _umap(rows: np.ndarray) -> np.ndarray:
@@ -76,8 +71,8 @@ def write_map(
 ) -> list[float]:
     """The picture `path` (.png), and beside it NAME.json and NAME_thumbs.png.
 
-    values: float32 [N, F]; tiles: of thumbnail(), [TILE, TILE, 3] each; labels: names of classes, None: unknown. Gives
-    the shares of the variance that are explained, as project() does.
+    values: float32 [N, F]; tiles: of thumbnail(), [TILE, TILE, 3] each; labels: names of classes, None: unknown.
+    Returns the explained fractions of the variance, as project() does.
     """
     places, explained = project(values, method)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,11 +100,11 @@ def _sprite(tiles: list[np.ndarray], columns: int) -> Image.Image:
 
 
 def _picture(places: np.ndarray, tiles: list[np.ndarray], labels: list[str | None]) -> Image.Image:
-    """Points in the colours of their labels, and the thumbnails that do not cover each other."""
+    """Points in the colours of their labels, and as many thumbnails as fit without overlap."""
     low, high = places.min(axis=0), places.max(axis=0)
-    share = (places - low) / np.maximum(high - low, 1e-12)
-    share[:, 1] = 1 - share[:, 1]  # rows of a picture count downwards
-    xy = (TILE + share * (np.array(SIZE) - 2 * TILE)).round().astype(int)
+    xy = (places - low) / np.maximum(high - low, 1e-12)
+    xy[:, 1] = 1 - xy[:, 1]  # rows of a picture count downwards
+    xy = (TILE + xy * (np.array(SIZE) - 2 * TILE)).round().astype(int)
     image = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(image)
     number = {label: place for place, label in enumerate(sorted({label for label in labels if label is not None}))}

@@ -1,8 +1,8 @@
-"""Tables of features: a name and its float32 values a row, as .parquet, .npy or .csv, written whole or not at all.
+"""Tables of features: a name and its float32 values per row, as .parquet, .npy or .csv, written whole or not at all.
 
-.parquet: columns path (text) and features (a list of one length; of values with more than one axis flat, their shape in
-the file's metadata). .npy: the values, and beside it NAME.names.csv with the paths, in the same order. .csv: columns
-path, f0, f1, …
+.parquet: columns path (text) and features (lists of one length; values with several axes are flattened, and their shape
+is in the file's metadata). .npy: the values, with the paths in the same order in NAME.names.csv beside it. .csv:
+columns path, f0, f1, …
 """
 
 import csv
@@ -23,7 +23,7 @@ GROUP = 1024  # rows that are in memory at a time
 
 
 def check_table(path: Path, shape: tuple[int, ...]) -> None:
-    """ValueError where no table of rows of this shape can be written to path."""
+    """ValueError if no table of rows of this shape can be written to path."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
     if path.exists():
@@ -38,7 +38,7 @@ def check_table(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def names_path(path: Path) -> Path:
-    """Where the names of the rows of a .npy are."""
+    """The file with the names of the rows of a .npy."""
     return path.with_suffix(".names.csv")
 
 
@@ -61,7 +61,7 @@ def _write_csv(path: Path, names: list[str], values: np.ndarray) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", *(f"f{i}" for i in range(values.shape[1]))])
-        # Nine digits are enough for each float32 to be read back as it was.
+        # Nine digits are enough to read each float32 back exactly.
         writer.writerows([name, *(f"{value:.9g}" for value in row)] for name, row in zip(names, values, strict=True))
 
 
@@ -80,8 +80,8 @@ def _write_parquet(path: Path, names: list[str], values: np.ndarray) -> None:
 
 
 class PartialRows:
-    """Rows as they are computed, in order. With an output they lie in a hidden file beside it, which a killed call
-    finds again under the same key; without one in memory.
+    """Rows as they are computed, in order. With an output they are kept in a hidden file beside it, from which a killed
+    call with the same key resumes; otherwise in memory.
 
     next: the first item that is not done yet. bad: items without a row, and why.
     """
@@ -105,13 +105,13 @@ class PartialRows:
         for line in read_json_lines(self.log):
             self.next, self.bad = line["next"], self.bad | line["bad"]
         end = (self.next - len(self.bad)) * 4 * math.prod(self.shape)
-        if self.path.stat().st_size < end:  # the machine went down before the rows were on its disk
+        if self.path.stat().st_size < end:  # the machine crashed before the rows were on the disk
             self.next, self.bad, end = 0, {}, 0
             self.log.unlink()
         self.rows.truncate(end)
 
     def append(self, values: np.ndarray, bad: dict[str, str]) -> None:
-        """The rows of the next items, and those of these items that have none."""
+        """Adds the rows of the next items, and those of these items that have none."""
         self.rows.write(np.ascontiguousarray(values, np.float32).tobytes())
         self.next, self.bad = self.next + len(values) + len(bad), self.bad | bad
         if self.path is not None:
@@ -119,13 +119,13 @@ class PartialRows:
             append_json(self.log, {"next": self.next, "bad": bad})
 
     def values(self) -> np.ndarray:
-        """All rows: float32 [N, ...], mapped from the file where there is one."""
+        """All rows: float32 [N, ...], mapped from the file if there is one."""
         if self.path is None:
             return np.frombuffer(self.rows.getbuffer(), np.float32).reshape(-1, *self.shape)
         return np.memmap(self.path, np.float32, "r").reshape(-1, *self.shape)
 
     def remove(self) -> None:
-        """When the table is whole: these rows, and those of earlier calls with other keys. values() stays valid."""
+        """Removes these rows and those of earlier calls with other keys. values() stays valid."""
         if self.path is None:
             return
         self.rows.close()

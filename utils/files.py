@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Files and folders that are complete or do not exist."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from utils import locks
 
 
 @contextmanager
-def named(path: Path | str) -> Iterator[None]:
-    """An OSError of writing, which may say nothing of the file, becomes one that names it."""
+def naming_errors(path: Path | str) -> Iterator[None]:
+    """Turns an OSError of writing without a file name into one that names the file."""
     try:
         yield
     except OSError as error:
@@ -24,15 +24,15 @@ def named(path: Path | str) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or a new folder; it becomes `path` when the block ends well.
+    """A temporary path beside `path`, for a file or a new folder; it becomes `path` if the block succeeds.
 
-    Else it is removed. What a killed process leaves has ".tmp-" in its name; utils.locks.sweep() removes it. An OSError
-    that names no file, as that of a full disk, is raised anew with the name of this one.
+    Otherwise it is removed. What a killed process leaves has ".tmp-" in its name; utils.locks.sweep() removes it. An
+    OSError that names no file, as on a full disk, is raised again with this name.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{locks.mine()}")
+    temporary = path.with_name(f".{path.name}.tmp-{locks.process_tag()}")
     try:
-        with named(path):
+        with naming_errors(path):
             yield temporary
         os.replace(temporary, path)
     except BaseException:

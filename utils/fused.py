@@ -1,4 +1,4 @@
-"""Functions that are compiled for a GPU, where each operation by itself would read and write whole tensors again."""
+"""Functions that are compiled for a GPU, where separate operations would each read and write whole tensors."""
 
 from collections.abc import Callable
 from functools import cache, wraps
@@ -7,13 +7,13 @@ import torch
 
 
 def fused(function: Callable) -> Callable:
-    """`function`, through torch.compile where its first argument is a CUDA tensor; elsewhere as it is.
+    """`function`, compiled by torch.compile if its first argument is a CUDA tensor.
 
     torch.compiler.set_stance("force_eager") switches the compiler off for the whole process.
     """
 
     @cache
-    def compiled() -> Callable:  # asked for late: PyTorch takes seconds to load its compiler
+    def compiled() -> Callable:  # late, because PyTorch takes seconds to load its compiler
         return torch.compile(function)
 
     @wraps(function)

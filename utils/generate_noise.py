@@ -28,9 +28,10 @@ from utils import cli, images
 from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
 from utils.progress import Progress
 from utils.results import VERSION
-from utils.trees import TreeWriter, name_errors
-from utils.values import FULL, Values, add_options, check, mark, resolve
-from utils.workers import unordered, worker_pool
+from utils.sampler import spread_evenly
+from utils.trees import TreeWriter, report_errors
+from utils.values import FULL, Values, add_options, check, manifest_entry, resolve
+from utils.workers import map_unordered, worker_pool
 
 SAMPLE = 8  # images at most that are written to memory to foresee the size on disk
 
@@ -96,12 +97,12 @@ def main(argv: list[str] | None = None) -> int:
         relatives, left_out = images.of_channels(args.source, relatives, args.channels)
         print(left_out, end="\n" if left_out else "", flush=True)
     images.check_collisions(relatives)
-    targets = {spec: _target(args, spec) for spec in specs}
+    targets = {spec: _target_root(args, spec) for spec in specs}
     values, reason = resolve(args.values, args.source, relatives, args.channels, args.max_pixels)
     print(reason, flush=True)
     job = Job(args.source, targets, args.seed, args.format, args.channels, values, args.max_pixels)
     writers = {
-        spec: TreeWriter(args.source, target, relatives, _fields(job, spec), args.format)
+        spec: TreeWriter(args.source, target, relatives, _manifest_fields(job, spec), args.format)
         for spec, target in targets.items()
     }
     missing = {name: [spec for spec in specs if name in writers[spec].missing] for name in relatives}
@@ -111,20 +112,20 @@ def main(argv: list[str] | None = None) -> int:
     with ExitStack() as held:
         begun = [writer for writer in writers.values() if held.enter_context(writer.at_work())]
         if errors := _write_all(job, missing, args.workers) if missing else []:
-            return name_errors(errors, "read", "the trees are")
+            return report_errors(errors, "read", "the trees are")
         for writer in begun:
             left = writer.finish()
             assert not left, f"{left} images of {writer.root} were neither written nor named"
     return 0
 
 
-def _target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
+def _target_root(args: argparse.Namespace, spec: NoiseSpec) -> Path:
     root = images.noisy_root(args.source, spec)
     return root if args.output_root is None else args.output_root / root.name
 
 
-def _fields(job: Job, spec: NoiseSpec) -> dict:
-    source = images.describe_source(job.source, spec, job.seed) | mark(job.values)
+def _manifest_fields(job: Job, spec: NoiseSpec) -> dict:
+    source = images.describe_source(job.source, spec, job.seed) | manifest_entry(job.values)
     return source | {"kind": "noisy", "format": job.format, "channels": job.channels, "version": VERSION}
 
 
@@ -132,7 +133,7 @@ def _check_disk(job: Job, missing: dict[str, list[NoiseSpec]]) -> None:
     """ValueError where the disk cannot hold what is to be written, foreseen from a few of the images."""
     names = list(missing)
     size, count = 0, 0
-    for index in np.linspace(0, len(names) - 1, min(SAMPLE, 1 + len(names) // 32)).astype(int):
+    for index in spread_evenly(len(names), min(SAMPLE, 1 + len(names) // 32)):
         try:
             image = job.read(names[index])
         except images.ImageError:
@@ -163,7 +164,7 @@ def _write_all(job: Job, missing: dict[str, list[NoiseSpec]], workers: int) -> l
     powers = {spec: np.zeros(2) for spec in job.targets}
     files = sum(len(specs) for specs in missing.values())
     with worker_pool(workers) as pool, Progress(files, "adding noise", "img") as bar:
-        for result in unordered(pool, partial(_write_twins, job), missing.items(), window=4 * max(workers, 1)):
+        for result in map_unordered(pool, partial(_write_twins, job), missing.items(), window=4 * max(workers, 1)):
             if result.error is not None:
                 errors.append(result.error)
                 continue

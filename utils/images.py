@@ -118,17 +118,17 @@ def noisy_root(root: Path | str, spec: NoiseSpec) -> Path:
     """Folder of the noisy twin: noisy_<name>-<noise> beside root; root itself for noise "none"."""
     if spec.kind == "none":
         return Path(root)
-    root = _named(root)
+    root = _with_name(root)
     return root.parent / f"noisy_{root.name}-{spec}"
 
 
 def denoised_root(root: Path | str, spec: NoiseSpec) -> Path:
     """Folder of the denoised twin of the clean tree root: noisy_<name>-<noise>-denoised, or <name>-denoised."""
-    root = _named(noisy_root(root, spec))
+    root = _with_name(noisy_root(root, spec))
     return root.parent / f"{root.name}-denoised"
 
 
-def _named(root: Path | str) -> Path:
+def _with_name(root: Path | str) -> Path:
     """root with a name of its own: "." and ".." have none."""
     root = Path(root)
     return root if root.name not in ("", "..") else root.resolve()
@@ -395,9 +395,9 @@ def _encode_png(array: np.ndarray) -> bytes:
 
 
 def _entropy(array: np.ndarray) -> float:
-    """Bits a byte that an order-0 code needs for a uint8 array."""
-    share = np.bincount(array.reshape(-1), minlength=256) / array.size
-    return float(-(share * np.log2(np.maximum(share, 1e-300))).sum())
+    """Bits per byte that an order-0 code needs for a uint8 array."""
+    p = np.bincount(array.reshape(-1), minlength=256) / array.size
+    return float(-(p * np.log2(np.maximum(p, 1e-300))).sum())
 
 
 # --- what a tree is, by its manifest --------------------------------------------------------------------------------

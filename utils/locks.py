@@ -30,36 +30,36 @@ from utils import cli
 NAME = ".lock"
 
 
-def _system(read: Callable[[str], str], path: str) -> str:
+def _read_system(read: Callable[[str], str], path: str) -> str:
     try:
         return read(path).strip()
     except OSError:
         return ""
 
 
-_BOOT = _system(lambda path: Path(path).read_text(), "/proc/sys/kernel/random/boot_id")  # another at each start
-_SPACE = _system(os.readlink, "/proc/self/ns/pid")  # whose processes have numbers of their own
+_BOOT = _read_system(lambda path: Path(path).read_text(), "/proc/sys/kernel/random/boot_id")  # another at each start
+_SPACE = _read_system(os.readlink, "/proc/self/ns/pid")  # whose processes have numbers of their own
 _HOST = hashlib.sha256((socket.gethostname() + _SPACE).encode()).hexdigest()[:6]  # short: it goes into names of files
 
 
 @contextmanager
-def locked(folder: Path | str, share: str = "") -> Iterator[None]:
+def locked(folder: Path | str, part: str = "") -> Iterator[None]:
     """Hold folder, which is made if need be, until the block ends, also by an error, Ctrl-C or SIGTERM.
 
-    share: a lock of its own for each part of the folder that has one writer. ValueError says who holds it.
+    part: a lock of its own for each part of the folder that has one writer. ValueError says who holds it.
     """
-    lock = Path(folder, NAME + share)
+    lock = Path(folder, NAME + part)
     new = [path for path in (lock.parent, *lock.parent.parents) if not path.exists()]
     content = acquire(lock)
     sweep(folder)
     held = os.getpid()  # a forked worker that leaves through this block releases nothing
     own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if own:
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         yield
     finally:
-        if own and signal.getsignal(signal.SIGTERM) is _leave:
+        if own and signal.getsignal(signal.SIGTERM) is _exit_on_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if os.getpid() == held and _read(lock) == content:
             lock.unlink()
@@ -68,7 +68,7 @@ def locked(folder: Path | str, share: str = "") -> Iterator[None]:
                     path.rmdir()
 
 
-def mine() -> str:
+def process_tag() -> str:
     """What this process's temporary files, .NAME.tmp-<this>, are told by."""
     return f"{_HOST}-{os.getpid()}"
 
@@ -77,11 +77,11 @@ def sweep(folder: Path | str) -> None:
     """Remove the temporary files and folders in folder whose process, on this host, is gone: what kills left."""
     for path in Path(folder).glob(".*.tmp-*"):
         host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
-        if host in ("", _HOST) and pid.isdecimal() and _start(int(pid)) is None:
+        if host in ("", _HOST) and pid.isdecimal() and _process_start(int(pid)) is None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
-def _leave(number: int, _: object) -> None:
+def _exit_on_signal(number: int, _: object) -> None:
     raise SystemExit(128 + number)
 
 
@@ -114,7 +114,7 @@ def _take_over(lock: Path, found: str) -> None:
 
 def _create(path: Path, content: str) -> bool:
     """Whether path was made with this content; False where it is there already."""
-    temporary = path.with_name(f"{path.name}.tmp-{mine()}")
+    temporary = path.with_name(f"{path.name}.tmp-{process_tag()}")
     try:
         temporary.write_text(content)
         try:
@@ -149,14 +149,14 @@ def _read(lock: Path) -> str | None:
 
 def _describe(pid: int) -> str:
     return json.dumps({
-        "host": socket.gethostname(), "pid": pid, "start": _start(pid), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "boot": _BOOT, "space": _SPACE,
+        "host": socket.gethostname(), "boot": _BOOT, "space": _SPACE,
+        "pid": pid, "start": _process_start(pid), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "job": os.environ.get("SLURM_JOB_ID"), "restarts": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         "key": uuid.uuid4().hex,
     })  # fmt: skip
 
 
-def _start(pid: int) -> str | None:
+def _process_start(pid: int) -> str | None:
     """When a process began, in ticks since the machine did; None without such a process, "" where none can tell."""
     try:
         # The second field is the program's name in brackets, which may hold anything.
@@ -181,7 +181,7 @@ def _is_stale(found: str) -> bool:
             return True
         # Containers may share a host's name and not see each other's processes.
         here = (holder["host"], holder["space"]) == (socket.gethostname(), _SPACE)
-        if here and _start(int(holder["pid"])) != holder["start"]:
+        if here and _process_start(int(holder["pid"])) != holder["start"]:
             return True
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         return holder["job"] is not None and holder["job"] == os.environ.get("SLURM_JOB_ID") and (

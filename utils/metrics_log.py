@@ -6,7 +6,7 @@ import json
 import threading
 from pathlib import Path
 
-from utils.files import atomic_path, named
+from utils.files import atomic_path, naming_errors
 from utils.results import append_json, read_json_lines
 
 
@@ -28,18 +28,18 @@ class MetricsLog:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.folder = Path(run) / "tensorboard"
         threading.excepthook = _print_unless_raised_again
-        with named(self.folder):
+        with naming_errors(self.folder):
             self.board = SummaryWriter(str(self.folder), purge_step=after + 1 if after else None)
 
     def write(self, row: dict) -> None:
         append_json(self.path, row)
-        with named(self.folder):
+        with naming_errors(self.folder):
             for key, value in row.items():
                 if isinstance(value, int | float) and key != self.clock:
                     self.board.add_scalar(key, value, row[self.clock])
 
     def close(self) -> None:
-        with named(self.folder):
+        with naming_errors(self.folder):
             self.board.close()
 
 

@@ -246,7 +246,7 @@ def perturb(u, spec: NoiseSpec, generator=None):
     return u.clone() if spec.kind == "none" else spec.perturb(u, generator).clamp_(0, 1)
 
 
-# --- one fixed realisation an image ---------------------------------------------------------------------------------
+# --- one fixed realisation per image -------------------------------------------------------------------------------
 def noise_key(relative_path: str) -> str:
     """Key of an image: its posix path below the tree's root without extension, "train/n01440764/img_1"."""
     return str(PurePosixPath(relative_path).with_suffix(""))
@@ -259,7 +259,7 @@ def keyed_noise(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -> np.n
     Deviation: the release draws one stream over the whole data set in directory order. Here each image has its own.
     A noisy uint8 is a random uint8 whose distribution depends on the pixel's value and the noise alone, so it is drawn
     from a table of the published formula's probabilities (to 2^-25) by Walker's alias method (ACM TOMS 1977): one
-    32-bit draw and one look-up a sample, at the same speed for every noise, an order faster than normals or Poissons.
+    32-bit draw and one look-up per sample, at the same speed for every noise, an order faster than normals or Poissons.
     """
     if image.dtype != np.uint8:
         return keyed_noise_float(image, spec, seed, key)

@@ -9,16 +9,10 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from utils.text import duration
+
 PLAIN_SECONDS = 10.0  # between two plain lines: a Slurm log of a day stays under 10,000 lines
 RECENT_LINES = 6  # that the pace is measured over
-
-
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Progress:

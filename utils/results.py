@@ -1,4 +1,4 @@
-"""Rows of results: what evaluators write and the report reads. One JSON object a line, in <run>/results.jsonl.
+"""Rows of results: what evaluators write and the report reads. One JSON object per line, in <run>/results.jsonl.
 
 A row says by itself what it is (method, objective, curriculum, noise, data set, seed, epoch, metric, value, view,
 protocol, details, config hash, version, time): nothing is ever read out of a path's name.
@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from utils.files import named
+from utils.files import naming_errors
 
 FIELDS = ("method", "noise", "dataset", "seed", "epoch", "iteration", "metric", "value", "view", "protocol")
 # Method → curriculum of its rows: the images that it trains on, in their order.
@@ -26,7 +26,7 @@ def append_json(path: Path, row: dict) -> None:
     OSError names the file, also where the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with named(path), open(path, "a+b") as file:
+    with naming_errors(path), open(path, "a+b") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

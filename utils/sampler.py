@@ -1,9 +1,14 @@
-"""The order of training images: iteration i of the whole run is a pure function of (seed, i)."""
+"""Which images: the order of training, a pure function of (seed, iteration), and samples spread evenly."""
 
 from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+
+
+def spread_evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` numbers from 0, spread evenly: int64, rising."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
 class IterationSampler:
@@ -46,9 +51,9 @@ class IterationSampler:
 
     def positions(self, iteration: int) -> range:
         """Places in the global stream of this rank's images at an iteration."""
-        share = self.batch_size // self.world_size
-        first = iteration * self.batch_size + self.rank * share
-        return range(first, first + share)
+        rank_batch_size = self.batch_size // self.world_size
+        first = iteration * self.batch_size + self.rank * rank_batch_size
+        return range(first, first + rank_batch_size)
 
     def indices(self, iteration: int) -> list[int]:
         """Indices of this rank's images at an iteration."""

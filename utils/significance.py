@@ -43,11 +43,11 @@ def difference(a: list[dict], b: list[dict]) -> Difference:
     points = _mean(a) - _mean(b)
     seeds = [sorted(row["seed"] for row in rows) for rows in (a, b)]
     if len(set(seeds[0]) & set(seeds[1])) >= SEEDS:
-        return Difference(points, *_over_seeds(a, b, paired=seeds[0] == seeds[1]))
-    hits = [_hits(rows) for rows in (a, b)]
+        return Difference(points, *_error_over_seeds(a, b, paired=seeds[0] == seeds[1]))
+    hits = [_hit_rates(rows) for rows in (a, b)]
     if all(one is not None for one in hits) and len(hits[0]) == len(hits[1]):
         return Difference(points, _standard_error(100 * (hits[0] - hits[1])), "images")
-    return Difference(points, _binomial(a, b), "counts")
+    return Difference(points, _binomial_error(a, b), "counts")
 
 
 def _mean(rows: list[dict]) -> float:
@@ -59,15 +59,15 @@ def _standard_error(values: np.ndarray) -> float | None:
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
 
 
-def _over_seeds(a: list[dict], b: list[dict], paired: bool) -> tuple[float | None, str]:
+def _error_over_seeds(a: list[dict], b: list[dict], paired: bool) -> tuple[float | None, str]:
     left, right = (np.array([r["value"] for r in sorted(rows, key=lambda r: r["seed"])]) for rows in (a, b))
     if paired:
         return _standard_error(left - right), "seeds, paired"
     return float(np.hypot(_standard_error(left), _standard_error(right))), "seeds"
 
 
-def _hits(rows: list[dict]) -> np.ndarray | None:
-    """Share of the seeds that had each validation image right [images]; None where a row does not say it."""
+def _hit_rates(rows: list[dict]) -> np.ndarray | None:
+    """Fraction of the seeds that had each validation image right [images]; None where a row does not say."""
     sides = []
     for row in rows:
         correct, images = (row["details"].get(key) for key in ("correct", "images"))
@@ -78,13 +78,13 @@ def _hits(rows: list[dict]) -> np.ndarray | None:
     return np.mean(sides, axis=0) if len({len(side) for side in sides}) == 1 else None
 
 
-def _binomial(a: list[dict], b: list[dict]) -> float | None:
+def _binomial_error(a: list[dict], b: list[dict]) -> float | None:
     """Seeds share their validation images, so more of them do not make more images."""
     variance = 0.0
     for rows in (a, b):
         images = rows[0]["details"].get("images")
         if not images:
             return None
-        share = (_mean(rows) / 100 * images + 1) / (images + 2)  # never 0 or 1: no figure is free of error
-        variance += share * (1 - share) / images
+        rate = (_mean(rows) / 100 * images + 1) / (images + 2)  # never 0 or 1: no figure is free of error
+        variance += rate * (1 - rate) / images
     return 100 * variance**0.5

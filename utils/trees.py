@@ -58,9 +58,9 @@ class TreeWriter:
                 )
 
     @contextmanager
-    def at_work(self, share: str = "") -> Iterator[bool]:
-        """Hold the tree, or this share of it, while it is written; begin()'s answer. A finished tree is left alone."""
-        with nullcontext() if self._is_finished() else locks.locked(self.root, share):
+    def at_work(self, part: str = "") -> Iterator[bool]:
+        """Hold the tree, or this part of it, while it is written; begin()'s answer. A finished tree is left alone."""
+        with nullcontext() if self._is_finished() else locks.locked(self.root, part):
             yield self.begin()
 
     def _is_finished(self) -> bool:
@@ -116,7 +116,7 @@ def check_apart(source: Path | str, target: Path | str) -> None:
         raise ValueError(f"{source} and {target} must be separate folders, neither inside the other")
 
 
-def name_errors(errors: list[str], done: str, unfinished: str) -> int:
+def report_errors(errors: list[str], done: str, unfinished: str) -> int:
     """Say which images could not be read; the exit code."""
     print("\n".join(sorted(errors)), file=sys.stderr)
     print(f"error: {len(errors)} images could not be {done}; {unfinished} not finished", file=sys.stderr)

@@ -22,6 +22,7 @@ import numpy as np
 from utils.array_files import in_range
 from utils.images import MAX_PIXELS, MAX_PIXELS_HELP, MIXED, ImageError, read_manifest, stored_values
 from utils.readers import STACKS
+from utils.sampler import spread_evenly
 
 ESTIMATED = ("auto", "percentile", "log")
 HELP = "auto, full, percentile, range=[lo,hi], log or log=[lo,hi]"
@@ -97,7 +98,7 @@ def check(text: str, name: str) -> None:
             raise ValueError(f"{name}: {error}") from None
 
 
-def agrees(text: str, values: Values) -> bool:
+def is_consistent(text: str, values: Values) -> bool:
     """Whether `text` is the rule, or names a way to estimate it that may have given it."""
     if text in ESTIMATED:
         return text == "auto" or values.kind == {"percentile": "range", "log": "log"}[text]
@@ -114,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser, default: str | None = "auto") -
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help=MAX_PIXELS_HELP)
 
 
-def known(text: str) -> Values:
+def configured_rule(text: str) -> Values:
     """The rule that a run's config names; "full" where it would be estimated over images that are not there."""
     return FULL if text in ESTIMATED else Values.parse(text)
 
@@ -131,7 +132,7 @@ def resolve(
     made = read_manifest(root)
     if made is not None:
         values = Values.parse(made.get("values", "full"))
-        if not agrees(text, values):
+        if not is_consistent(text, values):
             raise ValueError(f"{root} was made with values {values}, not {text}; name the folder that it was made of")
         return values, f"values: {values}, as {root} was made with"
     if text not in ESTIMATED:
@@ -145,12 +146,12 @@ def resolve(
     return Values.parse(str(values)), f"values: {values} ({text}: {reason}, by {len(arrays)} images)"
 
 
-def mark(values: Values) -> dict[str, str]:
+def manifest_entry(values: Values) -> dict[str, str]:
     """The entry of a tree's manifest; none for "full", which manifests of earlier versions do not name."""
     return {} if values.kind == "full" else {"values": str(values)}
 
 
-def reading(values: Values, root: Path | str) -> Values:
+def rule_for_reading(values: Values, root: Path | str) -> Values:
     """What scales the files below root: nothing more in a tree of ours, which holds scaled values."""
     return values if read_manifest(root) is None else FULL
 
@@ -163,7 +164,7 @@ def is_deep(root: Path | str, relatives: list[str], channels: int, max_pixels: i
 def _sample(root: Path | str, relatives: list[str], channels: int, max_pixels: int) -> list[np.ndarray]:
     """Stored values of PIXELS pixels at most of each of SAMPLE images; files that cannot be read are passed over."""
     arrays, error, relatives = [], None, sorted(relatives)
-    for index in np.unique(np.linspace(0, len(relatives) - 1, SAMPLE).astype(int)):
+    for index in spread_evenly(len(relatives), SAMPLE):
         try:
             array = stored_values(Path(root, relatives[index]), channels, max_pixels)
         except ImageError as caught:
@@ -196,7 +197,7 @@ def _estimate(text: str, arrays: list[np.ndarray]) -> tuple[Values, str]:
     low, high = np.percentile(finite, TAILS)
     low, high = (low, high) if low < high else (finite.min(), finite.max())
     holes = f", {np.isnan(pooled).mean():.2%} NaN" if np.isnan(pooled).any() else ""
-    reason = f"{_names(arrays)} from {pooled[np.isfinite(pooled)].min():g} to {finite.max():g}{holes}"
+    reason = f"{_dtype_names(arrays)} from {pooled[np.isfinite(pooled)].min():g} to {finite.max():g}{holes}"
     return Values("log" if text == "log" else "range", float(low), float(high)), reason
 
 
@@ -209,15 +210,15 @@ def _automatic(arrays: list[np.ndarray]) -> tuple[Values, str]:
     floats = all(array.dtype.kind == "f" for array in deep)
     if floats and low >= 0 and high <= 1:
         return FULL, "floats in [0, 1]"
-    values, reason = _bits(deep, int(high)) if sixteen else _estimate("percentile", deep)
+    values, reason = _range_of_bits(deep, int(high)) if sixteen else _estimate("percentile", deep)
     if len(deep) < len(arrays) and values.kind != "full":
         raise ValueError(
-            f"8-bit files lie beside {_names(deep)} up to {high:g}: no one rule fits both; give range=[lo,hi] or full"
+            f"8-bit files lie beside {_dtype_names(deep)} up to {high:g}: no rule fits both; give range=[lo,hi] or full"
         )
     return values, reason
 
 
-def _bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
+def _range_of_bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
     """Of uint16: the range of the bits in use, or the percentiles where nearly all values are dark in it."""
     bits = max(8, largest.bit_length())
     top = 65535 if bits > 14 else 2**bits - 1
@@ -228,5 +229,5 @@ def _bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
     return (FULL if top == 65535 else Values("range", 0, top)), reason
 
 
-def _names(arrays: Iterable[np.ndarray]) -> str:
+def _dtype_names(arrays: Iterable[np.ndarray]) -> str:
     return " and ".join(sorted({array.dtype.name for array in arrays}))

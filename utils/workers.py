@@ -44,7 +44,7 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def unordered(pool: Executor, function: Callable, items: Iterable, window: int) -> Iterator:
+def map_unordered(pool: Executor, function: Callable, items: Iterable, window: int) -> Iterator:
     """function(item) for each item, results as they come; at most `window` items are under way at a time."""
     pending: set[Future] = set()
     for item in items:
@@ -72,10 +72,10 @@ def _start_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end soon after a parent that was killed: its queues would never say so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
-def _follow(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

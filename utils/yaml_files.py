@@ -1,7 +1,6 @@
 """YAML from elsewhere: an alias stands for a whole part of the file, and a few of them in a row for more than fits."""
 
 import io
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -17,15 +16,6 @@ def load_yaml(path: Path | str) -> DictConfig | ListConfig:
     if "*" in text and _values(yaml.compose(text, yaml.SafeLoader), {}) > LIMIT:
         raise ValueError(f"its aliases (*) stand for more than {LIMIT} values")
     return OmegaConf.load(io.StringIO(text))
-
-
-def map_texts(content: object, change: Callable[[str], str]) -> object:
-    """Plain content, lists and dicts of it included, with each text changed; keys stay."""
-    if isinstance(content, dict):
-        return {key: map_texts(value, change) for key, value in content.items()}
-    if isinstance(content, list):
-        return [map_texts(value, change) for value in content]
-    return change(content) if isinstance(content, str) else content
 
 
 def _values(node: yaml.Node | None, known: dict[int, int]) -> int:

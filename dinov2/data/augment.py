@@ -3,12 +3,11 @@
     augment = Augment(cfg.crops, cfg.data.mean, cfg.data.std)
     parameters = augment.sample(sizes, generator)
     crops = augment.apply_global(canvas, sizes, parameters)          # [2 * B, C, S, S]
-    anchored = augment.apply_global(other_view, sizes, parameters)   # the very same boxes and colours
+    anchored = augment.apply_global(other_view, sizes, parameters)   # the same boxes and colours
 
-Crop, flip -> colour jitter -> grey -> blur -> solarise -> normalise, as the public DINOv2; probabilities and
-strengths come from the config. Blur has the probabilities that DINOv2 really runs with (it inverts the ones it names).
-Images that are not RGB take what has a meaning for them: brightness, contrast, blur, solarise; not saturation, hue
-and grey.
+Crop, flip -> colour jitter -> grey -> blur -> solarise -> normalise, as in the public DINOv2; probabilities and
+strengths come from the config. Blur has the probabilities that DINOv2 really runs with (it inverts those it names).
+Images that are not RGB only take brightness, contrast, blur and solarise.
 """
 
 from collections.abc import Iterator
@@ -59,12 +58,12 @@ class AugmentParameters:
         return AugmentParameters(self.global_crops.slice(start, stop), self.local_crops.slice(start, stop))
 
     def tensors(self) -> list[Tensor]:
-        """All tensors in a row, of which `of` makes the parameters again."""
+        """All tensors in a list, from which `of` restores the parameters."""
         return self.global_crops.tensors() + self.local_crops.tensors()
 
     @classmethod
     def of(cls, tensors: Iterator[Tensor]) -> "AugmentParameters":
-        """The parameters of the next tensors of those that stand in a row."""
+        """The parameters made of the next tensors."""
         number = len(fields(CropParameters))
         return cls(*(CropParameters(*islice(tensors, number)) for _ in range(2)))
 
@@ -84,9 +83,9 @@ class Augment:
     def sample(self, sizes: Tensor, generator: torch.Generator, start: int = 0, total: int | None = None):
         """Draw AugmentParameters for the images of sizes int [B, 2] (height, width); generator on the CPU.
 
-        When the B images are those from `start` on of a larger batch of `total` (other ranks or micro-batches hold the
-        rest), numbers are drawn for all `total` and B of them kept: the same images get the same crops however the
-        batch is split.
+        If the B images are those from `start` on of a batch of `total` (other ranks or micro-batches hold the rest),
+        numbers are drawn for all `total` and B of them kept, so that an image gets the same crops however the batch is
+        split.
         """
         crops, total = self.crops, len(sizes) if total is None else total
         assert 0 <= start and start + len(sizes) <= total, "the images must lie within the whole batch"
@@ -152,7 +151,7 @@ class Augment:
         return out.flatten(0, 1)
 
     def _crops(self, canvas, parameters, size):
-        """On a CPU: each operation over the images that it is drawn for alone."""
+        """On a CPU: each operation runs only on the images that it was drawn for."""
         images = cut(canvas, parameters.boxes, size, parameters.flip)  # [n * B, C, size, size] in [0, 1]
         images = colour.jitter(images, parameters.order.flatten(0, 1), parameters.factors.flatten(0, 1))
         if images.shape[1] == 3:
@@ -166,8 +165,8 @@ class Augment:
 
 @fused
 def _crops_without_choices(canvas, drawn, size, kernel, threshold, scale, shift):
-    """On a GPU: the same for all images at once, so that the host need not know which images an operation has; a
-    compiler makes few kernels of it. drawn: tensors of CropParameters, on the canvas's device."""
+    """On a GPU: the same on all images at once, so that the host need not know which images an operation has; the
+    compiler fuses it into few kernels. drawn: tensors of CropParameters, on the canvas's device."""
     boxes, flip, order, factors, grey, blur, sigma, solarize = drawn
     images = cut(canvas, boxes, size, flip)
     images = colour.jitter_without_choices(images, order.flatten(0, 1), factors.flatten(0, 1))
@@ -191,7 +190,7 @@ class Normalize:
         return images.mul_(scale).add_(shift)
 
     def on(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift for these images, on their device: copied there once."""
+        """Scale and shift on the device of these images, copied there once."""
         if images.shape[1] != self.scale.shape[1]:
             raise ValueError(
                 f"Images of {images.shape[1]} channels, but data.mean and data.std are for "

@@ -1,8 +1,8 @@
 """Images of a data folder in one view or several: noisy, denoised, clean, or a mix that moves over the training.
 
-The views of an image are arrays of one size: the same pixels of the same scene, so that the same crop can be cut out of
-each. The noisy view carries the image's one fixed realisation of the noise, added while loading or read from the noisy
-tree: the same bytes.
+The views of an image have one size and show the same pixels, so that the same crop can be cut out of each. The noisy
+view carries the image's one fixed realisation of the noise, added while loading or read from the noisy tree, with the
+same bytes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from dinov2.data.index import as_it_lies, build_index, check_classes
 from dinov2.data.splits import Layout
 from utils.images import MAX_PIXELS, denoised_root, describe_files, noisy_root, read_image, read_manifest, twin
 from utils.noise import NoiseSpec, keyed_noise, noise_key
-from utils.values import ESTIMATED, FULL, Values, agrees, reading, resolve
+from utils.values import ESTIMATED, FULL, Values, is_consistent, resolve, rule_for_reading
 
 VIEWS = ("noisy", "denoised", "clean", "mix")
 
@@ -38,20 +38,20 @@ class Mix:
 
     def kind(self, iteration: int, index: int) -> str:
         """ "denoised" or "noisy", for an image at an iteration."""
-        share = self.start + (self.end - self.start) * min(iteration / self.iterations, 1.0)
+        fraction = self.start + (self.end - self.start) * min(iteration / self.iterations, 1.0)
         digest = hashlib.blake2b(f"{self.seed} {iteration} {index}".encode(), digest_size=8).digest()
-        return "denoised" if int.from_bytes(digest, "little") < share * 2**64 else "noisy"
+        return "denoised" if int.from_bytes(digest, "little") < fraction * 2**64 else "noisy"
 
 
 class ImageDataset(torch.utils.data.Dataset):
     """dataset[i] -> (images, label): an array [H, W, C] for each view, all of one size, and the class number.
 
     split: a folder of root, or a part of it by `layout`; None: all images below root, without labels. Arrays are uint8,
-    or float32 in [0, 1] where the file has more than 8 bits or `values` scale it; of as many channels as asked for, or
-    an error. Images with a side above max_side pixels are reduced (antialiased), after the noise; a file of more than
-    max_pixels is refused. storage: where the noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root).
-    ValueError names denoised (noisy) images that are missing, before anything is read, and, when read, an image that
-    cannot be decoded or whose views differ in size.
+    or float32 in [0, 1] if the file has more than 8 bits or `values` scale it. Images with a side above max_side pixels
+    are reduced (antialiased) after the noise; files of more than max_pixels or of other channels are refused. storage:
+    where the noisy view comes from, "on_the_fly" or "disk" (the tree noisy_root).
+    ValueError names missing denoised (noisy) images before anything is read, and later an image that cannot be decoded
+    or whose views differ in size.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class ImageDataset(torch.utils.data.Dataset):
         if unknown:
             raise ValueError(f"view {unknown[0]!r} is unknown: give one of {', '.join(VIEWS)}.")
         if "mix" in views and mix is None:
-            raise ValueError("view 'mix' needs the shares of denoised images at the start and the end (mix).")
+            raise ValueError("view 'mix' needs the fractions of denoised images at the start and the end (mix).")
         if storage not in ("on_the_fly", "disk"):
             raise ValueError(f"data.storage={storage!r} is unknown: give on_the_fly or disk.")
         self.root, self.split, self.views, self.mix = Path(root), split, tuple(views), mix
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
         self.channels, self.max_side, self.values, self.max_pixels = channels, max_side, values, max_pixels
-        self.scale = reading(values, root)
+        self.scale = rule_for_reading(values, root)
         index = build_index(root, split, index_cache, layout)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
-        # Roots of the kinds of view that are read from twins of the images.
+        # Roots of the kinds of image that are read from twins of the files.
         self.twins: dict[str, Path] = {}
         if "denoised" in self.kinds:
             self.twins["denoised"] = Path(denoised or denoised_root(root, self.noise))
@@ -95,7 +95,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of image that the views are made of; "mix" is made of noisy and denoised ones."""
+        """The kinds of image that make up the views; "mix" consists of noisy and denoised ones."""
         parts = [("noisy", "denoised") if view == "mix" else (view,) for view in self.views]
         return tuple(dict.fromkeys(kind for part in parts for kind in part))
 
@@ -128,18 +128,18 @@ class ImageDataset(torch.utils.data.Dataset):
         return [reduce_sides(image, self.max_side) for image in images]
 
     def keep(self, places) -> "ImageDataset":
-        """The data set itself, with the images of these numbers alone."""
+        """The data set itself, reduced to the images with these numbers."""
         self.relatives, self.labels = [self.relatives[i] for i in places], self.labels[places]
         return self
 
     def digest(self, kind: str | None = None) -> str:
-        """How many images there are, and a hash of their names and sizes: of the source, or of the twins of a kind."""
+        """Number of images and hash of their names and sizes, of the source or of the twins of a kind."""
         if kind is None:
             return describe_files(self.root, self.relatives)
         return describe_files(self.twins[kind], [os.path.splitext(n)[0] + self.suffixes[kind] for n in self.relatives])
 
     def path(self, relative: str, kind: str) -> Path:
-        """The file that an image is read from as this kind."""
+        """The file that this kind of an image is read from."""
         twins = self.twins.get(kind)
         return self.root / relative if twins is None else twin(twins, relative, self.suffixes[kind])
 
@@ -175,9 +175,9 @@ class ImageDataset(torch.utils.data.Dataset):
 def dataset_from_config(
     cfg, split: str | None, views: tuple[str, ...] = ("noisy",), mix: Mix | None = None
 ) -> ImageDataset:
-    """The data set of a run's configuration (keys noise and data.*): what training and evaluation both use.
+    """The data set of a run's configuration (keys noise and data.*), for training and evaluation.
 
-    ValueError also where train and val have different classes, before anything starts.
+    ValueError also if train and val have different classes.
     """
     data = cfg.data
     layout = layout_of(cfg)
@@ -204,22 +204,22 @@ def dataset_from_config(
 
 
 def layout_of(cfg) -> Layout:
-    """How the configuration's data folder becomes train and val."""
+    """How the configuration splits its data folder into train and val."""
     data = cfg.data
     only = data.in_chans if data.mixed == "keep" else None
     return Layout(data.val, data.group, data.labels, data.split_seed, data.stack, only)
 
 
 def resolve_values(cfg, split: str | None = "train") -> tuple[Values, str]:
-    """The rule of data.values and a sentence with the reason. Where it is to be estimated, it is that of the denoised
-    copy, if there is one, as both must agree; else estimated over the training images."""
+    """The rule of data.values and a sentence with the reason. An estimated rule is that of the denoised copy, if there
+    is one, as both must agree; otherwise it is estimated over the training images."""
     data = cfg.data
     if data["values"] not in ESTIMATED:
         return resolve(data["values"], data.root, [], data.in_chans)
     tree = Path(data.denoised_root or denoised_root(data.root, NoiseSpec.parse(cfg.noise)))
     if made := read_manifest(tree):
         values = Values.parse(made.get("values", "full"))
-        if agrees(data["values"], values):
+        if is_consistent(data["values"], values):
             return values, f"values: {values}, as {tree} was made with"
     relatives = build_index(data.root, split, data.index_cache, layout_of(cfg)).relatives
     return resolve(data["values"], data.root, relatives, data.in_chans, data.max_pixels)

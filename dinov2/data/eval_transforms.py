@@ -1,4 +1,4 @@
-"""Transforms of frozen-backbone evaluation on batches of padded canvases, as the public DINOv2's linear probe."""
+"""Transforms for the evaluation of a frozen backbone, on batches of padded canvases, as in DINOv2's linear probe."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from dinov2.data.augment import Normalize
 from dinov2.data.dataset import reduce_sides
 from dinov2.data.resample import ATTEMPTS, cut, random_boxes
 from utils.images import read_image
-from utils.values import known
+from utils.values import configured_rule
 
 
 class CentreCrop:
@@ -33,7 +33,7 @@ class CentreCrop:
 
 
 CROP_DRAWS = 2 * ATTEMPTS + 3  # numbers that decide a random crop: flip, areas and aspects of the attempts, top, left
-FIRST_BOX = [0, 1, 1 + ATTEMPTS, -2, -1]  # of these, all that count when the first attempt fits, as it mostly does
+FIRST_BOX = [0, 1, 1 + ATTEMPTS, -2, -1]  # those that count if the first attempt fits, as it mostly does
 
 
 class RandomCrop:
@@ -56,20 +56,20 @@ def draw_crops(number: int, generator: torch.Generator) -> Tensor:
     return torch.rand(number, CROP_DRAWS, generator=generator, dtype=torch.float64)
 
 
-def spread_crops(number: int, views: int, generator: torch.Generator) -> Tensor:
-    """Draws for RandomCrop: [views, number, CROP_DRAWS]. An image's crops are spread evenly over all crops.
+def spread_crops(number: int, crops: int, generator: torch.Generator) -> Tensor:
+    """Draws for RandomCrop: [crops, number, CROP_DRAWS]. An image's crops are spread evenly over all possible ones.
 
-    Each crop by itself is distributed as one of `draw_crops`; together the crops of an image follow a Sobol sequence,
-    shifted at random for every image (Cranley and Patterson, 1976), in the numbers of the first box.
+    Each single crop has the distribution of `draw_crops`; together the crops of an image follow a Sobol sequence in the
+    numbers of the first box, shifted at random for every image (Cranley and Patterson, 1976).
     """
-    drawn = torch.rand(views, number, CROP_DRAWS, generator=generator, dtype=torch.float64)
-    points = torch.quasirandom.SobolEngine(len(FIRST_BOX)).draw(views, dtype=torch.float64)
+    drawn = torch.rand(crops, number, CROP_DRAWS, generator=generator, dtype=torch.float64)
+    points = torch.quasirandom.SobolEngine(len(FIRST_BOX)).draw(crops, dtype=torch.float64)
     drawn[..., FIRST_BOX] = (drawn[0, :, FIRST_BOX] + points[:, None]) % 1
     return drawn
 
 
 class Preprocess:
-    """Images as a backbone takes them: the evaluation of a config, for images outside a data set.
+    """Prepares images outside a data set for a backbone, as the evaluation of a config does.
 
     preprocess(images) → float32 [B, C, crop, crop]; images: one or a list of files, Pillow images or arrays [H, W, C]
     (or [H, W]) of values as data.values scales them (weights without a run: uint8, uint16 or floats in [0, 1]).
@@ -77,13 +77,13 @@ class Preprocess:
     """
 
     def __init__(self, cfg):
-        self.channels, self.max_side, self.values = cfg.data.in_chans, cfg.data.max_side, known(cfg.data["values"])
-        self.max_pixels = cfg.data.max_pixels
+        self.channels, self.values = cfg.data.in_chans, configured_rule(cfg.data["values"])
+        self.max_side, self.max_pixels = cfg.data.max_side, cfg.data.max_pixels
         self.crop = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
 
     def __call__(self, images) -> Tensor:
         images = images if isinstance(images, list | tuple) else [images]
-        return torch.cat([self._one(reduce_sides(self._read(image), self.max_side)) for image in images])
+        return torch.cat([self._crop_one(reduce_sides(self._read(image), self.max_side)) for image in images])
 
     def _read(self, image) -> np.ndarray:
         """[H, W, C], uint8 or float32 in [0, 1]"""
@@ -97,5 +97,5 @@ class Preprocess:
             raise ValueError(f"an image of shape {array.shape}: this backbone takes [H, W, {self.channels}]")
         return self.values(array)
 
-    def _one(self, image: np.ndarray) -> Tensor:
+    def _crop_one(self, image: np.ndarray) -> Tensor:
         return self.crop(torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([image.shape[:2]]))

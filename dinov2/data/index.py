@@ -1,7 +1,7 @@
 """The list of a data folder's images, classes and labels, built on first use and cached.
 
-DIR/<split>/<class>/<image> has the sorted folder names as classes. DIR/<split>/<image>, without class folders, is for
-pretraining alone: its labels are -1. A folder without train and val, and labels from a CSV: dinov2/data/splits.py.
+The classes of DIR/<split>/<class>/<image> are the sorted folder names. DIR/<split>/<image>, without class folders, is
+for pretraining only: its labels are -1. For a folder without train and val, and labels from a CSV, see splits.py.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from utils.files import atomic_path
 from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images, of_channels
 from utils.locks import sweep
 from utils.progress import progress
+from utils.text import list_some
 
 _VERSION = 3  # of the cache file's form and of the extensions that count as images
 
@@ -40,15 +41,14 @@ def build_index(
 ) -> Index:
     """The index of a split: from the cached lists, or by walking the folders when any of them has changed.
 
-    split None: all images below root at any depth, without labels, listed anew each time.
-    A folder counts as changed by its modification time, which adding, removing or renaming a file sets. cache:
-    folder of the cached lists; None: the data folder itself or, where that is read-only, the user's cache
-    (~/.cache). layout: how train and val are made, where they are no folders. ValueError names a missing or empty
-    split, a class folder without images, images beside class folders, or two images that differ in their extension
-    alone. Whether an image can be decoded shows when it is read.
+    split None: all images below root at any depth, without labels, listed each time.
+    A folder has changed if its modification time has; adding, removing or renaming a file sets it. cache: folder of the
+    cached lists; None: the data folder itself or, if that is read-only, the user's cache (~/.cache). layout: how train
+    and val are made if they are not folders. ValueError names a missing or empty split, a class folder without images,
+    images beside class folders, or two images that differ only in their extension. Images are not decoded here.
     """
     layout = layout or Layout()
-    index = _built(Path(root), split, cache, layout)
+    index = _build(Path(root), split, cache, layout)
     if layout.only is None:
         return index
     kept = set(of_channels(root, index.relatives, layout.only)[0])
@@ -56,16 +56,18 @@ def build_index(
     return Index([index.relatives[place] for place in own], index.labels[own], index.classes)
 
 
-def _built(root: Path, split: str | None, cache: Path | str | None, layout: Layout) -> Index:
+def _build(root: Path, split: str | None, cache: Path | str | None, layout: Layout) -> Index:
     if split is None:
         relatives = list_images(root, layout.stack)
         return Index(relatives, np.full(len(relatives), -1), [])
     if not root.is_dir():
         raise ValueError(f"{root} is no folder: give a folder of images, with train/ and val/ in it or without")
     if as_it_lies(root, layout):
-        return _listed(root, split, cache, layout.stack)
+        return _list_split(root, split, cache, layout.stack)
     parts = [part for part in SPLITS if (root / part).is_dir()] if has_splits(root) else [""]
-    relatives = [relative for part in parts for relative in _listed(root, part, cache, layout.stack, True).relatives]
+    relatives = [
+        relative for part in parts for relative in _list_split(root, part, cache, layout.stack, True).relatives
+    ]
     splits, labels, classes = assign(root, relatives, layout)
     own = [place for place, name in enumerate(splits) if name == split]
     if not own:
@@ -76,7 +78,7 @@ def _built(root: Path, split: str | None, cache: Path | str | None, layout: Layo
 
 
 def has_images(root: Path | str, split: str, cache: Path | str | None = None, layout: Layout | None = None) -> bool:
-    """Whether the split has images. ValueError where the folder cannot be listed at all."""
+    """Whether the split has images. ValueError if the folder cannot be listed."""
     if as_it_lies(root, layout or Layout()):
         return Path(root, split).is_dir()
     try:
@@ -86,19 +88,19 @@ def has_images(root: Path | str, split: str, cache: Path | str | None = None, la
 
 
 def as_it_lies(root: Path | str, layout: Layout) -> bool:
-    """Whether train and val are folders, and their folders the classes: no key says otherwise."""
+    """Whether train and val are folders and their folders the classes, because no key says otherwise."""
     return has_splits(root) and not layout.drawn
 
 
-def _listed(root: Path, split: str, cache: Path | str | None, stack: str, flat: bool = False) -> Index:
-    """The index of the folder root/split (split "": of root itself). flat: whatever lies below, without classes."""
+def _list_split(root: Path, split: str, cache: Path | str | None, stack: str, flat: bool = False) -> Index:
+    """The index of the folder root/split ("": of root itself). flat: all images below it, without classes."""
     files = _cache_files(root, split, cache, stack, flat)
     for file in files:
-        index = _load(file, root, split, flat)
+        index = _load_cached(file, root, split, flat)
         if index is not None:
             return index
     times, groups = (_walk_flat if flat else _walk)(root, split, stack)
-    index = _index(split, groups)
+    index = _make_index(split, groups)
     content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
     for file in files:
         try:
@@ -108,7 +110,7 @@ def _listed(root: Path, split: str, cache: Path | str | None, stack: str, flat: 
                 temporary.write_text(content)
             break
         except OSError:
-            continue  # read-only: the next place; with no place left, the index is built at each start
+            continue  # read-only: try the next place; without any, the index is built at each start
     return index
 
 
@@ -127,20 +129,15 @@ def check_classes(root: Path | str) -> None:
         return
     train, val = set(class_names(root, "train")), set(class_names(root, "val"))
     parts = [
-        f"only in {split}: {_some(only)}" for split, only in (("train", train - val), ("val", val - train)) if only
+        f"only in {split}: {list_some(only)}" for split, only in (("train", train - val), ("val", val - train)) if only
     ]
     if train and parts:
         raise ValueError(f"{root}: train and val must have the same class folders; {'; '.join(parts)}.")
 
 
-def _some(names) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _cache_files(root: Path, split: str, cache, stack: str, flat: bool) -> list[Path]:
-    """Places of the cached list, in order of preference. The data folder's own list must not lie in it: writing it
-    would change the folder."""
+    """Paths of the cached list, in order of preference. The list of the data folder itself ("") must not lie in it,
+    because writing it would change the folder."""
     whole = not split
     split = f"{split or 'all'}{'-flat' if flat else ''}{'' if stack == 'refuse' else '-' + stack}"
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
@@ -171,13 +168,13 @@ def _walk(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str,
 
 
 def _walk_flat(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """The same of a folder whose folders are no classes."""
+    """The same for a folder whose folders are not classes."""
     inner: dict[str, int] = {}
     paths = list_images(root / split, stack, inner)
     return {str(PurePosixPath(split, folder)): time for folder, time in inner.items()}, {"": paths}
 
 
-def _index(split: str, groups: dict[str, list[str]]) -> Index:
+def _make_index(split: str, groups: dict[str, list[str]]) -> Index:
     classes = sorted(groups) if "" not in groups else []
     relatives, labels = [], []
     for label, name in enumerate(classes) if classes else [(-1, "")]:
@@ -188,10 +185,10 @@ def _index(split: str, groups: dict[str, list[str]]) -> Index:
     return Index(relatives, np.array(labels, dtype=np.int64), classes)
 
 
-def _load(file: Path, root: Path, split: str, flat: bool) -> Index | None:
-    """The cached index, or None when there is none, it is broken, or the tree has changed since.
+def _load_cached(file: Path, root: Path, split: str, flat: bool) -> Index | None:
+    """The cached index; None if it is missing or broken, or the tree has changed since.
 
-    A cache can come with a data folder from elsewhere: it is held to the folders that are there, and its paths to stay
+    A cache may come with a data folder from elsewhere: it must match the folders that exist, and its paths must stay
     below them.
     """
     try:
@@ -206,6 +203,6 @@ def _load(file: Path, root: Path, split: str, flat: bool) -> Index | None:
             return None
         if any(path.startswith("/") or ".." in path.split("/") for paths in groups.values() for path in paths):
             return None
-        return _index(split, groups)
+        return _make_index(split, groups)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

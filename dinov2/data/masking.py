@@ -1,7 +1,7 @@
 """Block-wise masks of iBOT, as the public DINOv2 draws them (BEiT's scheme).
 
-A mask is held as one Python integer, bit row * width + column: a block is a shifted constant, the overlap a population
-count. The same random.Random stream gives the published code's masks, some five times faster.
+A mask is one Python integer, bit row * width + column: a block is a shifted constant, the overlap a population count.
+The same random.Random stream gives the masks of the published code, about five times faster.
 """
 
 import math
@@ -24,9 +24,9 @@ def sample_masks(
 ) -> np.ndarray:
     """Masks of n_crops global crops of grid (height, width) patches: bool [n_crops, height * width], True is masked.
 
-    The share mask_probability of the crops is masked, in shuffled places; their ratios are spread evenly over
-    mask_ratio (one uniform draw in each of as many equal intervals as there are masked crops). A crop reaches at most
-    its ratio, and may stay below it.
+    A fraction mask_probability of the crops, at random, is masked. Their ratios of masked patches are spread evenly
+    over mask_ratio: one uniform draw in each of as many equal intervals as there are masked crops. A crop may stay
+    below its ratio.
     """
     height, width = grid
     n_masked = int(n_crops * mask_probability)
@@ -54,7 +54,7 @@ def _mask(target: int, height: int, width: int, generator: random.Random) -> int
 
 
 def _add_block(mask: int, limit: int, height: int, width: int, generator: random.Random) -> int:
-    """The mask with one random block more, of at most `limit` new patches; the mask itself if no attempt succeeds."""
+    """The mask plus one random block of at most `limit` new patches; the same mask if no attempt succeeds."""
     log_aspect = math.log(MIN_ASPECT)
     for _ in range(ATTEMPTS):
         area = generator.uniform(MIN_PATCHES, limit)

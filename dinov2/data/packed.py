@@ -1,4 +1,4 @@
-"""Many small tensors in one buffer: one copy, which nobody waits for, takes them all to a device."""
+"""Many small tensors in one buffer, which a single asynchronous copy takes to a device."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 A canvas batch is [B, C, H, W], each image at the top left of its plane. `cut` equals `crop` followed by Pillow's
 BICUBIC resize (a = -0.5, support widened by the reduction), which is what the published pipeline runs; antialiasing
-matters here more than elsewhere, because it averages the noise. Two ways to the same pixels:
-- on a CPU, torch's uint8 kernel, one box at a time (0.15 ms for a 224 crop, against 2 ms for dense products);
-- elsewhere, two batched matrix products with one resampling matrix per image and axis.
-8-bit images are clamped and rounded to 8 bits after the horizontal and after the vertical pass, as Pillow does, because
-noise of large sigma overshoots often; float images stay float and are clamped once at the end. Measured on noisy
-photographs, both are within one level of Pillow, but for one value in a million of the CPU's kernel (two levels).
-Pillow 13 takes the vertical pass first where that is less work; this is the order of all versions before it.
+matters here more than elsewhere, because it averages the noise. There are two implementations: - on a CPU, torch's
+uint8 kernel, one box at a time (0.15 ms for a 224 crop, against 2 ms for dense products); - elsewhere, two batched
+matrix products with one resampling matrix per image and axis. 8-bit images are clamped and rounded to 8 bits after the
+horizontal and after the vertical pass, as in Pillow, because noise of large sigma often overshoots; float images are
+clamped once at the end. On noisy photographs both are within one level of Pillow, except for one value in a million of
+the CPU's kernel (two levels). Pillow 13 does the vertical pass first if that is less work; here the order is that of
+earlier versions.
 """
 
 import math
@@ -17,20 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ATTEMPTS = 10  # tries of a random box before the central one, as torchvision
+ATTEMPTS = 10  # tries of a random box before the central one, as in torchvision
 
 
 def random_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], ratio=(3 / 4, 4 / 3)) -> Tensor:
     """Boxes of a random resized crop: torchvision's RandomResizedCrop.get_params, vectorised.
 
-    uniform: [..., B, 2 * ATTEMPTS + 2] numbers of [0, 1); sizes: int [B, 2] (height, width); scale: share of the
-    area, uniform; ratio: width / height, log-uniform. An attempt counts if it fits; when none fits, the largest
+    uniform: [..., B, 2 * ATTEMPTS + 2] numbers of [0, 1); sizes: int [B, 2] (height, width); scale: fraction of
+    the area, uniform; ratio: width / height, log-uniform. An attempt counts if it fits; when none fits, the largest
     central box of an allowed ratio. Returns int64 [..., B, 4]: top, left, height, width.
     """
     height, width = sizes.double().unbind(-1)  # [B]
-    areas = (height * width).unsqueeze(-1) * torch.lerp(*_ends(scale), uniform[..., :ATTEMPTS])  # [..., B, ATTEMPTS]
+    areas = (height * width).unsqueeze(-1) * torch.lerp(
+        *_to_tensors(scale), uniform[..., :ATTEMPTS]
+    )  # [..., B, ATTEMPTS]
     low, high = (math.log(end) for end in ratio)
-    aspects = torch.exp(torch.lerp(*_ends((low, high)), uniform[..., ATTEMPTS : 2 * ATTEMPTS]))
+    aspects = torch.exp(torch.lerp(*_to_tensors((low, high)), uniform[..., ATTEMPTS : 2 * ATTEMPTS]))
     w = torch.round(torch.sqrt(areas * aspects))
     h = torch.round(torch.sqrt(areas / aspects))
     fits = (w > 0) & (w <= width.unsqueeze(-1)) & (h > 0) & (h <= height.unsqueeze(-1))
@@ -73,7 +75,7 @@ def cut(
     return out.div_(255) if canvas.dtype == torch.uint8 else out.clamp_(0, 1)
 
 
-def _ends(pair):
+def _to_tensors(pair):
     return (torch.tensor(float(end), dtype=torch.float64) for end in pair)
 
 
@@ -100,8 +102,10 @@ def _cut_dense(canvas, boxes, size, flip, grid, offset):
 
     moved = (tensor.to(canvas.device, non_blocking=True) for tensor in (boxes, grid, offset, flip))
     box, target, shift, mirrored = (tensor.transpose(0, 1).flatten(0, 1) for tensor in moved)  # of [B * n]
-    columns = _matrix(box[:, 1], box[:, 3], target[:, 1], shift[:, 1], size, width, mirrored)  # [B * n, size, W]
-    rows = _matrix(box[:, 0], box[:, 2], target[:, 0], shift[:, 0], size, height)  # [B * n, size, H]
+    columns = _resampling_matrix(
+        box[:, 1], box[:, 3], target[:, 1], shift[:, 1], size, width, mirrored
+    )  # [B * n, size, W]
+    rows = _resampling_matrix(box[:, 0], box[:, 2], target[:, 0], shift[:, 0], size, height)  # [B * n, size, H]
     pixels = canvas.to(torch.float32, memory_format=torch.contiguous_format).view(batch, channels * height, width)
     wide = torch.bmm(pixels, columns.view(batch, n * size, width).transpose(1, 2))  # [B, C * H, n * size]
     wide = as_stored(wide).view(batch, channels, height, n, size).permute(0, 3, 2, 1, 4)
@@ -109,7 +113,7 @@ def _cut_dense(canvas, boxes, size, flip, grid, offset):
     return as_stored(out).view(batch, n, size, channels, size).permute(1, 0, 3, 2, 4).flatten(0, 1)
 
 
-def _matrix(start, length, grid, shift, size, extent, mirrored=None):
+def _resampling_matrix(start, length, grid, shift, size, extent, mirrored=None):
     """Resampling matrices [B, size, extent]: row i weighs the pixels of [start, start + length) for output i."""
     index = torch.arange(size, device=start.device).expand(len(start), size)
     if mirrored is not None:

@@ -1,13 +1,12 @@
 """Train and val of a folder that has none, and labels from a CSV: data.val, data.group, data.labels, data.split_seed.
 
-val      share of the images for val, drawn once, class by class, by the seed and the paths; images of a train folder
-         are divided likewise. Without it all images are train, but for those of a val folder.
-group    what must not be torn apart: "folder" (an image's folder, as a patient's), a column of the CSV, or a regular
-         expression, whose first group or whole match in the path is the name
-labels   CSV of path,label[,split], paths below the data folder; without one, the folders are the classes, if they are
-         two or more, hold all images, and are not the groups
-An image that the CSV does not name, or leaves without a label, has the label -1: pretraining takes it, evaluation does
-not.
+val      fraction of the images for val, drawn once, class by class, from the seed and the paths; images of a train
+         folder are divided likewise. Without it all images are train, except those of a val folder.
+group    images that must stay together: "folder" (of a patient, say), a column of the CSV, or a regular expression,
+         whose first group or whole match in the path is the group's name
+labels   CSV of path,label[,split], with paths below the data folder; without one, the folders are the classes, if there
+         are at least two, they hold all images, and they are not the groups
+An image without a label in the CSV has the label -1: it is used for pretraining, not for evaluation.
 """
 
 import csv
@@ -26,18 +25,18 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Layout:
-    """The four keys, data.stack and data.mixed; the default is the folder as it lies."""
+    """The four keys, data.stack and data.mixed; by default the folder is taken as it is."""
 
     val: float | None = None
     group: str | None = None
     labels: str | None = None
     seed: int = 0
     stack: str = "refuse"
-    only: int | None = None  # images of so many channels alone (data.mixed=keep); None: all
+    only: int | None = None  # keep only images of this many channels (data.mixed=keep); None: all
 
     @property
     def drawn(self) -> bool:
-        """Whether a key asks for more than the folders say."""
+        """Whether a key asks for another split, group or label than the folders give."""
         return (self.val, self.group, self.labels) != (None, None, None)
 
 
@@ -48,8 +47,8 @@ def has_splits(root: Path | str) -> bool:
 def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str], np.ndarray, list[str]]:
     """Split and class number (int64, -1: unknown) of each image, and the sorted names of the classes.
 
-    ValueError: a CSV with rows that are double, wrong or of no image; a group in both splits, or an image without one;
-    a share that leaves train or val empty; a share asked for beside a val folder.
+    ValueError: a CSV with rows that are duplicate, wrong or of no image; a group in both splits, an image without one;
+    a fraction that leaves train or val empty, or one beside a val folder.
     """
     if layout.val is not None and (root / "val").is_dir():
         raise ValueError(f"data.val={layout.val}, but {root} has a val folder: leave one of them out")
@@ -59,16 +58,16 @@ def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str],
     labels = np.array([number.get(name, -1) for name in names], np.int64)
     groups = _group_names(root, relatives, layout.group, rows) if layout.group else None
     if groups is None and layout.stack == "pages":
-        groups = [file_of(relative) for relative in relatives]  # pages of one file are as alike as can be
+        groups = [file_of(relative) for relative in relatives]  # pages of one file are nearly the same image
     splits = _given_splits(root, relatives, layout, rows)
     if splits is not None and groups is not None:
         _check_groups(root, groups, splits)
     if splits is None:
-        splits = _draw(relatives if groups is None else groups, labels if groups is None else labels * 0, layout)
+        splits = _draw_splits(relatives if groups is None else groups, labels if groups is None else labels * 0, layout)
         if not set(SPLITS) <= set(splits):
             count = len(set(groups or relatives))
             parts = f"{count} {'groups' if groups else 'images'}"
-            raise ValueError(f"data.val={layout.val} of {parts} leaves a split of {root} empty: give another share")
+            raise ValueError(f"data.val={layout.val} of {parts} leaves a split of {root} empty: give another fraction")
     return splits, labels, list(number)
 
 
@@ -83,7 +82,7 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"data.labels={name} cannot be read ({error}): give a CSV of path,label[,split]") from None
     if not lines or "path" not in lines[0][1] or not {"label", "split"} & set(lines[0][1]):
-        raise ValueError(f"{path} must begin with the line path,label or path,label,split, and hold a row an image")
+        raise ValueError(f"{path} must begin with the line path,label or path,label,split, and hold a row per image")
     rows, known = {}, {file_of(relative) for relative in relatives} | set(relatives)
     for line, row in lines:
         if None in row or None in row.values():
@@ -99,7 +98,7 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     return rows
 
 
-def _row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
+def _find_row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
     """The row of an image, or of the file that it is a page of."""
     return rows.get(relative) or rows.get(file_of(relative), {})
 
@@ -108,7 +107,7 @@ def _row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
 def _class_names(root: Path, relatives: list[str], layout: Layout, rows: dict) -> list[str]:
     """The class of each image; "" where it has none."""
     if layout.labels:
-        return [_row(rows, relative).get("label", "") for relative in relatives]
+        return [_find_row(rows, relative).get("label", "") for relative in relatives]
     depth = 1 if has_splits(root) else 0  # of the class's folder
     parts = [PurePosixPath(relative).parts[depth:] for relative in relatives]
     names = [part[0] if len(part) > 1 else "" for part in parts]
@@ -120,7 +119,7 @@ def _group_names(root: Path, relatives: list[str], group: str, rows: dict) -> li
         start = 1 if has_splits(root) else 0  # a patient's folder below train and below val is the same patient
         return ["/".join(PurePosixPath(relative).parts[start:-1]) for relative in relatives]
     if rows and group in next(iter(rows.values())):
-        names = [_row(rows, relative).get(group, "") for relative in relatives]
+        names = [_find_row(rows, relative).get(group, "") for relative in relatives]
     else:
         try:
             found = [re.search(group, relative) for relative in relatives]
@@ -135,11 +134,11 @@ def _group_names(root: Path, relatives: list[str], group: str, rows: dict) -> li
 
 # --- which split ----------------------------------------------------------------------------------------------------
 def _given_splits(root: Path, relatives: list[str], layout: Layout, rows: dict) -> list[str] | None:
-    """The split of each image by the CSV or by its folder; None where it is to be drawn."""
+    """The split of each image by the CSV or by its folder; None if it is to be drawn."""
     if any(row.get("split") for row in rows.values()):
         if layout.val is not None:
             raise ValueError(f"data.val={layout.val}, but {layout.labels} has a column split: leave one of them out")
-        return [_row(rows, relative).get("split") or "train" for relative in relatives]
+        return [_find_row(rows, relative).get("split") or "train" for relative in relatives]
     if layout.val is not None:
         return None
     folders = has_splits(root)
@@ -155,10 +154,10 @@ def _check_groups(root: Path, groups: list[str], splits: list[str]) -> None:
         )
 
 
-def _draw(groups: list[str], strata: np.ndarray, layout: Layout) -> list[str]:
-    """Groups in the order of a keyed hash go to val until they make up the share, in each stratum by itself.
+def _draw_splits(groups: list[str], strata: np.ndarray, layout: Layout) -> list[str]:
+    """In each stratum, groups go to val in the order of a keyed hash until they make up the fraction.
 
-    An image that is added later moves at most the groups at the border.
+    An image that is added later moves at most the groups at the boundary.
     """
     chosen: set[tuple[int, str]] = set()
     keys = list(zip(strata.tolist(), groups, strict=True))

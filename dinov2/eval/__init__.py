@@ -1,4 +1,4 @@
-"""What a frozen backbone is worth, one file an evaluator."""
+"""What a frozen backbone is worth, one file per evaluator."""
 
 EVALUATORS = {  # name of the file, and of the scripts' --eval: whether it needs labels in train and val
     "linear": True, "knn": True, "log_regression": True, "robustness": True,

@@ -1,14 +1,13 @@
-"""The one command line of all evaluators: checkpoints of a run in, rows of results.jsonl out.
+"""The common command line of all evaluators: checkpoints of a run in, rows of results.jsonl out.
 
 Each evaluator is a function `evaluate(backbone, cfg, job)` that yields (metric, value, details). A key of `details`
-that is a field of the result row (noise, view, dataset, protocol) replaces the run's own there; the rest is kept as the
-row's details.
+that is a field of the result row (noise, view, dataset, protocol) replaces the run's own; the others become the row's
+details.
 """
 
 from __future__ import annotations
 
 import base64
-import difflib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,32 +22,33 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from dinov2.checkpoint import Checkpoint, list_checkpoints
-from dinov2.config import config_hash, load_run_config, parse_value
+from dinov2.config import config_hash, load_run_config, parse_value, suggest_key
 from dinov2.data.dataset import dataset_from_config
 from dinov2.eval import EVALUATORS
 from dinov2.eval.features import Features, eval_view, without_labels
 from utils import cli, distributed
 from utils.locks import sweep
 from utils.memory import keep_freed_memory
+from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results, what_is_learned
 
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
-ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # that details may replace
+ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # those that details may replace
 BEST_BY = ("linear_top1", "knn20_top1", "knn10_top1", "neighbour_agreement")  # in this order
-OPEN_SECTIONS = ("eval", "data", "seed", "noise")  # of a run's config: an evaluation can't change what was trained
+OPEN_SECTIONS = ("eval", "data", "seed", "noise")  # that an evaluation may change; the rest is what was trained
 USAGE = """
   run=DIR              the run's folder
   checkpoints=WHICH    last (default) | best | all | an epoch; kept ones only
-  key=value            of eval.*, data.*, seed or noise (another than the run's); see dinov2/configs/default.yaml
-Checkpoints that have their rows already, made with the same settings, are skipped. Several GPUs: torchrun -m ...
+  key=value            of eval.*, data.*, seed or noise, in place of the run's; see dinov2/configs/default.yaml
+Checkpoints that already have rows made with the same settings are skipped. Several GPUs: torchrun -m ...
 """
 
 
 @dataclass(frozen=True)
 class Job:
-    """Where one evaluation writes: pictures into the run, the state that a killed call goes on from into `scratch`."""
+    """Where one evaluation writes: pictures into the run, the state for resuming into `scratch`."""
 
     run: Path
     checkpoint: str  # the checkpoint folder's name
@@ -68,7 +68,7 @@ def main(
     help_text: str,
     variants: Callable[[DictConfig], list[DictConfig]] = lambda cfg: [cfg],
 ) -> None:
-    """The whole program of an evaluator; `variants` gives the settings to evaluate each checkpoint under."""
+    """The main program of an evaluator; `variants` gives the settings to evaluate each checkpoint with."""
 
     def program() -> int:
         try:
@@ -92,7 +92,7 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     keep_freed_memory()
     if EVALUATORS.get(name) and (reason := without_labels(cfg)):
         return run_label_free(name, reason, argv)
-    chosen = choose(folder, own.get("checkpoints", "last"))
+    chosen = choose_checkpoints(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
     if len(todo) < len(jobs) and distributed.is_main():
@@ -105,7 +105,7 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
 
 
 def run_label_free(name: str, reason: str, argv: list[str]) -> int:
-    """Evaluates what can be without labels, in the place of an evaluator that needs some."""
+    """Runs label_free in place of an evaluator that needs labels."""
     from dinov2.eval import label_free
 
     if distributed.is_main():
@@ -116,7 +116,7 @@ def run_label_free(name: str, reason: str, argv: list[str]) -> int:
 def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], list[str]]:
     """run=, the arguments named in `own` that are given, and the overrides.
 
-    Raises ValueError for anything that is no key=value, or without a run.
+    Raises ValueError for anything that is not key=value, and without a run.
     """
     given = {}
     for argument in argv:
@@ -132,18 +132,16 @@ def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], 
 
 
 def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
-    """The run's config with key=value of OPEN_SECTIONS on top.
+    """The run's config, changed by key=value of OPEN_SECTIONS.
 
-    Raises ValueError naming a key that does not exist, with the nearest one that does, or one of another type.
+    Raises ValueError naming a key that does not exist, with the nearest one that does, or a value of the wrong type.
     """
     cfg = load_run_config(folder)
     for override in overrides:
         key, _, text = override.partition("=")
-        known = [k for k in flat_keys(cfg) if k.split(".")[0] in OPEN_SECTIONS]
+        known = [name for name in flatten(OmegaConf.to_container(cfg)) if name.split(".")[0] in OPEN_SECTIONS]
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{key} is no key of an evaluation{hint}")
+            raise ValueError(f"{key} is no key of an evaluation{suggest_key(key, known, cutoff=0.3)}")
         try:
             value = parse_value(key, text)
         except (OmegaConfBaseException, YAMLError) as error:
@@ -159,17 +157,8 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted names of all values that are no sections themselves."""
-    keys = []
-    for key in cfg:
-        value = None if OmegaConf.is_missing(cfg, key) else cfg[key]
-        keys += flat_keys(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
-    return keys
-
-
-def choose(folder: Path, which: str) -> list[Checkpoint]:
-    """The run's kept checkpoints that `which` means, in order. Raises ValueError when there are none such."""
+def choose_checkpoints(folder: Path, which: str) -> list[Checkpoint]:
+    """The run's kept checkpoints that `which` selects, in order. Raises ValueError if there are none."""
     kept = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.evaluate]
     if not kept:
         raise ValueError(f"{folder} has no complete checkpoint to evaluate yet (checkpoints/*/teacher_checkpoint.pth)")
@@ -178,7 +167,7 @@ def choose(folder: Path, which: str) -> list[Checkpoint]:
     if which == "last":
         return kept[-1:]
     if which == "best":
-        return [best_of(folder, kept)]
+        return [find_best(folder, kept)]
     found = [checkpoint for checkpoint in kept if str(checkpoint.epoch) == which]
     if not found:
         epochs = ", ".join(str(checkpoint.epoch) for checkpoint in kept)
@@ -186,9 +175,9 @@ def choose(folder: Path, which: str) -> list[Checkpoint]:
     return found
 
 
-def best_of(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
-    """The checkpoint with the highest linear probe or, without any probe, the highest kNN with the most common k or,
-    without labels, the features that the noise changes least (docs/without_labels.md says why).
+def find_best(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
+    """The checkpoint with the best first metric of BEST_BY that there is: linear probe, else kNN, else, without labels,
+    the agreement of neighbours under noise (docs/without_labels.md says why).
     """
     by_iteration = {checkpoint.iteration: checkpoint for checkpoint in kept}
     rows = [row for row in read_results(folder) if row["iteration"] in by_iteration]
@@ -202,11 +191,11 @@ def best_of(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
     )
 
 
-PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: the images count, not where they lie
+PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: only the images count, not where they are
 
 
 def settings_hash(name: str, cfg: DictConfig) -> str:
-    """Hash of what decides these figures: the run, the images by name and size, and of eval.* the common keys and the
+    """Hash of what decides these figures: the run, the images by name and size, the common keys of eval.* and the
     evaluator's own section.
     """
     own = {"linear", "knn"} if name == "robustness" else {"retrieval" if name == "instance_recog" else name}
@@ -215,19 +204,19 @@ def settings_hash(name: str, cfg: DictConfig) -> str:
     reduced.data = {k: v for k, v in reduced.data.items() if k not in PLACES}
     reduced.data.name = dataset_name(cfg)
     if name != "instance_recog":  # its images are named by eval.retrieval
-        reduced.data.images = _digests(OmegaConf.to_yaml(cfg.data), cfg.noise, eval_view(cfg))
+        reduced.data.images = _digest_images(OmegaConf.to_yaml(cfg.data), cfg.noise, eval_view(cfg))
     return config_hash(reduced)
 
 
 @cache
-def _digests(data: str, noise: str, view: str) -> list[str]:
-    """What tells the images of both splits from others; asked for at each checkpoint, looked at once."""
+def _digest_images(data: str, noise: str, view: str) -> list[str]:
+    """Digests of the images of both splits; cached, as they are needed at each checkpoint."""
     cfg = OmegaConf.create({"data": OmegaConf.create(data), "noise": noise})
     found = []
     for split in ("train", "val"):
         try:
             images = dataset_from_config(cfg, split, views=(view,))
-        except ValueError:  # an evaluator that needs this split says so itself
+        except ValueError:  # an evaluator that needs this split reports it
             continue
         found += [images.digest(), *(images.digest(kind) for kind in images.twins if kind == "denoised")]
     return found
@@ -238,7 +227,7 @@ def dataset_name(cfg: DictConfig) -> str:
 
 
 def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) -> bool:
-    """Whether the rows of this evaluation, with these settings and on these images, are in the run's results."""
+    """Whether the run's results have the rows of this evaluation, with these settings and on these images."""
     mark = {"evaluator": name, "settings": settings_hash(name, cfg)}
     mark |= {"identity": checkpoint.identity} if checkpoint.identity else {}
     rows = [row["details"] for row in read_results(folder) if row["iteration"] == checkpoint.iteration]
@@ -246,12 +235,12 @@ def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) ->
     if any(mark.items() <= details.items() for details in whole):
         return True
     if whole and distributed.is_main():
-        print(f"{name}, epoch {checkpoint.epoch}: the rows there are of other images or settings; evaluated anew")
+        print(f"{name}, epoch {checkpoint.epoch}: the existing rows are of other images or settings; evaluated again")
     return False
 
 
 def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Checkpoint, cfg: DictConfig) -> list[dict]:
-    """Loads a checkpoint's backbone, and evaluates it as `evaluate_backbone` does."""
+    """Loads a checkpoint's backbone and evaluates it."""
     from dinov2 import load_backbone
 
     backbone = load_backbone(checkpoint.path).to(distributed.device()).eval()
@@ -261,9 +250,9 @@ def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Check
 def evaluate_backbone(
     folder: Path, name: str, evaluate: Evaluator, backbone: nn.Module, checkpoint: Checkpoint, cfg: DictConfig
 ) -> list[dict]:
-    """Evaluates a backbone, and appends its rows to `folder`, all of them or none, on the main rank.
+    """Evaluates a backbone and appends its rows to `folder`, all of them or none, on the main rank.
 
-    `checkpoint` says where the backbone comes from: its epoch, its iteration and its name.
+    `checkpoint`: epoch, iteration and name of where the backbone comes from.
     """
     start, rows, base = time.perf_counter(), [], row_base(checkpoint, cfg)
     try:
@@ -274,7 +263,7 @@ def evaluate_backbone(
         replaced = {field: details[field] for field in ROW_FIELDS if field in details}
         kept = {key: entry for key, entry in details.items() if key not in ROW_FIELDS}
         kept |= {"evaluator": name, "settings": settings_hash(name, cfg), "identity": checkpoint.identity}
-        if i == len(results) - 1:  # marks the evaluation as whole, and carries its cost once
+        if i == len(results) - 1:  # marks the evaluation as complete, and has its cost
             kept |= {"last": True, "seconds": round(time.perf_counter() - start, 2)}
         rows.append(base | {"metric": metric, "value": value} | replaced | {"details": kept})
     if distributed.is_main():
@@ -282,12 +271,12 @@ def evaluate_backbone(
             append_result(folder / "results.jsonl", row)
             what = f"{row['method']}, epoch {row['epoch']}, {row['dataset']}, {row['noise']}"
             print(f"{what}: {row['metric']} = {row['value']:.2f}", flush=True)
-    distributed.wait_for_main()  # who may have worked alone for hours
+    distributed.wait_for_main()  # which may have worked alone for hours
     return rows
 
 
 def row_base(checkpoint: Checkpoint, cfg: DictConfig) -> dict:
-    """What all rows of an evaluation share."""
+    """The fields that all rows of an evaluation share."""
     return {
         "method": cfg.method,
         **what_is_learned(cfg.method, cfg.objective),
@@ -303,9 +292,9 @@ def row_base(checkpoint: Checkpoint, cfg: DictConfig) -> dict:
 
 
 def accuracy_details(hits: Tensor, val: Features, backbone: nn.Module, cfg: DictConfig) -> dict:
-    """What an accuracy needs to be compared with another: which images were right, and of what kind the backbone is.
+    """Details for comparing an accuracy with others: which images were right, and what kind of backbone it is.
 
-    hits: bool [N], top-1, in the order of the validation images. `correct` holds them as base64 of numpy.packbits.
+    hits: bool [N], top-1, in the order of the validation images; stored in `correct` as base64 of numpy.packbits.
     """
     return {
         "correct": base64.b64encode(np.packbits(hits.cpu().numpy()).tobytes()).decode(),

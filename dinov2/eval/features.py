@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.index import MissingSplit
-from dinov2.data.loader import Batch, ResidentImages, make_eval_loader
+from dinov2.data.loader import ImageBatch, ResidentImages, make_eval_loader
 from utils import distributed
 from utils.progress import progress
 
-LAST_BLOCKS = 4  # of which the linear probe reads CLS tokens
+LAST_BLOCKS = 4  # whose CLS tokens the linear probe uses
 
 
 @dataclass(frozen=True)
 class Features:
-    """One row an image: values float32 [N, F] and labels int64 [N] on the device, names [N], names of the classes."""
+    """One row per image: values float32 [N, F] and labels int64 [N] on the device, names [N], names of the classes."""
 
     values: Tensor
     labels: Tensor
@@ -51,13 +51,13 @@ class Features:
 
 
 def eval_view(cfg: DictConfig) -> str:
-    """The view that the run is evaluated on: eval.view, else that of its last stage (after a mix: noisy)."""
+    """The view that the run is evaluated on: eval.view, or that of its last stage (noisy after a mix)."""
     view = cfg.eval.view or cfg.curriculum.stages[-1].view
     return "noisy" if view == "mix" else view
 
 
 def autocast(cfg: DictConfig, quick: bool = False) -> AbstractContextManager:
-    """The precision that the run trained in, on a GPU; on a CPU float32 unless `quick`."""
+    """The precision of the run's training on a GPU; on a CPU float32 unless `quick`."""
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     device = distributed.device().type
     if cfg.train.precision not in dtypes or (device == "cpu" and not quick):
@@ -71,7 +71,7 @@ def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Normalised CLS tokens of the last four blocks (of a shallower model all), then the mean patch token, where there
+    """Normalised CLS tokens of the last four blocks (or all, if there are fewer), then the mean patch token, if there
     are patches: [B, 5 D]."""
     outputs = backbone.get_intermediate_layers(
         images, n=min(LAST_BLOCKS, len(backbone.blocks)), return_class_token=True
@@ -97,7 +97,7 @@ def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
 
 
 def without_labels(cfg: DictConfig) -> str:
-    """Why there can be no accuracies on the data set; empty where there can."""
+    """Why the data set gives no accuracies; empty if it does."""
     try:
         labelled_dataset(cfg, "train")
         labelled_dataset(cfg, "val")
@@ -109,7 +109,7 @@ def without_labels(cfg: DictConfig) -> str:
 
 
 def shown_dataset(cfg: DictConfig, views: tuple[str, ...]) -> ImageDataset:
-    """Validation images or, where there are none, training images; with labels or without."""
+    """Validation images or, if there are none, training images; with or without labels."""
     try:
         return dataset_from_config(cfg, "val", views=views)
     except MissingSplit:
@@ -117,23 +117,23 @@ def shown_dataset(cfg: DictConfig, views: tuple[str, ...]) -> ImageDataset:
 
 
 def resident_images(cfg: DictConfig, split: str) -> ResidentImages | None:
-    """With data.resident the decoded set, kept between the backbones of one call; else None."""
+    """With data.resident the decoded set, kept for all backbones of one call; else None."""
     if not cfg.data.resident:
         return None
     decides = {"data": cfg.data, "noise": cfg.noise, "eval": {"view": eval_view(cfg)}}
-    return _resident(OmegaConf.to_yaml(OmegaConf.create(decides)), split)
+    return _load_resident(OmegaConf.to_yaml(OmegaConf.create(decides)), split)
 
 
 @lru_cache(maxsize=2)
-def _resident(config: str, split: str) -> ResidentImages:
+def _load_resident(config: str, split: str) -> ResidentImages:
     cfg = OmegaConf.create(config)
     return ResidentImages(labelled_dataset(cfg, split), cfg.data.workers, distributed.device())
 
 
 def ordered_batches(
     cfg: DictConfig, dataset: ImageDataset, resident: ResidentImages | None, size: int
-) -> Iterator[Batch]:
-    """This rank's images, rank, rank + ranks, ..., once and in order."""
+) -> Iterator[ImageBatch]:
+    """This rank's images rank, rank + ranks, ..., once and in order."""
     rank, ranks = distributed.rank(), distributed.world_size()
     if resident is None:
         yield from make_eval_loader(dataset, size, rank, ranks, cfg.data.workers, distributed.device())
@@ -149,23 +149,23 @@ def extract(
     split: str,
     read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens,
 ) -> Features:
-    """Features of every labelled image of a split, resized and centre-cropped, as `features_of` gives them."""
+    """Features of every labelled image of a split, resized and centre-cropped; see `features_of`."""
     dataset = labelled_dataset(cfg, split)
     values = features_of(backbone, cfg, dataset, read, resident=resident_images(cfg, split))
     labels = torch.from_numpy(dataset.labels).to(values.device)
     return Features(values, labels, list(dataset.relatives), dataset.classes)
 
 
-@torch.no_grad()  # not inference_mode: live kNN reads a sharded network, whose gathered weights the next step writes
+@torch.no_grad()  # not inference_mode: for live kNN a sharded network gathers weights that the next step writes to
 def features_of(
     backbone: nn.Module,
     cfg: DictConfig,
     dataset: ImageDataset,
     read: Callable[[nn.Module, Tensor], Tensor] = cls_tokens,
-    crops: Callable[[Batch], Tensor] | None = None,
+    crops: Callable[[ImageBatch], Tensor] | None = None,
     resident: ResidentImages | None = None,
 ) -> Tensor:
-    """Features of every image of a data set: float32 [N, F]; the ranks share the work, each gets all of them.
+    """Features of every image of a data set: float32 [N, F]. The ranks share the work, and each gets all features.
 
     `read(backbone, images [B, C, H, W])` gives [B, F]; `crops` makes the images of a batch (None: as evaluation does).
     Raises FloatingPointError naming the first image whose features are not finite.
@@ -181,21 +181,20 @@ def features_of(
         if values is None:
             values = rows.new_zeros(len(dataset), rows.shape[1])
         values[batch.indices.to(values.device, non_blocking=True)] = rows
-    values = distributed.all_reduce_sum(values)  # every row is one rank's, and zero on the others
+    values = distributed.all_reduce_sum(values)  # each row comes from one rank and is zero on the others
     check_finite(values, dataset.relatives)
     return values
 
 
 def gather_hits(own: Tensor, images: int) -> Tensor:
-    """bool [..., N] of all `images`, from the bool [..., n] that each rank has of its images rank, rank + ranks, ..."""
+    """bool [..., N] for all `images`, from each rank's bool [..., n] for its images rank, rank + ranks, ..."""
     whole = torch.zeros(*own.shape[:-1], images, dtype=torch.uint8, device=own.device)
     whole[..., distributed.rank() :: distributed.world_size()] = own
     return distributed.all_reduce_sum(whole).bool()
 
 
 def check_finite(values: Tensor, names: list[str]) -> None:
-    """Raises FloatingPointError when a row of `values` [N, F] has a NaN or an infinity, naming the first image and the
-    count.
+    """Raises FloatingPointError if a row of `values` [N, F] is not finite; names the first image and the count.
 
     The command line adds the checkpoint's name and makes it a ValueError.
     """

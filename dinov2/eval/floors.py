@@ -1,11 +1,11 @@
-"""Floors of a table: what kNN and the linear probe give without any training of the backbone.
+"""Floors of a table: the results of kNN and linear probe without any training of the backbone.
 
     python -m dinov2.eval.floors run=runs/imagenette/gauss100/dinov2
     python -m dinov2.eval.floors run=runs/imagenette/gauss100/n2n output=runs/imagenette weights=public/vit_small.pth
 
 Floors are an untrained backbone of the run's architecture (seeds 0 and 1), the raw pixels of the evaluation crop and,
-with weights=, a public frozen backbone, on the images and by the protocols that the run is evaluated with. They lie in
-<output>/floors/<noise>-<view>/{untrained-0,untrained-1,pixels,public}, and serve all runs of that noise and view.
+with weights=, a public frozen backbone, evaluated on the images and by the protocols of the run. They are written to
+<output>/floors/<noise>-<view>/{untrained-0,untrained-1,pixels,public} and serve all runs of that noise and view.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from utils.memory import keep_freed_memory
 EVALUATORS = {"knn": knn.evaluate, "linear": linear.evaluate}
 FLOORS = {"untrained-0": ("untrained", 0), "untrained-1": ("untrained", 1), "pixels": ("pixels", 0)}  # method, seed
 PIXEL_SIDE = 64  # larger crops are averaged to at most this side: 12,288 numbers of an RGB image
-PIXEL_BYTES = 4 * 2**30  # and until the pixels of all training images fit into this, in float32
+PIXEL_BYTES = 4 * 2**30  # and so that the pixels of all training images fit into this, in float32
 USAGE = """
   run=DIR              a run of the noise, the view and the architecture
-  output=DIR           floors/ goes here (default: beside the run, or above it where its folder has the noise's name)
+  output=DIR           floors/ goes here (default: beside the run, or above it if its folder has the noise's name)
   weights=FILE         a third floor, a public frozen backbone
   evaluators=NAMES     knn,linear (default) or one of them
   key=value            of eval.*, data.* or noise, as for the other evaluators
-Floors that have their rows already, made with the same settings, are skipped. Several GPUs: torchrun -m ...
+Floors that already have rows made with the same settings are skipped. Several GPUs: torchrun -m ...
 """
 
 
 class Pixels(nn.Module):
-    """A backbone whose CLS token are the normalised pixels; one block, no patches.
+    """A backbone whose CLS token is the normalised pixels; one block, no patches.
 
-    side: pixels a side, of images that are at least as large; larger ones are averaged to it.
+    side: pixels per side; larger images are averaged to it.
     """
 
     architecture, patch_size, blocks = "pixels", 1, (None,)
@@ -63,7 +63,7 @@ class Pixels(nn.Module):
 
 
 def pixel_side(cfg: DictConfig) -> int:
-    """Pixels a side of the pixels' floor: the crop, halved until it keeps to PIXEL_SIDE and PIXEL_BYTES."""
+    """Pixels per side of the pixel floor: the crop, halved until it is within PIXEL_SIDE and PIXEL_BYTES."""
     side, images = cfg.eval.crop, len(labelled_dataset(cfg, "train"))
     while side > PIXEL_SIDE or 4 * images * cfg.data.in_chans * side**2 > PIXEL_BYTES and side > 1:
         side //= 2
@@ -71,9 +71,9 @@ def pixel_side(cfg: DictConfig) -> int:
 
 
 def floor_config(cfg: DictConfig, name: str, weights: str | None) -> DictConfig:
-    """A floor's config: of the run's what decides the floor's figures, all else at its default.
+    """A floor's config: what decides its figures from the run, all else by default.
 
-    So the runs of a noise and a view share their floors, whatever their method, seed and training.
+    Runs of the same noise and view thus share their floors, whatever their method, seed and training.
     """
     method, seed = FLOORS.get(name, ("public", 0))
     view = eval_view(cfg)
@@ -92,11 +92,11 @@ def floor_config(cfg: DictConfig, name: str, weights: str | None) -> DictConfig:
 
 
 def build(cfg: DictConfig) -> nn.Module:
-    """The backbone of a floor's config. Raises ValueError when the weights do not go with the crop or the channels."""
+    """The backbone of a floor's config. Raises ValueError if the weights do not fit the crop or the channels."""
     if cfg.method == "pixels":
         side = pixel_side(cfg)
         if side < cfg.eval.crop and distributed.is_main():
-            print(f"pixels: the crop of {cfg.eval.crop} pixels a side is averaged to {side}")
+            print(f"pixels: the crop of {cfg.eval.crop} pixels per side is averaged to {side}")
         return Pixels(side, cfg.data.in_chans)
     if cfg.method == "untrained":
         torch.manual_seed(cfg.seed)  # as training starts
@@ -139,13 +139,13 @@ def run(argv: list[str]) -> int:
         return 0
     place = Path(own.get("output") or default_output(folder)) / "floors" / f"{cfg.noise}-{eval_view(cfg)}"
     names = [*FLOORS, *(["public"] if own.get("weights") else [])]
-    for name in reversed(names):  # the weights, which may be wrong, first
+    for name in reversed(names):  # first the weights, which may be wrong
         make(place / name, floor_config(cfg, name, own.get("weights")), chosen)
     return 0
 
 
 def make(folder: Path, cfg: DictConfig, evaluators: list[str]) -> None:
-    """Evaluates one floor by each of `evaluators` that has no rows of these settings in its folder yet."""
+    """Evaluates one floor by each of `evaluators` that has no rows with these settings yet."""
     cfg.output_dir = escaped(str(folder))
     origin = Checkpoint(folder, iteration=0, epoch=0, evaluate=True)
     missing = [name for name in evaluators if not common.is_done(folder, name, origin, cfg)]

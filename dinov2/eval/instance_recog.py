@@ -5,11 +5,11 @@
 
     datasets/roxford5k/{jpg/, gnd_roxford5k.pkl}    datasets/rparis6k/{jpg/, gnd_rparis6k.pkl}
 
-Database and queries carry the run's noise, one fixed realisation an image, with separate seeds. A run that is evaluated
-on denoised images reads them from disk (python -m Neighbor2Neighbor.denoise --data datasets/roxford5k/jpg ...). Images
-are resized and centre-cropped as everywhere; queries are cut to their box before that, as the revisited protocol has
-it, or left whole, as in the code of the paper (eval.retrieval.crop_queries=false); each row says which. The rankings of
-a few queries go to <run>/retrieval/ for the report.
+Database and queries carry the run's noise, one fixed realisation per image, with separate seeds. A run that is
+evaluated on denoised images reads those of python -m Neighbor2Neighbor.denoise --data datasets/roxford5k/jpg. Images
+are resized and centre-cropped as everywhere; before that queries are cut to their box, as the revisited protocol
+demands, or left whole, as in the code of the paper (eval.retrieval.crop_queries=false); each row says which. The
+rankings of a few queries go to <run>/retrieval/ for the report.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ from utils.images import (
 )
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
+from utils.sampler import spread_evenly
 
 THUMBNAIL = 104  # pixels
 
 
 class Landmarks:
-    """Images of one list as the loader reads them: `files` below `root` with noise by their own key, cut to `boxes`.
+    """A list of images for the loader: `files` below `root` with noise, cut to `boxes`.
 
-    noise "none" leaves them as they are (clean or denoised). A box is (left, top, right, bottom) in pixels.
+    noise "none" for clean or denoised images. A box is (left, top, right, bottom) in pixels.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class Landmarks:
         return ("noisy",)
 
     def read(self, index: int, kinds: tuple[str, ...]) -> list[np.ndarray]:
-        """The noise comes first, on the whole image: a box moves no noise, as in denoised images from disk."""
+        """The noise is added to the whole image before it is cut, so that the box does not change it."""
         image = read_image(self.root / self.files[index], self.channels, "native", max_pixels=self.max_pixels)
         return [cut_box(keyed_noise(image, self.noise, self.seed, noise_key(self.files[index])), self.boxes[index])]
 
 
 def cut_box(image: np.ndarray, box: tuple | None) -> np.ndarray:
-    """The part of [H, W, C] inside of the box, at least one pixel; fractions widen it to whole pixels."""
+    """The part of [H, W, C] inside the box, at least one pixel; fractions are rounded outwards."""
     if box is None:
         return image
     height, width = image.shape[:2]
@@ -85,7 +86,7 @@ def cut_box(image: np.ndarray, box: tuple | None) -> np.ndarray:
 
 
 def find_files(root: Path, names: list[str]) -> list[str]:
-    """File of each name below `root`, whatever its extension. ValueError: how many are missing, and the first."""
+    """File of each name below `root`, with any extension. ValueError names the first missing one and their number."""
     by_name = {noise_key(relative): relative for relative in list_images(root)}
     missing = [name for name in names if name not in by_name]
     if missing:
@@ -114,7 +115,7 @@ def image_root(cfg: DictConfig, name: str) -> tuple[Path, NoiseSpec]:
 
 @torch.inference_mode()
 def descriptors(backbone: nn.Module, cfg: DictConfig, images: Landmarks, desc: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields this rank's (indices [B], L2-normalised CLS tokens [B, D]); of several scales the normalised mean."""
+    """Yields this rank's (indices [B], L2-normalised CLS tokens [B, D]), for several scales their normalised mean."""
     patch, scales = cfg.model.patch_size, list(cfg.eval.retrieval.scales)
     transforms = []
     for scale in scales:
@@ -143,7 +144,7 @@ def all_descriptors(backbone: nn.Module, cfg: DictConfig, images: Landmarks, des
 
 
 def one_per_set(cfg: DictConfig) -> list[DictConfig]:
-    """The settings of each of eval.retrieval.sets. Raises ValueError for a name that is no plain folder name."""
+    """The settings of each of eval.retrieval.sets. Raises ValueError for a name that is not a plain folder name."""
     variants = []
     for name in cfg.eval.retrieval.sets:
         if Path(name).name != name or name in ("", ".."):
@@ -155,11 +156,10 @@ def one_per_set(cfg: DictConfig) -> list[DictConfig]:
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
-    """Yields map_easy, map_medium and map_hard (percent) of the first of eval.retrieval.sets, with mP@1, 5, 10 in the
-    details.
+    """Yields map_easy, map_medium and map_hard (percent) of the first of eval.retrieval.sets; details have mP@1, 5, 10.
 
-    Levels at which no query has an image to find have no row. Raises ValueError, before anything is computed, when
-    images of the ground truth are missing.
+    Levels at which no query has an image to find have no row. Raises ValueError, before anything is computed, if images
+    of the ground truth are missing.
     """
     retrieval, name = cfg.eval.retrieval, cfg.eval.retrieval.sets[0]
     truth = revisited.load_ground_truth(Path(retrieval.root) / name / f"gnd_{name}.pkl")
@@ -181,7 +181,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     if distractors is not None:
         chunks = (features for _, features in descriptors(backbone, cfg, distractors, "distractors"))
         counts = torch.from_numpy(revisited.count_ahead(similarity, chunks, q)).to(distributed.device())
-        ahead = distributed.all_reduce_sum(counts).cpu().numpy()  # each rank counted its own share of them
+        ahead = distributed.all_reduce_sum(counts).cpu().numpy()  # each rank counted its own part of them
     if distributed.is_main() and retrieval.pictures > 0:
         write_rankings(job.run / "retrieval", cfg, truth, database, queries, ranks)
     shared = {
@@ -205,26 +205,27 @@ def write_rankings(
     queries: Landmarks,
     ranks: np.ndarray,
 ) -> None:
-    """Thumbnails and <set>.json of the first images of a few queries' rankings, junk left out as in the scores.
+    """Writes thumbnails and <set>.json for the top of a few queries' rankings, without junk.
 
     {"dataset", "rankings": [{"query": entry, "found": [entry, ...]}]}, entry {"name", "kind": query | easy | hard |
-    wrong, "picture": path below the folder}. The pictures show what the backbone read, noise and box included.
+    wrong, "picture": path below the folder}. The pictures show what the backbone sees, with noise and box.
     """
     name, retrieval = cfg.eval.retrieval.sets[0], cfg.eval.retrieval
-    count = min(retrieval.pictures, len(queries))
     rankings = []
-    for q in np.linspace(0, len(queries) - 1, count).astype(int).tolist():
+    for q in spread_evenly(len(queries), retrieval.pictures).tolist():
         kinds = {int(i): kind for kind in ("easy", "hard", "junk") for i in truth.relevance[q][kind]}
         shown = [int(i) for i in ranks[:, q] if kinds.get(int(i)) != "junk"][: retrieval.picture_ranks]
-        entries = [_entry(folder, name, f"{q}", "query", queries, q, truth.queries[q])]
+        entries = [_write_entry(folder, name, f"{q}", "query", queries, q, truth.queries[q])]
         for place, i in enumerate(shown):
-            entries.append(_entry(folder, name, f"{q}-{place}", kinds.get(i, "wrong"), database, i, truth.images[i]))
+            entries.append(
+                _write_entry(folder, name, f"{q}-{place}", kinds.get(i, "wrong"), database, i, truth.images[i])
+            )
         rankings.append({"query": entries[0], "found": entries[1:]})
     with atomic_path(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps({"dataset": name, "rankings": rankings}))
 
 
-def _entry(folder: Path, name: str, stem: str, kind: str, images: Landmarks, index: int, title: str) -> dict:
+def _write_entry(folder: Path, name: str, stem: str, kind: str, images: Landmarks, index: int, title: str) -> dict:
     picture = Image.fromarray(visible(images.read(index, ("noisy",))[0]).squeeze())
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     relative = f"{name}/{stem}.png"

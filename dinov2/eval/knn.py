@@ -1,4 +1,4 @@
-"""k nearest neighbours on CLS tokens: what the features are worth without training anything on them.
+"""k nearest neighbours on CLS tokens: the quality of the features without training anything on them.
 
     python -m dinov2.eval.knn run=runs/nct-gauss255 checkpoints=all
     python -m dinov2.eval.knn run=runs/nct-gauss255 eval.knn.n_per_class=[1,5] eval.knn.tries=5
@@ -27,7 +27,7 @@ GALLERY_CHUNK = 65536  # training images at a time: 1024 x 65536 similarities ar
 def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k most similar rows of `gallery` [N, D] for each of `queries` [B, D], both L2-normalised.
 
-    Returns similarities [B, k], falling, and indices [B, k]. Memory is bounded by GALLERY_CHUNK, not by N.
+    Returns similarities [B, k], in falling order, and indices [B, k]. Memory depends on GALLERY_CHUNK, not on N.
     """
     best = queries.new_zeros(len(queries), 0)
     where = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
@@ -42,16 +42,15 @@ def nearest(gallery: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def vote(similarity: Tensor, labels: Tensor, k: int, temperature: float, classes: int) -> Tensor:
     """Summed votes of the k nearest: `similarity` and `labels` [B, >= k] ordered nearest first → [B, classes]."""
-    # exp of the difference to the nearest: the same order of classes as exp(similarity / temperature), without overflow
+    # Relative to the nearest neighbour: the same ranking of classes without overflow.
     weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
     return similarity.new_zeros(len(similarity), classes).scatter_add_(1, labels[:, :k], weights)
 
 
 def accuracies(train: Features, test: Features, ks: list[int], temperature: float) -> dict[int, dict]:
-    """For every k top-1 and top-5 in percent and which images are right, bool [N]: {k: {"top1", "top5", "hits"}}.
+    """For every k top-1 and top-5 in percent, and which images are right, bool [N]: {k: {"top1", "top5", "hits"}}.
 
-    Test images are shared out between the ranks.
-    Raises ValueError when a k is larger than the training set.
+    The ranks share the test images. Raises ValueError if a k is larger than the training set.
     """
     if max(ks) > len(train.labels):
         raise ValueError(
@@ -78,18 +77,19 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
     """Yields knn<k>_top1 (percent); with eval.knn.n_per_class also knn<k>_top1_<n>_per_class, the mean of the tries."""
     train, test = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
     knn = cfg.eval.knn
-    for k, accuracy in accuracies(train, test, within(list(knn.k), len(train.labels)), knn.temperature).items():
+    ks = limit_neighbours(list(knn.k), len(train.labels))
+    for k, accuracy in accuracies(train, test, ks, knn.temperature).items():
         details = common.accuracy_details(accuracy["hits"], test, backbone, cfg)
         yield f"knn{k}_top1", accuracy["top1"], {"top5": accuracy["top5"]} | details
     for n in knn.n_per_class:
-        ks = sorted({k for k in knn.k if k < n} | {n})  # more than n neighbours can't all be of one class
+        ks = sorted({k for k in knn.k if k < n} | {n})  # at most n neighbours are of one class
         tries = [accuracies(train.split_per_class(n, s)[0], test, ks, knn.temperature) for s in range(knn.tries)]
         for k in ks:
             yield f"knn{k}_top1_{n}_per_class", *summarise([one[k]["top1"] for one in tries])
 
 
-def within(ks: list[int], images: int) -> list[int]:
-    """The k that a training set of so many images allows, at least one; says which do not."""
+def limit_neighbours(ks: list[int], images: int) -> list[int]:
+    """Those of `ks` that a training set of so many images allows, at least one; prints what was changed."""
     kept = [k for k in ks if k <= images] or [images]
     if kept != ks and distributed.is_main():
         print(f"knn: eval.knn.k={ks} becomes {kept}, as there are {images} training images", flush=True)
@@ -97,7 +97,7 @@ def within(ks: list[int], images: int) -> list[int]:
 
 
 def summarise(values: list[float]) -> tuple[float, dict]:
-    """Mean of the tries, and the details of a few-shot row: seeds, the single values, their standard deviation."""
+    """Mean of the tries, and details of a few-shot row: seeds, values and their standard deviation."""
     return float(np.mean(values)), {"seeds": list(range(len(values))), "values": values, "std": float(np.std(values))}
 
 

@@ -1,10 +1,10 @@
-"""What features are worth, as far as that shows without labels: rank, and how well they survive the noise.
+"""Quality of features without labels: their rank, and how robust they are to the noise.
 
     python -m dinov2.eval.label_free run=runs/nct checkpoints=all
 
-On training images (eval.label_free.images of them) in the run's evaluation view. Two versions of each image are
-compared: under two realisations of the noise, where it is synthetic and the view noisy; else two random crops. What
-each figure is worth, and how checkpoints=best chooses by them: docs/without_labels.md.
+Uses eval.label_free.images training images in the run's evaluation view. Two versions of each image are compared: two
+realisations of the noise, if it is synthetic and the view noisy, else two random crops. docs/without_labels.md says
+what each figure tells, and how checkpoints=best uses them.
 """
 
 from __future__ import annotations
@@ -23,28 +23,23 @@ from dinov2.eval import common
 from dinov2.eval.features import eval_view, features_of
 from dinov2.eval.knn import CHUNK, nearest
 from utils import distributed
-from utils.feature_map import spread
 from utils.images import denoised_root
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines
+from utils.sampler import spread_evenly
+from utils.spectrum import effective_rank
 
 EPSILON = 1e-7  # as published
+INFORMATION = ("information_cls_share", "information_cls_ratio")  # columns of the log; the first one until 0.2.0
 
 
 def rankme(values: Tensor) -> float:
-    """exp of the entropy of the normalised singular values, not centred: in [1, min(N, D)].  # [N, D]
+    """Effective rank of features [N, D], not centred.
 
     Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by
     Their Rank", ICML 2023.
     """
-    singular = torch.linalg.svdvals(values.cpu().double())
-    share = singular / singular.sum().clamp_min(EPSILON) + EPSILON
-    return float(torch.exp(-(share * share.log()).sum()))
-
-
-def effective_rank(values: Tensor) -> float:
-    """The same of centred features (Roy and Vetterli, 2007): a mean that all images share is no information."""
-    return rankme(values - values.mean(dim=0))
+    return effective_rank(values.cpu().double(), EPSILON)
 
 
 def neighbours(values: Tensor, k: int) -> Tensor:
@@ -53,13 +48,14 @@ def neighbours(values: Tensor, k: int) -> Tensor:
     own = torch.arange(len(rows), device=rows.device)
     found = torch.cat([nearest(rows, rows[start : start + CHUNK], k + 1)[1] for start in range(0, len(rows), CHUNK)])
     others = found != own[:, None]
-    others[others.all(dim=1), -1] = False  # a twin took the image's own place: the last goes
+    others[others.all(dim=1), -1] = False  # an identical image took the image's own place: drop the last
     return found[others].view(len(rows), k)
 
 
 def neighbour_agreement(first: Tensor, second: Tensor, k: int) -> float:
-    """Share of an image's k neighbours in the first version that are so in the second too, in percent; by chance 100 k
-    / (N - 1).  # [N, D], [N, D]
+    """Percentage of an image's k neighbours in the first version that are its neighbours in the second too.
+
+    By chance 100 k / (N - 1).  # [N, D], [N, D]
     """
     a, b = neighbours(first, k), neighbours(second, k)
     return float((a[:, :, None] == b[:, None, :]).any(dim=2).float().mean() * 100)
@@ -68,15 +64,13 @@ def neighbour_agreement(first: Tensor, second: Tensor, k: int) -> float:
 def chosen_images(cfg: DictConfig, view: str) -> ImageDataset:
     """eval.label_free.images training images, spread evenly over the list, with labels or without."""
     dataset = dataset_from_config(cfg, "train", views=(view,))
-    return dataset.keep(spread(len(dataset), cfg.eval.label_free.images))
+    return dataset.keep(spread_evenly(len(dataset), cfg.eval.label_free.images))
 
 
 def two_versions(
     backbone: nn.Module, cfg: DictConfig, view: str, dataset: ImageDataset, values: Tensor
 ) -> tuple[str, Tensor, Tensor]:
-    """Features under two noises, `values` being those under the first, or of two crops: ("noises" | "crops", [N, D],
-    [N, D]).
-    """
+    """Features of two versions of the images; `values`: under the run's noise. ("noises" | "crops", [N, D], [N, D])"""
     if view == "noisy" and cfg.noise != "none":
         other = OmegaConf.merge(cfg, {"data": {"noise_seed": cfg.data.noise_seed + 1, "storage": "on_the_fly"}})
         return "noises", values, features_of(backbone, cfg, chosen_images(other, view))
@@ -89,13 +83,13 @@ def two_versions(
 
 
 def denoised_version(backbone: nn.Module, cfg: DictConfig) -> Tensor | None:
-    """Features of the denoised copies of the noisy images, where there are some: [N, D]."""
+    """Features of the denoised copies of the noisy images, if there are any: [N, D]."""
     folder = Path(cfg.data.denoised_root or denoised_root(cfg.data.root, NoiseSpec.parse(cfg.noise)))
     if not folder.is_dir():
         return None
     try:
         copies = chosen_images(cfg, "denoised")
-    except ValueError as error:  # of another noise, or not all there
+    except ValueError as error:  # of another noise, or incomplete
         if distributed.is_main():
             print(f"label_free: the denoised copies are left out: {error}")
         return None
@@ -103,24 +97,23 @@ def denoised_version(backbone: nn.Module, cfg: DictConfig) -> Tensor | None:
 
 
 def centred_cosine(first: Tensor, second: Tensor) -> float:
-    """Mean cosine of an image's two versions about the mean of all images: what they all share is no likeness.  # [N,
-    D], [N, D]
-    """
+    """Mean cosine of an image's two versions, the mean of all images taken away.  # [N, D], [N, D]"""
     first, second = first - first.mean(dim=0), second - second.mean(dim=0)
     return float(nn.functional.cosine_similarity(first, second, dim=1).mean())
 
 
-def information(job: common.Job) -> float | None:
-    """What the teacher's targets said about the image when the checkpoint was made, in percent of the most possible."""
-    rows = [row for row in read_json_lines(job.run / "metrics.jsonl") if is_number(row.get("information_cls_share"))]
-    shares = [row["information_cls_share"] for row in rows if row["iteration"] <= job.iteration]
-    return 100 * shares[-1] if shares else None
+def read_information(job: common.Job) -> float | None:
+    """Mutual information of image and target when the checkpoint was made, in percent of its maximum."""
+    rows = read_json_lines(job.run / "metrics.jsonl")
+    found = [(row["iteration"], row[column]) for row in rows for column in INFORMATION if is_number(row.get(column))]
+    ratios = [ratio for iteration, ratio in found if iteration <= job.iteration]
+    return 100 * ratios[-1] if ratios else None
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
-    """Yields rankme and effective_rank of the CLS tokens, neighbour_agreement (percent) of two versions of the images,
-    of noisy ones with denoised copies also denoised_agreement (percent) and cosine_to_denoised (cosine), and
-    information (percent), where the run's log has it.
+    """Yields rankme and effective_rank of the CLS tokens and neighbour_agreement (percent) of two versions of the
+    images; for noisy images with denoised copies also denoised_agreement (percent) and cosine_to_denoised (cosine); and
+    information (percent), if the run's log has it.
     """
     view = eval_view(cfg)
     dataset = chosen_images(cfg, view)
@@ -132,7 +125,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     values = features_of(backbone, cfg, dataset)
     details = {"images": len(dataset), "split": "train"}
     yield "rankme", rankme(values), details
-    yield "effective_rank", effective_rank(values), details
+    yield "effective_rank", rankme(values - values.mean(dim=0)), details  # a mean that all share tells nothing apart
     details = details | {"k": k, "by_chance": 100 * k / (len(dataset) - 1)}
     between, first, second = two_versions(backbone, cfg, view, dataset, values)
     yield "neighbour_agreement", neighbour_agreement(first, second, k), details | {"between": between}
@@ -140,8 +133,8 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     if denoised is not None:
         yield "denoised_agreement", neighbour_agreement(values, denoised, k), details
         yield "cosine_to_denoised", centred_cosine(values, denoised), {"images": len(dataset)}
-    if (share := information(job)) is not None:
-        yield "information", share, {}
+    if (percent := read_information(job)) is not None:
+        yield "information", percent, {}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Linear probe, the main figure: linear classifiers on a frozen backbone, as public DINOv2 trains them.
+"""Linear probe, the main metric: linear classifiers on a frozen backbone, trained as in the public DINOv2.
 
     python -m dinov2.eval.linear run=runs/nct-gauss255 checkpoints=all
     python -m dinov2.eval.linear run=runs/nct-gauss255 checkpoints=all eval.linear.protocol=cached
 
 One forward pass feeds 52 classifiers: 13 learning rates, CLS tokens of the last 1 or 4 blocks, with and without the
-mean patch token. The best on the validation images is reported, with the figures of all. protocol=exact crops every
-training image anew each time it comes; protocol=cached computes features of a few such crops once, and takes them in
-turn. A killed probe goes on where it was.
+mean patch token. The best one on the validation images is reported, with the figures of all. protocol=exact draws a new
+crop each time a training image is used; protocol=cached computes features of a few such crops once and uses them in
+turn. A killed probe resumes where it was.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from dinov2.eval.features import (
 )
 from dinov2.eval.probes import Probes
 from utils import distributed
-from utils.files import atomic_path, named
-from utils.locks import mine
+from utils.files import atomic_path, naming_errors
+from utils.locks import process_tag
 from utils.progress import Progress
 from utils.sampler import IterationSampler
 
-SAVE_SECONDS = 300  # between two savings of a probe's state
+SAVE_SECONDS = 300  # between saves of a probe's state
 CHUNK = 2048  # validation images at a time: 2,048 x 52 x 1,000 logits are 400 MiB
-Source = Iterator[tuple[Tensor, Tensor]]  # this rank's features [B, F] and labels [B] of one iteration after another
+Source = Iterator[tuple[Tensor, Tensor]]  # this rank's features [B, F] and labels [B] of successive iterations
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
     """Yields linear_top1 (percent) of the best classifier; details: its name, top-5, and the top-1 of every classifier.
 
-    Raises ValueError for an unknown protocol or a share beyond (0, 1], and as `extract` does.
+    Raises ValueError for an unknown protocol or a fraction beyond (0, 1], and as `extract` does.
     """
     probe = cfg.eval.linear
     if probe.protocol not in ("exact", "cached"):
         raise ValueError(f"eval.linear.protocol={probe.protocol}: choose exact or cached")
-    if not 0 < probe.cached_share <= 1:
-        raise ValueError(f"eval.linear.cached_share={probe.cached_share}: give a share above 0, up to 1")
-    # First of all, as broken weights show here before hours of training.
+    if not 0 < probe.cached_fraction <= 1:
+        raise ValueError(f"eval.linear.cached_fraction={probe.cached_fraction}: give a fraction above 0, up to 1")
+    # First, because broken weights show here, before hours of training.
     val = extract(backbone, cfg, "val", block_tokens)
     rates = [rate * cfg.eval.batch_size / 256 for rate in probe.learning_rates]
     blocks, width = min(LAST_BLOCKS, len(backbone.blocks)), backbone.embed_dim
@@ -73,7 +73,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
         if probe.protocol == "exact":
             source = exact_source(backbone, cfg, start, total)
         else:
-            source = cached_source(backbone, cfg, start, job.scratch(f"features.tmp-{mine()}"))
+            source = cached_source(backbone, cfg, start, job.scratch(f"features.tmp-{process_tag()}"))
         train(probes, source, start, total, state)
     value, details, hits = summary(probes, val, probe.protocol)
     yield "linear_top1", value, details | common.accuracy_details(hits, val, backbone, cfg)
@@ -82,7 +82,7 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
 
 
 def train(probes: Probes, source: Source, start: int, total: int, state: Path) -> None:
-    """Iterations start to total over `source`; the state is saved every SAVE_SECONDS and at the end."""
+    """Trains from iteration `start` to `total`; saves the state every SAVE_SECONDS and at the end."""
     saved = time.monotonic()
     with Progress(total, "linear probe", "it", initial=start, enabled=distributed.is_main()) as bar:
         for iteration in range(start, total):
@@ -95,15 +95,15 @@ def train(probes: Probes, source: Source, start: int, total: int, state: Path) -
 
 
 def save(probes: Probes, iteration: int, path: Path) -> None:
-    """Weights, momenta and the number of iterations done; atomic. The ranks' classifiers are equal: one saves."""
-    buffer = io.BytesIO()  # by way of memory, as torch itself answers a full disk with no OSError
+    """Saves weights, momenta and the number of iterations done, atomically. The ranks' classifiers are equal."""
+    buffer = io.BytesIO()  # first to memory, because torch raises no OSError on a full disk
     torch.save({"iteration": iteration} | probes.state_dict(), buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def resume(probes: Probes, path: Path) -> int:
-    """Takes up a saved state; returns the iterations done, 0 without one."""
+    """Loads a saved state, if there is one. Returns the number of iterations done."""
     if not path.is_file():
         return 0
     content = load_tensors(path)
@@ -112,8 +112,8 @@ def resume(probes: Probes, path: Path) -> int:
 
 
 def summary(probes: Probes, val: Features, protocol: str) -> tuple[float, dict, Tensor]:
-    """Best top-1 in percent, details, and which images the best classifier gets right, bool [N]; validation images are
-    shared out between the ranks."""
+    """Best top-1 in percent, details, and which images the best classifier gets right, bool [N]. The ranks share the
+    validation images."""
     rows = slice(distributed.rank(), None, distributed.world_size())
     parts = zip(val.values[rows].split(CHUNK), val.labels[rows].split(CHUNK), strict=True)
     own = torch.cat([probes.hits(*part) for part in parts], dim=2)  # a rank without an image has one empty part
@@ -126,7 +126,7 @@ def summary(probes: Probes, val: Features, protocol: str) -> tuple[float, dict, 
 
 
 def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) -> Source:
-    """A fresh random crop and flip of each image each time. Iteration i depends on (seed, i) alone: resumable."""
+    """A new random crop and flip of each image each time. Iteration i depends only on (seed, i): resumable."""
     dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
     rank, ranks, batch_size = distributed.rank(), distributed.world_size(), cfg.eval.batch_size
     transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
@@ -134,7 +134,7 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
         dataset, batch_size, cfg.seed, start, stop, rank, ranks, cfg.data.workers, distributed.device(), resident
     )
     for batch in loader:
-        drawn = draw_crops(batch_size, _generator(cfg.seed, 0, batch.iteration))  # for all ranks: their number is free
+        drawn = draw_crops(batch_size, _generator(cfg.seed, 0, batch.iteration))  # for any number of ranks
         images = transform(batch.canvases[0], batch.sizes, drawn.chunk(ranks)[rank])
         with torch.inference_mode(), autocast(cfg):
             features = block_tokens(backbone, images)
@@ -144,66 +144,66 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
 def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) -> Source:
     """Features of a few random crops of each image, computed once; each pass over the images takes the next crop.
 
-    The V crops of an image scatter about their mean with (V - 1) / V of the variance of fresh crops. The rest is drawn
-    anew each time: the deviation of a random crop of another image from that image's mean, divided by sqrt(V - 1), a
-    smoothed bootstrap. With one crop there is none. Iteration i depends on (seed, i) alone: resumable.
+    The V crops of an image scatter about their mean with (V - 1) / V of the variance of fresh crops. The rest is added
+    at each use, as in a smoothed bootstrap: the deviation of a random crop of another image from that image's mean,
+    divided by sqrt(V - 1); nothing if V is 1. Iteration i depends only on (seed, i): resumable.
     """
-    values, labels = cache_views(backbone, cfg, file)  # [V, N, F]
-    views, n, _ = values.shape
+    values, labels = cache_crops(backbone, cfg, file)  # [V, N, F]
+    crops, n, _ = values.shape
     batch_size, rank, ranks = cfg.eval.batch_size, distributed.rank(), distributed.world_size()
-    means = mean_over_views(values) if views > 1 else None  # [N, F]
-    share, device = batch_size // ranks, distributed.device()
+    means = average_crops(values) if crops > 1 else None  # [N, F]
+    rank_batch_size, device = batch_size // ranks, distributed.device()
     for iteration, indices in IterationSampler(n, batch_size, cfg.seed, rank, ranks, start):
-        first = iteration * batch_size + rank * share
-        passes = torch.arange(first, first + share) // n
+        first = iteration * batch_size + rank * rank_batch_size
+        passes = torch.arange(first, first + rank_batch_size) // n
         rows = torch.tensor(indices)
-        features = values[passes % views, rows].float()
+        features = values[passes % crops, rows].float()
         if means is not None:
-            drawn = _generator(cfg.seed, 2, iteration)  # for all ranks: their number is free
+            drawn = _generator(cfg.seed, 2, iteration)  # for any number of ranks
             others = torch.randint(n, (batch_size,), generator=drawn).chunk(ranks)[rank]
-            of_these = torch.randint(views, (batch_size,), generator=drawn).chunk(ranks)[rank]
-            features.add_(values[of_these, others] - means[others], alpha=(views - 1) ** -0.5)
+            of_these = torch.randint(crops, (batch_size,), generator=drawn).chunk(ranks)[rank]
+            features.add_(values[of_these, others] - means[others], alpha=(crops - 1) ** -0.5)
         yield features.to(device, non_blocking=True), labels[rows].to(device, non_blocking=True)
 
 
-def mean_over_views(values: Tensor) -> Tensor:
-    """[V, N, F] float16 -> [N, F] float32; one view after another, as the file may exceed the memory."""
+def average_crops(values: Tensor) -> Tensor:
+    """[V, N, F] float16 -> [N, F] float32; one crop after another, as the file may exceed the memory."""
     means = torch.zeros(values.shape[1:])
-    for view in values:
-        means.add_(view)
+    for crop in values:
+        means.add_(crop)
     return means.div_(len(values))
 
 
-def number_of_views(cfg: DictConfig, images: int) -> int:
-    """Views an image for eval.linear.cached_share of the forward passes that the exact protocol makes; at least one."""
+def count_crops(cfg: DictConfig, images: int) -> int:
+    """Crops per image for eval.linear.cached_fraction of the exact protocol's forward passes; at least one."""
     probe = cfg.eval.linear
     passes = probe.epochs * probe.epoch_length * cfg.eval.batch_size / images
-    return max(1, round(probe.cached_share * passes))
+    return max(1, round(probe.cached_fraction * passes))
 
 
 @torch.inference_mode()
-def cache_views(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tensor, Tensor]:
-    """Features of all views of the training images: float16 [V, N, F], and labels [N], on the CPU.
+def cache_crops(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tensor, Tensor]:
+    """Features of V crops of each training image: float16 [V, N, F], and labels [N], on the CPU.
 
-    Above eval.linear.cache_gib they lie in `file`, which vanishes with the process; float16 halves the size and costs a
-    rounding of 0.05 %, far below the spread between crops. Each rank computes its share; each holds all of them.
+    Above eval.linear.cache_gib they are in `file`, which disappears with the process. float16 halves the size and
+    rounds by 0.05 %, far below the spread between crops. Each rank computes a part of them, and holds all.
     """
     dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
-    views, ranks = number_of_views(cfg, len(dataset)), distributed.world_size()
+    crops, ranks = count_crops(cfg, len(dataset)), distributed.world_size()
     transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
     size = max(1, cfg.eval.batch_size // ranks)
-    total, values = views * -(-len(dataset) // (size * ranks)), None
-    with Progress(total, f"features of {views} crops an image", "batch", enabled=distributed.is_main()) as bar:
+    total, values = crops * -(-len(dataset) // (size * ranks)), None
+    with Progress(total, f"features of {crops} crops per image", "batch", enabled=distributed.is_main()) as bar:
         for k, batch in enumerate(ordered_batches(cfg, dataset, resident, size)):
-            crops = spread_crops(len(batch.sizes), views, _generator(cfg.seed, 1, k * ranks + distributed.rank()))
-            for view, drawn in enumerate(crops):
+            draws = spread_crops(len(batch.sizes), crops, _generator(cfg.seed, 1, k * ranks + distributed.rank()))
+            for crop, drawn in enumerate(draws):
                 with autocast(cfg, quick=True):
                     rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, drawn))
                 if values is None:
-                    values = _cache((views, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
-                values[view, batch.indices] = rows.cpu().half()
+                    values = _cache((crops, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
+                values[crop, batch.indices] = rows.cpu().half()
                 bar.update(1)
-    if ranks > 1:  # every row is one rank's, and zero on the others
+    if ranks > 1:  # each row comes from one rank and is zero on the others
         for part in values.flatten(0, 1).split(CHUNK):
             part.copy_(distributed.all_reduce_sum(part.to(distributed.device(), torch.float32)))
     assert values is not None, "no images"
@@ -216,18 +216,18 @@ def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
         return torch.zeros(shape, dtype=torch.float16)
     size = 2 * math.prod(shape)
     try:
-        with named(file), open(file, "wb") as created:
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapping would end the process
+        with naming_errors(file), open(file, "wb") as created:
+            if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapping would kill the process
                 os.posix_fallocate(created.fileno(), 0, size)
             created.truncate(size)
         mapped = np.memmap(file, np.float16, "r+", shape=shape)
     finally:
-        file.unlink(missing_ok=True)  # the mapping keeps it alive: nothing is left, however the process ends
+        file.unlink(missing_ok=True)  # the mapping keeps it alive; nothing is left, however the process ends
     return torch.from_numpy(mapped)
 
 
 def _generator(seed: int, stream: int, number: int) -> torch.Generator:
-    """A CPU generator that depends on these three alone."""
+    """A CPU generator that depends only on these three."""
     return torch.Generator().manual_seed(
         int(np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0] >> 1)
     )

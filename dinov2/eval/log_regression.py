@@ -21,10 +21,9 @@ from utils import distributed
 
 
 def fit_path(train: Features, cs: list[float], max_iter: int) -> Iterator[tuple[float, Any]]:
-    """Yields (C, fitted LogisticRegression) for rising C, each started from the one before: many times quicker than
-    from zero.
+    """Yields (C, fitted LogisticRegression) for rising C, each started from the previous one: many times faster.
 
-    Raises ValueError when the training features hold fewer than two classes.
+    Raises ValueError if the training features have fewer than two classes.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -36,7 +35,7 @@ def fit_path(train: Features, cs: list[float], max_iter: int) -> Iterator[tuple[
     for c in sorted(cs):
         model.set_params(C=c)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # told by n_iter in the row's details
+            warnings.simplefilter("ignore", ConvergenceWarning)  # n_iter in the row's details tells
             model.fit(x, y)
         yield c, model
 
@@ -53,7 +52,7 @@ def choose_c(train: Features, held_out: Features, cs: list[float], max_iter: int
 
 
 def regress(train: Features, held_out: Features | None, test: Features, cfg) -> tuple[float, dict]:
-    """Top-1 (percent) on `test`, and details. held_out=None: a tenth of `train`, trained on again once C is chosen."""
+    """Top-1 (percent) on `test`, and details. held_out=None: a tenth of `train`, used again once C is chosen."""
     settings = cfg.eval.log_regression
     cs = np.logspace(settings.c_min, settings.c_max, settings.c_number).tolist()
     part = train
@@ -72,10 +71,10 @@ def regress(train: Features, held_out: Features | None, test: Features, cfg) -> 
 
 
 def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
-    """Yields log_regression_top1 (percent); with eval.log_regression.n_per_class also
+    """Yields log_regression_top1 (percent), with eval.log_regression.n_per_class also
     log_regression_top1_<n>_per_class.
 
-    Few-shot variants choose C on training images outside of the n of each class. Ranks share the features' work alone.
+    Few-shot variants choose C on training images other than the n of each class. Ranks share only the features' work.
     """
     train, test = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
     if not distributed.is_main():  # features were gathered; scikit-learn has no ranks

@@ -2,9 +2,9 @@
 
     python -m dinov2.eval.map run=runs/nct
 
-Of validation images or, where there are none, training images (eval.map.images of them), in the run's evaluation view,
-with labels or without. Writes <run>/map.png and, for the report, map.json and map_thumbs.png; the row is the share of
-the variance that the map shows (pca).
+Shows eval.map.images validation images or, where there are none, training images, in the run's evaluation view, with or
+without labels. Writes <run>/map.png and, for the report, map.json and map_thumbs.png; the row is the percentage of the
+variance that the map shows (pca).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import nn
 from dinov2.eval import common
 from dinov2.eval.features import eval_view, features_of, shown_dataset
 from utils import distributed
-from utils.feature_map import spread, thumbnail, write_map
+from utils.feature_map import thumbnail, write_map
+from utils.sampler import spread_evenly
 
 
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
-    """Yields map_explained (percent; by umap none) and writes the three files."""
+    """Writes the three files and yields map_explained (percent; not for umap)."""
     view, method = eval_view(cfg), cfg.eval.map.method
     dataset = shown_dataset(cfg, (view,))
-    dataset.keep(spread(len(dataset), cfg.eval.map.images))
+    dataset.keep(spread_evenly(len(dataset), cfg.eval.map.images))
     values = features_of(backbone, cfg, dataset).cpu().numpy()
     labels = [dataset.classes[label] if label >= 0 else None for label in dataset.labels]
     if not distributed.is_main():

@@ -3,9 +3,9 @@
     python -m dinov2.eval.pca run=runs/nct-gauss255
 
 Writes <run>/pca.npz, which the report reads, and <run>/pca.png; the row is the mean cosine similarity of patch tokens
-at the same place of the clean and the noisy (or denoised) view. Without a noise there is one view and no row: images
-noisy by nature, and the clean ceiling, unless it is given a noise (noise=gauss255).
-The images are those of val or, where there is none, of train.
+at the same place of the clean and the noisy (or denoised) view. Without a noise there is one view and no row: for
+images noisy by nature, and for the oracle unless it is given a noise (noise=gauss255). The images are from val or, if
+there is none, from train.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dinov2.data.eval_transforms import CentreCrop
-from dinov2.data.loader import Batch, make_eval_loader
+from dinov2.data.loader import ImageBatch, make_eval_loader
 from dinov2.eval import common
 from dinov2.eval.features import autocast, check_finite, eval_view, shown_dataset
 from utils import distributed
 from utils.files import atomic_path
+from utils.sampler import spread_evenly
 
 
 def components(tokens: Tensor) -> np.ndarray:
     """Patch tokens [V, h, w, D] of one image's views → colours uint8 [V, h, w, 3], on one basis for all views.
 
-    Each component is stretched between its 1st and 99th percentile. Signs are fixed: each axis points to its largest
-    weight.
+    Each component is stretched between its 1st and 99th percentile. Each axis is turned so that its largest weight is
+    positive.
     """
     rows = tokens.cpu().double().flatten(0, 2)
     rows = rows - rows.mean(dim=0)
@@ -43,15 +44,15 @@ def components(tokens: Tensor) -> np.ndarray:
 
 
 def spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
-    """Indices of the first images of `count` classes, spread over all (with fewer classes: evenly spread images)."""
+    """Indices of the first images of `count` classes spread over all; with fewer classes, of evenly spread images."""
     classes = np.unique(labels)
     if len(classes) < count:
-        return np.unique(np.linspace(0, len(labels) - 1, min(count, len(labels))).astype(int)).tolist()
-    return [int(np.flatnonzero(labels == classes[i])[0]) for i in np.linspace(0, len(classes) - 1, count).astype(int)]
+        return spread_evenly(len(labels), count).tolist()
+    return [int(np.flatnonzero(labels == classes[i])[0]) for i in spread_evenly(len(classes), count)]
 
 
 @torch.inference_mode()
-def patch_views(backbone: nn.Module, cfg: DictConfig, batch: Batch, names: list[str]) -> tuple[np.ndarray, Tensor]:
+def patch_views(backbone: nn.Module, cfg: DictConfig, batch: ImageBatch, names: list[str]) -> tuple[np.ndarray, Tensor]:
     """Cropped pictures uint8 [n, V, S, S, 3] and patch tokens [n, V, h, w, D] of a batch with V views.
 
     The pictures show the first three channels as red, green and blue, or the first as grey where there are fewer.

@@ -1,4 +1,4 @@
-"""The linear classifiers of the probe, trained side by side: a matrix product a feature set, not a module each."""
+"""The linear classifiers of the probe, trained side by side, with one matrix product per feature set."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class FeatureSet:
 
 
 class Probes:
-    """Linear classifiers for every feature set and learning rate, trained by SGD with momentum, no weight decay, cosine
-    to 0.
+    """Linear classifiers for every feature set and learning rate, trained by SGD with momentum, without weight decay,
+    with a cosine schedule to 0.
 
-    `learning_rates` are final (scaled by batch / 256 already). Each classifier evolves exactly as a lone nn.Linear with
-    torch.optim.SGD would: they share inputs, never gradients. Weights start as N(0, 0.01), biases at 0, as published.
+    `learning_rates` are final (already scaled by batch / 256). Each classifier evolves exactly as a separate nn.Linear
+    with torch.optim.SGD would. Weights start as N(0, 0.01), biases at 0, as published.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Probes:
         self.rates = torch.tensor(learning_rates, device=device).repeat_interleave(classes)[:, None]  # [L * K, 1]
         generator = torch.Generator().manual_seed(seed)
         rows = len(learning_rates) * classes
-        self.weights = [  # one a feature set: [L * K, D of the set + 1]; the last column is the bias
+        self.weights = [  # one per feature set: [L * K, D of the set + 1]; the last column is the bias
             torch.cat(
                 [0.01 * torch.randn(rows, s.stop - s.start, generator=generator), torch.zeros(rows, 1)], dim=1
             ).to(device)
@@ -71,8 +71,7 @@ class Probes:
         ]
 
     def _logits(self, features: Tensor) -> list[Tensor]:
-        """[L, K, B] a feature set. Images come last: a softmax over classes that lie side by side takes ten times as
-        long where these are few."""
+        """[L, K, B] for each feature set. Images come last: a softmax over few adjacent classes is ten times slower."""
         shape = len(self.learning_rates), self.classes, len(features)  # the last may be 0: a rank without an image
         return [
             torch.addmm(weight[:, -1:], weight[:, :-1], features[:, s].T).view(shape)
@@ -81,12 +80,12 @@ class Probes:
 
     @torch.no_grad()
     def step(self, features: Tensor, labels: Tensor, progress: float) -> None:
-        """One SGD step on this rank's `features` [B, F] and `labels` [B]; `progress` in [0, 1) is the share of training
-        done.
+        """One SGD step on this rank's `features` [B, F] and `labels` [B]; `progress` in [0, 1) is the fraction of
+        training done.
 
-        The loss is the mean cross-entropy over the images of all ranks, whose shares are equal. Its gradient is written
-        out (softmax − one-hot, times the input): with 52 classifiers on one input, autograd's graph would cost more
-        than the step.
+        The loss is the mean cross-entropy over the images of all ranks, which have equally many. Its gradient is
+        written out (softmax − one-hot, times the input): with 52 classifiers on one input, autograd's graph would cost
+        more than the step.
         """
         decay = 0.5 * (1 + math.cos(math.pi * progress))
         one_hot = torch.nn.functional.one_hot(labels, self.classes).T.contiguous()  # [K, B]
@@ -103,7 +102,7 @@ class Probes:
     def hits(self, features: Tensor, labels: Tensor) -> Tensor:
         """Which images each classifier gets right: bool [classifiers, 2, B], top-1 and top-5 (of fewer classes: all).
 
-        A classifier that has diverged, with a logit that is not finite, is wrong.
+        A classifier that has diverged, with a logit that is not finite, counts as wrong.
         """
         logits = torch.cat(self._logits(features))  # [classifiers, K, B]
         right = logits.topk(min(5, self.classes), dim=1).indices == labels  # [classifiers, 5, B]

@@ -1,13 +1,13 @@
 """Revisited Oxford and Paris: ground truth and scores (Radenovic et al., CVPR 2018, "Revisiting Oxford and Paris").
 
-For each query the images of the database are easy, hard, junk or wrong. The three levels count as found, and leave out:
+For each query the images of the database are easy, hard, junk or wrong. What the three levels count and leave out:
 
     easy    finds easy          leaves out junk and hard
     medium  finds easy and hard leaves out junk
     hard    finds hard          leaves out junk and easy
 
-Images that are left out are removed from the ranking before positions are counted; a query without a positive image at
-a level is skipped there.
+Images that are left out are removed from the ranking before positions are counted. A query without a positive image at
+a level is skipped.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ LEVELS = {  # level: (names that are found, names that are left out)
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Names are without folder and extension; `relevance[q]` maps easy, hard and junk to indices into `images`."""
+    """Names have no folder and extension; `relevance[q]` maps easy, hard and junk to indices into `images`."""
 
     images: list[str]
     queries: list[str]
-    boxes: list[tuple[float, float, float, float]]  # pixels: left, top, right, bottom; one a query
+    boxes: list[tuple[float, float, float, float]]  # pixels: left, top, right, bottom; one per query
     relevance: list[dict[str, np.ndarray]]
 
 
@@ -48,18 +48,16 @@ class Score:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Loads lists, dicts, strings and numbers. A pickle that names a class or function is refused: none can run."""
+    """Loads only lists, dicts, strings and numbers. A pickle that names a class or function is refused."""
 
     def find_class(self, module: str, name: str):
         raise pickle.UnpicklingError(f"it names the class {module}.{name}")
 
 
 def load_ground_truth(path: str | Path) -> GroundTruth:
-    """Reads a gnd_<name>.pkl as the official site gives it: {"imlist", "qimlist", "gnd": [{"bbx", "easy", "hard",
-    "junk"}]}.
+    """Reads a gnd_<name>.pkl of the official site: {"imlist", "qimlist", "gnd": [{"bbx", "easy", "hard", "junk"}]}.
 
-    Raises ValueError, naming the file, when it holds anything but plain containers, or indices outside of its own
-    lists.
+    Raises ValueError, naming the file, if it holds anything but plain containers, or indices outside its own lists.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,10 +91,10 @@ def load_ground_truth(path: str | Path) -> GroundTruth:
 
 
 def average_precision(positions: np.ndarray, positives: int) -> float:
-    """Area under the precision-recall curve by trapezoids, as the protocol has it.
+    """Area under the precision-recall curve by trapezoids, as the protocol defines it.
 
     `positions`: ascending 0-based positions of the found images in a ranking without the left-out ones; `positives`:
-    how many there are to find.
+    number of images to find.
     """
     found = np.arange(len(positions))
     before = np.where(positions == 0, 1.0, found / np.maximum(positions, 1))  # precision just above each found image
@@ -128,7 +126,7 @@ def _score_level(ranks, relevance, level, kappas, ahead) -> Score:
             positions = positions + ahead[ranks[is_positive, q], q]
         aps[q] = average_precision(positions, len(positive))
         for i, kappa in enumerate(kappas):
-            # The protocol looks no further than the last positive image: finding all of 3 counts as 1, not as 3/10.
+            # The protocol stops at the last positive image: finding all 3 of 3 counts as 1, not as 3/10.
             k = min(int(positions.max(initial=0)) + 1, kappa)
             precisions[q, i] = (positions < k).sum() / k
     counted = ~np.isnan(aps)
@@ -147,8 +145,7 @@ def count_ahead(similarity: np.ndarray, distractors: Iterable[torch.Tensor], que
     """How many distractors are more similar to a query than each image of the database: [N, Q].
 
     `similarity` [N, Q] of the database; `distractors` yields chunks [M, D] of L2-normalised features; `queries` [Q, D].
-    Positions need no more than these counts, so that any number of distractors takes the memory of one chunk, and the
-    scores are exact.
+    Positions need only these counts, so any number of distractors takes the memory of one chunk. Scores are exact.
     """
     order = np.argsort(similarity, axis=0, kind="stable")
     thresholds = torch.from_numpy(np.take_along_axis(similarity, order, axis=0)).float().T.contiguous()  # [Q, N] rising

@@ -1,9 +1,9 @@
-"""Robustness sheet: one checkpoint under all nine noises and on clean images, by kNN and a cached linear probe.
+"""Robustness: one checkpoint under all nine noises and on clean images, by kNN and a cached linear probe.
 
     python -m dinov2.eval.robustness run=runs/nct-gauss255 checkpoints=best
 
-Training and validation images of kNN and probe carry the same noise, as everywhere; the backbone alone was trained
-under another. No denoiser is run, for any method: images come as they are.
+Training and validation images of kNN and probe have the same noise, as everywhere; only the backbone was trained under
+another one. No denoiser is used for any method.
 """
 
 from __future__ import annotations

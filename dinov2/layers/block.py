@@ -67,7 +67,7 @@ def drop_sequences(residual: Tensor, packing: Packing, rate: float) -> Tensor:
 def add_subset_residual(
     x: Tensor, packing: Packing, rate: float, residual: Callable[[Tensor, Packing], Tensor]
 ) -> Tensor:
-    """Stochastic depth by subset (DINOv2): the residual of a random share 1 - rate of each group's sequences only.
+    """Stochastic depth by subset (DINOv2): the residual of a random fraction 1 - rate of each group's sequences only.
 
     x: [T, D]. At least one sequence of each group is kept; the residual is rescaled by sequences / kept.
     """

@@ -1,4 +1,4 @@
-"""The heads of objectives that compare two views: linear layers with batch normalisation over all ranks."""
+"""The heads of objectives that compare two crops: linear layers with batch normalisation over all ranks."""
 
 from __future__ import annotations
 

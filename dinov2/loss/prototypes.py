@@ -33,10 +33,10 @@ def _softmax_into(out: Tensor, logits: Tensor, center: Tensor, temp: float | Ten
 
 
 class Center(nn.Module):
-    """Running mean of teacher logits, subtracted before the softmax (DINO, eq. 4).
+    """Running mean of teacher logits, subtracted before the softmax (DINO).
 
     `softmax` uses the centre of the steps before; `observe` gathers the logits of this step (of every micro-batch),
-    and `update` folds their mean over all ranks into the centre, once a step.
+    and `update` folds their mean over all ranks into the centre, once per step.
     shape: of the buffer `center`; public checkpoints have (1, K) for DINO and (1, 1, K) for iBOT.
     Deviation: with several ranks the release averages each rank's mean over its own masked patches; here every token
     counts the same, so that the centre does not depend on how a batch is split.
@@ -77,7 +77,7 @@ class Center(nn.Module):
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, temp: float, iterations: int = 3) -> Tensor:
-    """Assignment of tokens to prototypes with equal shares (SwAV), over all ranks.  # [n, K] → [n, K], rows sum to 1"""
+    """Assignment of tokens to equally used prototypes (SwAV), over all ranks.  # [n, K] → [n, K], rows sum to 1"""
     q = torch.exp(logits.float() / temp).t()  # [K, n]
     prototypes = q.shape[0]
     tokens = all_reduce_sum(torch.full((), float(q.shape[1]), device=q.device))

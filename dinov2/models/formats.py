@@ -83,10 +83,10 @@ def from_huggingface(state: State) -> State:
     split = {_rename(name.removeprefix("model."), back): value for name, value in state.items()}
     if not learned and "mask_token" in split:
         split["mask_token"] = split["mask_token"][0]
-    return _joined(split, parts)
+    return _join_qkv(split, parts)
 
 
-def _joined(state: State, parts: tuple[str, str, str]) -> State:
+def _join_qkv(state: State, parts: tuple[str, str, str]) -> State:
     """The three parts of attn.qkv, which are named on their own, as one; a bias that one of them lacks is zero."""
     first, *others = (f".attn.{part}." for part in parts)
     joined: State = {}

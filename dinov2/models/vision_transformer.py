@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """ViT with registers, LayerScale and position embeddings: learned and interpolated (DINOv2), or rotary (DINOv3).
 
-    image_size: pixels a side that learned position embeddings are built for.
+    image_size: pixels per side that learned position embeddings are built for.
     """
 
     def __init__(
@@ -160,44 +160,44 @@ class VisionTransformer(nn.Module):
         self,
         x: Tensor | list[Tensor],
         masks: Tensor | list[Tensor | None] | None = None,
-        read: Tensor | list[Tensor] | None = None,
+        masked_indices: Tensor | list[Tensor] | None = None,
     ):
         """x: [B, C, H, W], masks: [B, N] bool or None → dict; lists of both → list of dicts, computed in one pass.
 
-        read: positions [M] in [B * N], in a list: of each of its tensors. Of the patch tokens only these go through the
-        end of the last block: {"x_norm_clstoken": [B, D], "x_norm_patchtokens": [M, D]}, the values they have anyway.
+        masked_indices: [M], places in [B * N] (in a list for a list). Given, only these patch tokens leave the last
+        block: {"x_norm_clstoken": [B, D], "x_norm_patchtokens": [M, D]}, with the same values as without.
         """
         single = not isinstance(x, list)
         crops, masks = ([x], [masks]) if single else (x, masks or [None] * len(x))
-        read = [read] if single and read is not None else read
+        indices = [masked_indices] if single and masked_indices is not None else masked_indices
         embedded = [self.embed(crop, mask) for crop, mask in zip(crops, masks, strict=True)]
         packing = self.pack(crops)
-        rows = None if read is None else self.read_rows(packing, read)
+        rows = None if indices is None else self.masked_rows(packing, indices)
         flat = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # [T, D]
         for block in self.blocks[:-1]:
             flat = self.run_block(block, flat, packing)
         flat = self.run_block(self.blocks[-1], flat, packing, rows)  # [T, D] or, with rows, [R, D]
-        if read is None:
+        if indices is None:
             parts = zip(flat.split(packing.sizes), packing.groups, masks, strict=True)
             outputs = [self.split(part.view(*group, -1)) | {"masks": mask} for part, group, mask in parts]
         else:
-            outputs = self.split_read(flat, packing, read)
+            outputs = self.split_masked(flat, packing, indices)
         return outputs[0] if single else outputs
 
-    def read_rows(self, packing: Packing, read: list[Tensor]) -> Tensor:
-        """Rows in [T, D] of the CLS tokens and then of the patch tokens `read`, group by group."""
+    def masked_rows(self, packing: Packing, indices: list[Tensor]) -> Tensor:
+        """Rows in [T, D] of the CLS tokens and then of the patch tokens at `indices`, group by group.  # [R]"""
         rows, start, first = [], 0, 1 + self.registers
-        for (sequences, tokens), chosen in zip(packing.groups, read, strict=True):
+        for (sequences, tokens), chosen in zip(packing.groups, indices, strict=True):
             patches = tokens - first
             rows.append(start + torch.arange(sequences, device=chosen.device) * tokens)
             rows.append(start + chosen // patches * tokens + first + chosen % patches)
             start += sequences * tokens
         return torch.cat(rows)
 
-    def split_read(self, tokens: Tensor, packing: Packing, read: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Normalised tokens of each crop tensor, of tokens in the order of `read_rows`.  # [R, D]"""
+    def split_masked(self, tokens: Tensor, packing: Packing, indices: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Normalised tokens of each crop tensor; tokens [R, D] in the order of `masked_rows`."""
         sizes = []
-        for (sequences, _), chosen in zip(packing.groups, read, strict=True):
+        for (sequences, _), chosen in zip(packing.groups, indices, strict=True):
             sizes += [sequences, len(chosen)]
         parts = self.norm(tokens).split(sizes)
         names = ("x_norm_clstoken", "x_norm_patchtokens")

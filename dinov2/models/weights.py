@@ -39,14 +39,14 @@ class Weights:
 
     @property
     def image_size(self) -> int | None:
-        """Pixels a side that the position embeddings are built for; None where they are computed."""
+        """Pixels per side that the position embeddings are built for; None where they are computed."""
         if "pos_embed" not in self.state:
             return None
         return grid_side(self.state["pos_embed"]) * self.model["patch_size"]
 
 
 def grid_side(pos_embed: Tensor) -> int:
-    """Patches a side of learned position embeddings [1, 1 + N, D]."""
+    """Patches per side of learned position embeddings [1, 1 + N, D]."""
     patches = pos_embed.shape[1] - 1
     side = round(patches**0.5)
     if side * side != patches:

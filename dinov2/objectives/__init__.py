@@ -1,4 +1,4 @@
-"""What is learned, one file an objective: found by its name in OBJECTIVES (the key `objective`).
+"""What is learned, one file per objective: found by its name in OBJECTIVES (the key `objective`).
 
 dinov2/configs/objectives/<name>.yaml holds its settings. On which images it learns, and when, is none of its business.
 """
@@ -7,7 +7,7 @@ from dinov2.objectives.dino import DINO
 from dinov2.objectives.dinov2 import DINOv2
 from dinov2.objectives.ibot import IBOT
 from dinov2.objectives.mocov3 import MoCoV3
-from dinov2.objectives.objective import Batch, Objective
+from dinov2.objectives.objective import CropBatch, Objective
 from dinov2.objectives.simclr import SimCLR
 from dinov2.objectives.simsiam import SimSiam
 
@@ -20,4 +20,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simsiam": SimSiam,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "DINOv2", "Objective"]
+__all__ = ["OBJECTIVES", "CropBatch", "DINOv2", "Objective"]

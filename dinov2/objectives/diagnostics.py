@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dinov2.loss.prototypes import row_chunks
 from utils import distributed
+from utils.spectrum import effective_rank
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -48,23 +49,16 @@ class Information:
         return found
 
 
-def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007), in [1, min(n, D)].  # [n, D]
-
-    NaN where there are none: what has diverged is for the losses to say.
-    """
-    try:
-        singular = torch.linalg.svdvals(features.float() - features.float().mean(dim=0))
-    except torch.linalg.LinAlgError:
-        return float("nan")
-    return float(entropy(singular / singular.sum().clamp(min=1e-12)).exp())
+def centred_rank(features: Tensor) -> float:
+    """Effective rank of features [n, D] about their mean; NaN for diverged ones, which the losses report."""
+    return effective_rank(features - features.mean(dim=0))
 
 
 @torch.no_grad()
 def diagnose(
     targets: Tensor, logits: Tensor, cls_tokens: Tensor, bottleneck: Tensor, temp: float = 0.1
 ) -> dict[str, float]:
-    """Entropy of the student (nats), share of prototypes in use, norm and rank of CLS tokens and of the bottleneck.
+    """Entropy of the student (nats), fraction of prototypes in use, norm and rank of CLS tokens and of the bottleneck.
 
     targets: teacher's probabilities [2, B, K]; logits: student's [2, B, K]; cls_tokens: student's [2, B, D];
     bottleneck: the head's output for them before its normalisation [2 * B, d].
@@ -77,25 +71,25 @@ def diagnose(
         "student_entropy": float(entropy(student).mean()),
         "prototypes_used": teacher.argmax(dim=-1).unique().numel() / min(teacher.shape),
         "cls_norm": float(cls.norm(dim=-1).mean()),
-        "cls_effective_rank": effective_rank(cls),
+        "cls_effective_rank": centred_rank(cls),
         "bottleneck_norm": float(bottleneck.norm(dim=-1).mean()),
-        "bottleneck_effective_rank": effective_rank(bottleneck),
+        "bottleneck_effective_rank": centred_rank(bottleneck),
     }
 
 
 @torch.no_grad()
 def diagnose_embeddings(first_cls: Tensor, second_cls: Tensor, first: Tensor, second: Tensor) -> dict[str, float]:
-    """Norm and rank of CLS tokens [B, D], spread and rank of the embeddings [B, d] that two views are compared by.
+    """Norm and rank of CLS tokens [B, D], spread and rank of the embeddings [B, d] that two crops are compared by.
 
     embedding_spread: standard deviation of the unit embeddings, times sqrt(d): 1 where they fill the sphere, 0 where
-    all are the same (SimSiam, figure 2). view_similarity: mean cosine of an image's two embeddings.
+    all are the same, as SimSiam measures collapse. crop_similarity: mean cosine of an image's two embeddings.
     """
     cls = torch.cat((first_cls, second_cls)).float()
-    first, second = (torch.nn.functional.normalize(view.float(), dim=-1) for view in (first, second))
+    first, second = (torch.nn.functional.normalize(own.float(), dim=-1) for own in (first, second))
     return {
         "cls_norm": float(cls.norm(dim=-1).mean()),
-        "cls_effective_rank": effective_rank(cls),
+        "cls_effective_rank": centred_rank(cls),
         "embedding_spread": float(first.std(dim=0).mean() * first.shape[1] ** 0.5),
-        "embedding_effective_rank": effective_rank(first),
-        "view_similarity": float((first * second).sum(dim=-1).mean()),
+        "embedding_effective_rank": centred_rank(first),
+        "crop_similarity": float((first * second).sum(dim=-1).mean()),
     }

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from dinov2.loss import ibot_loss, koleo_loss
 from dinov2.objectives.distillation import SelfDistillation, StudentOutputs, Targets, cls_losses, total_and_terms
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms
 
 
 class DINOv2(SelfDistillation):
-    """`forward` gives the terms as the public code displays them."""
+    """The terms are those that the public code displays."""
 
-    def losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> LossAndTerms:
         """Section 4: image-level objective + patch-level objective + KoLeo regularizer."""
         # At least 1 for the local terms, as published: without local crops the global term is divided by 3, not 2.
         terms_in_all = max(len(student.local_cls) * GLOBAL_CROPS, 1) + GLOBAL_CROPS * (GLOBAL_CROPS - 1)

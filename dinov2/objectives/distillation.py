@@ -16,7 +16,7 @@ from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import Center, dino_loss, sinkhorn_knopp
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives.diagnostics import diagnose
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective, follow
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms, Objective, update_ema
 
 
 @dataclass
@@ -75,7 +75,7 @@ def cls_losses(student: StudentOutputs, targets: list[Targets], terms_in_all: in
     return losses
 
 
-def total_and_terms(losses: Tensor, displayed: dict[str, Tensor], targets: list[Targets]):
+def total_and_terms(losses: Tensor, displayed: dict[str, Tensor], targets: list[Targets]) -> LossAndTerms:
     """Weighted sum of the teachers' losses [teachers], and their terms by name."""
     terms = {t.prefix + name: values[i] for i, t in enumerate(targets) for name, values in displayed.items()}
     return sum(target.weight * loss for target, loss in zip(targets, losses, strict=True)), terms
@@ -93,7 +93,7 @@ class SelfDistillation(Objective):
         self.dino_center = Center((1, cfg.dino.prototypes))
         self.ibot_center = Center((1, 1, (cfg.ibot if cfg.ibot.separate_head else cfg.dino).prototypes))
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         targets = self.teacher_targets(batch, teacher_temp)
         more_targets = self.extra_targets(batch, teacher_temp, progress)
         self.student["dino_head"].observing = self.observing
@@ -101,7 +101,7 @@ class SelfDistillation(Objective):
         self.observe(targets, student)
         return self.losses(student, [targets, *more_targets], batch)
 
-    def losses(self, student: StudentOutputs, targets: list[Targets], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> LossAndTerms:
         """Loss [] and terms, against the targets of all teachers, the EMA teacher's first."""
         raise NotImplementedError
 
@@ -116,21 +116,21 @@ class SelfDistillation(Objective):
             )
             self.diagnostics = diagnose(targets.cls, student.global_cls, student.cls_tokens, bottleneck)
 
-    def extra_targets(self, batch: Batch, teacher_temp: float, progress: float) -> list[Targets]:
+    def extra_targets(self, batch: CropBatch, teacher_temp: float, progress: float) -> list[Targets]:
         """Hook for the targets of further teachers."""
         return []
 
     @torch.no_grad()
-    def teacher_targets(self, batch: Batch, temp: float) -> Targets:
-        logits = self.target_logits(self.teacher["backbone"], self.teacher, batch.global_crops, batch.masked)
+    def teacher_targets(self, batch: CropBatch, temp: float) -> Targets:
+        logits = self.target_logits(self.teacher["backbone"], self.teacher, batch.global_crops, batch.masked_indices)
         return self.logits_to_targets(*logits, temp, self.dino_center, self.ibot_center)
 
     @torch.no_grad()
     def target_logits(
-        self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked: Tensor
+        self, backbone: nn.Module, heads: nn.ModuleDict, crops: Tensor, masked_indices: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the CLS tokens, crops swapped (two of [B, K]), and of the patches masked for the student [M, K]."""
-        out = backbone(crops, read=masked)
+        out = backbone(crops, masked_indices=masked_indices)
         first, second = out["x_norm_clstoken"].chunk(GLOBAL_CROPS)
         second, first, patches = tokens_through_heads(heads, second, first, patches=out["x_norm_patchtokens"])
         return second, first, patches
@@ -147,20 +147,19 @@ class SelfDistillation(Objective):
         ibot.observe(patches)
         return targets
 
-    def student_outputs(self, batch: Batch) -> StudentOutputs:
+    def student_outputs(self, batch: CropBatch) -> StudentOutputs:
         images = len(batch.global_crops) // GLOBAL_CROPS
-        crops, masks, read = [batch.global_crops], [batch.masks], [batch.masked]
+        crops, masks, indices = [batch.global_crops], [batch.masks], [batch.masked_indices]
         if len(batch.local_crops):
-            crops, masks, read = [*crops, batch.local_crops], [*masks, None], [*read, batch.masked[:0]]
-        outputs = self.student["backbone"](crops, masks, read)
-        large, cls = outputs[0], outputs[0]["x_norm_clstoken"]
+            crops, masks, indices = [*crops, batch.local_crops], [*masks, None], [*indices, batch.masked_indices[:0]]
+        outputs = self.student["backbone"](crops, masks, indices)
+        cls, patches = outputs[0]["x_norm_clstoken"], outputs[0]["x_norm_patchtokens"]
         local_cls = outputs[1]["x_norm_clstoken"] if len(outputs) > 1 else cls[:0]
-        patches = large["x_norm_patchtokens"]
-        local, large_cls, masked = tokens_through_heads(self.student, local_cls, cls, patches=patches)
+        local_logits, global_logits, patch_logits = tokens_through_heads(self.student, local_cls, cls, patches=patches)
         return StudentOutputs(
-            local_cls=local.view(len(local) // images, images, local.shape[1]),
-            global_cls=large_cls.unflatten(0, (GLOBAL_CROPS, images)),
-            patches=masked,
+            local_cls=local_logits.view(len(local_logits) // images, images, local_logits.shape[1]),
+            global_cls=global_logits.unflatten(0, (GLOBAL_CROPS, images)),
+            patches=patch_logits,
             cls_tokens=cls.unflatten(0, (GLOBAL_CROPS, images)),
         )
 
@@ -170,4 +169,4 @@ class SelfDistillation(Objective):
         for module in self.modules():
             if isinstance(module, Center):
                 module.update()
-        follow(self.teacher, self.student, momentum)
+        update_ema(self.teacher, self.student, momentum)

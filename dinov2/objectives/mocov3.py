@@ -1,23 +1,23 @@
-"""MoCo v3 (Chen, Xie, He 2021): queries of one view meet the keys of the other, which a momentum encoder computes.
+"""MoCo v3 (Chen, Xie, He 2021): queries of one crop meet the keys of the other, which a momentum encoder computes.
 
-Algorithm 1: q = predictor(projector(f_q(x))), k = momentum encoder(x); loss = ctr(q1, k2) + ctr(q2, k1), ctr being
-InfoNCE over the batch's keys (section 3, eq. 1). The patch projection stays random (section 4). What is used afterwards
-is f_q, as in the paper, and not the momentum encoder.
+q = predictor(projector(f_q(x))), k = momentum encoder(x); loss = ctr(q1, k2) + ctr(q2, k1), where ctr is InfoNCE over
+the keys of the batch. As in the public code, the patch projection stays random, and f_q is used afterwards rather than
+the momentum encoder.
 """
 
 from __future__ import annotations
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from dinov2.loss import info_nce
-from dinov2.objectives.objective import Batch, follow
-from dinov2.objectives.two_views import TwoViews, build_network, build_predictor
+from dinov2.objectives.objective import CropBatch, LossAndTerms, update_ema
+from dinov2.objectives.two_crops import TwoCrops, build_network, build_predictor
 
 
-class MoCoV3(TwoViews):
-    """Deviation: learned position embeddings, not the paper's fixed sines and cosines."""
+class MoCoV3(TwoCrops):
+    """Deviation: learned position embeddings, not the published fixed sines and cosines."""
 
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
@@ -28,11 +28,11 @@ class MoCoV3(TwoViews):
         self.teacher.requires_grad_(False)
         self.student["predictor"] = build_predictor(cfg, last_norm=True)
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         cls = self.cls_tokens(self.student, batch)
-        queries = tuple(self.student["predictor"](self.student["projector"](view)) for view in cls)
+        queries = tuple(self.student["predictor"](self.student["projector"](tokens)) for tokens in cls)
         with torch.no_grad():
-            keys = [self.teacher["projector"](view) for view in self.cls_tokens(self.teacher, batch)]
+            keys = [self.teacher["projector"](tokens) for tokens in self.cls_tokens(self.teacher, batch)]
         self.observe(cls, queries)
         temp = self.cfg.projector.temp
         loss = info_nce(queries[0], keys[1], temp) + info_nce(queries[1], keys[0], temp)
@@ -42,4 +42,4 @@ class MoCoV3(TwoViews):
         return self.student
 
     def finish_step(self, momentum: float) -> None:
-        follow(self.teacher, self.student, momentum)
+        update_ema(self.teacher, self.student, momentum)

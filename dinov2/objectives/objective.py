@@ -16,30 +16,33 @@ from dinov2.objectives.diagnostics import Information
 from utils.memory import keep_freed_memory
 
 GLOBAL_CROPS = 2
+LossAndTerms = tuple[Tensor, dict[str, Tensor]]  # [] to back-propagate, and by name what is displayed
 
 
-def read_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of masks [2 * B, N]: the positions of the masked patches in [2 * B * N], and each one's weight in the loss, the
-    inverse of its crop's number.  # both [M]; how many is asked of the masks, so a device had to be waited for"""
-    masked = masks.flatten().nonzero().squeeze(1)
+def index_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the masked patches among all 2 * B * N, and their weights in the loss.  # [2 * B, N] → [M], [M]
+
+    A patch's weight is 1 / masked patches of its crop. M depends on the values: a GPU would have to be waited for.
+    """
+    masked_indices = masks.flatten().nonzero().squeeze(1)
     per_crop = masks.sum(dim=1, keepdim=True).clamp(min=1).float()  # [2 * B, 1]
-    return masked, (1 / per_crop).expand_as(masks)[masks]
+    return masked_indices, (1 / per_crop).expand_as(masks)[masks]
 
 
 @dataclass
-class Batch:
+class CropBatch:
     """One micro-batch of B images; crops are crop-major (all first crops, then all second ones)."""
 
     global_crops: Tensor  # [2 * B, C, S, S]
     local_crops: Tensor  # [L * B, C, s, s]
     masks: Tensor  # [2 * B, N] bool
     other_global_crops: Tensor | None = None  # [2 * B, C, S, S]: the same crops of a second view of each image
-    masked: Tensor | None = None  # [M], with the next of `read_masks`; None: read from the masks
+    masked_indices: Tensor | None = None  # [M], as mask_weights from `index_masks`; None: computed from the masks
     mask_weights: Tensor | None = None  # [M]
 
     def __post_init__(self) -> None:
-        if self.masked is None:
-            self.masked, self.mask_weights = read_masks(self.masks)
+        if self.masked_indices is None:
+            self.masked_indices, self.mask_weights = index_masks(self.masks)
 
 
 class Objective(nn.Module):
@@ -60,8 +63,8 @@ class Objective(nn.Module):
         self.diagnostics: dict[str, float] = {}  # columns of metrics.jsonl
         self.information: Information | None = None  # when set, forward adds its targets over prototypes, if any, to it
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] to back-propagate and the terms to display; progress: share of the schedule done, in [0, 1]."""
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
+        """Loss and terms; progress: fraction of the schedule that is done, in [0, 1]."""
         raise NotImplementedError
 
     def finish_step(self, momentum: float) -> None:
@@ -99,7 +102,7 @@ def local_tensor(parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Exponential moving average: teacher = momentum * teacher + (1 - momentum) * student, parameter by parameter."""
     leading = dict(student.named_parameters())
     pairs = [(local_tensor(p), local_tensor(leading[name])) for name, p in teacher.named_parameters()]

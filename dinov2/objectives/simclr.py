@@ -1,28 +1,28 @@
-"""SimCLR (Chen et al. 2020): two views of an image attract each other, those of all other images are repelled.
+"""SimCLR (Chen et al. 2020, section 2.1): two crops of an image attract each other and repel those of all other images.
 
-x → two augmented views → backbone h = f(x) → projection z = g(h) → NT-Xent (section 2.1, eq. 1, algorithm 1). There is
-no teacher; h is what is used afterwards.
+x → two augmented crops → backbone h = f(x) → projection z = g(h) → NT-Xent. There is no teacher; h is used afterwards.
 """
 
 from __future__ import annotations
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from dinov2.loss import nt_xent
-from dinov2.objectives.objective import Batch
-from dinov2.objectives.two_views import TwoViews, build_network
+from dinov2.objectives.objective import CropBatch, LossAndTerms
+from dinov2.objectives.two_crops import TwoCrops, build_network
 
 
-class SimCLR(TwoViews):
+class SimCLR(TwoCrops):
+    """Deviation: the public code also normalises the projection over the batch."""
+
     def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.student = build_network(cfg, last_norm=False, drop_path=True)
 
-    def forward(self, batch: Batch, teacher_temp: float, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         cls = self.cls_tokens(self.student, batch)
-        # Both views pass the projector together, as published: its batch normalisation sees 2 N rows.
+        # Both crops pass the projector together, as published: its batch normalisation sees 2 N rows.
         first, second = self.student["projector"](torch.cat(cls)).chunk(2)
         self.observe(cls, (first, second))
         loss = nt_xent(first, second, self.cfg.projector.temp)

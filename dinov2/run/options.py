@@ -6,7 +6,6 @@ Paths are the caller's: parse() makes them what they are from the project's root
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from omegaconf import OmegaConf
 
 from dinov2.eval import EVALUATORS
 from utils.noise import NoiseSpec
+from utils.text import did_you_mean
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
@@ -103,7 +103,7 @@ HELP = """\
   --eval NAME               linear, knn, log_regression, pca, robustness; may be repeated   [{evals}]
   --floor WEIGHTS           a public frozen backbone, evaluated as a third floor         [none]
   --checkpoints WHICH       last, best, all or an epoch                                  [{checkpoints}]
-  --gpus N                  processes of the pretraining, one a GPU                      [{gpus}]
+  --gpus N                  processes of the pretraining, one per GPU                    [{gpus}]
   --partition P --time LIMIT  Slurm's, for the scripts that submit jobs
   --steps N                 a trial: every schedule cut to about N iterations
   --per-class N             a trial: the first N images of each class
@@ -118,15 +118,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            raise ValueError(
-                f"unknown option {unknown[1]}{did_you_mean(unknown[1], self._option_string_actions)}; see --help"
-            )
+            hint = did_you_mean(unknown[1], self._option_string_actions, ": ")
+            raise ValueError(f"unknown option {unknown[1]}{hint}; see --help")
         raise ValueError(message.removeprefix("argument "))
-
-
-def did_you_mean(word: str, known, cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f": did you mean {close[0]}?" if close else ""
 
 
 def number(text: str) -> int:
@@ -224,7 +218,7 @@ def finish(options: Options) -> None:
     """Fills what follows from other options. ValueError for what cannot be."""
     if not options.scale_file.is_file():
         known = [path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in {*METHODS, "default"}]
-        hint = did_you_mean(options.scale, known)
+        hint = did_you_mean(options.scale, known, ": ")
         raise ValueError(f"no scale {options.scale}{hint or ': there is no ' + str(options.scale_file)}")
     for noise in options.noises:
         NoiseSpec.parse(noise)
@@ -240,7 +234,7 @@ def finish(options: Options) -> None:
 def _check_names(option: str, names: list[str], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"{option} {name} is none of {', '.join(known)}{did_you_mean(name, known)}")
+            raise ValueError(f"{option} {name} is none of {', '.join(known)}{did_you_mean(name, known, ': ')}")
 
 
 def check_lambda(options: Options, noise: str) -> None:

@@ -3,7 +3,7 @@
     Runner(options.output).run(pretrain(options))
 
 A stage looks at what is there when its commands are asked for, one after another. Copies of the data are
-noisy_<name>-<noise> and noisy_<name>-<noise>-denoised; runs lie in <output>/<noise>/<method>, the ceiling, which serves
+noisy_<name>-<noise> and noisy_<name>-<noise>-denoised; runs lie in <output>/<noise>/<method>, the oracle, which serves
 every noise, in <output>/clean.
 """
 
@@ -58,7 +58,7 @@ def view_of(method: str) -> str:
 
 
 def runs_of(o: Options) -> Iterator[tuple[str, str]]:
-    """(noise, method) of all runs of a seed; the ceiling comes last, if there is one: images that are noisy by nature
+    """(noise, method) of all runs of a seed; the oracle comes last, if there is one: images that are noisy by nature
     have no clean version."""
     for noise in o.noises:
         yield from ((noise, method) for method in o.methods if method != "clean")

@@ -1,4 +1,4 @@
-"""The entry points of the project through submitit on Slurm: one task a GPU, requeued jobs go on from their checkpoint.
+"""Submits the entry points of the project to Slurm: one task per GPU, requeued jobs resume from their checkpoint.
 
     python -m dinov2.run.submit --nodes 1 --gpus 4 --partition P -- train imagenet1k nct noise=gauss255 \\
         data.root=imagenet output_dir=runs/nct-gauss255
@@ -68,11 +68,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--nodes", type=positive, default=1)
     parser.add_argument("--gpus", type=int, default=1, help="a node, one task each; 0: a CPU run of --tasks")
-    parser.add_argument("--tasks", type=positive, default=1, help="tasks a node, for --gpus 0")
+    parser.add_argument("--tasks", type=positive, default=1, help="tasks per node, for --gpus 0")
     parser.add_argument("--cpus", type=positive, default=8, help="a task: loader workers and the training process")
     parser.add_argument("--partition")
     parser.add_argument("--time", default="1-00:00:00", help="limit in Slurm's form; reached, the job is requeued")
-    parser.add_argument("--mem", help="memory a node, such as 128G")
+    parser.add_argument("--mem", help="memory per node, such as 128G")
     parser.add_argument("--dependency", help="such as afterok:1234")
     parser.add_argument("--array", action="append", default=[], metavar="KEY=A,B", help="sweep; several make a grid")
     parser.add_argument("--parallel", type=positive, default=256, help="jobs of a sweep that run at a time")

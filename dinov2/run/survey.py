@@ -17,6 +17,7 @@ from dinov2.data.index import Index, build_index, has_images
 from dinov2.data.splits import SPLITS, Layout, has_splits
 from utils import values
 from utils.images import MAX_PIXELS, ImageError, of_channels, own_shape, read_image
+from utils.sampler import spread_evenly
 
 SAMPLE = 64
 LEAST = 16  # images: two batches of eight, each image compared with the others
@@ -72,7 +73,7 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixe
     if len(relatives) < LEAST:
         images = "one image" if len(relatives) == 1 else f"{len(relatives)} images"
         raise ValueError(f"{root} holds {images}: training compares images with each other, give at least {LEAST}")
-    sample = [relatives[place] for place in np.unique(np.linspace(0, len(relatives) - 1, SAMPLE).astype(int))]
+    sample = [relatives[i] for i in spread_evenly(len(relatives), SAMPLE)]
     shapes, layout = _shapes(root, sample, layout, channels, len(relatives), notes)
     if layout.only is not None:
         relatives, left_out = of_channels(root, relatives, layout.only)
@@ -88,7 +89,7 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixe
     )
     if found.side < SMALLEST:
         raise ValueError(
-            f"{root}: the images are {found.side} px a side, too small for crops: enlarge them to {SMALLEST} px or more"
+            f"{root}: images of {found.side} px per side are too small for crops: enlarge them to {SMALLEST} px or more"
         )
     return found
 
@@ -112,7 +113,7 @@ def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | 
         drawn = replace(layout, val=0.1)
         with suppress(ValueError):  # a CSV that has all as train, or too few groups
             train, val = (build_index(root, split, layout=drawn) for split in SPLITS)
-            notes.append("val: a tenth of the images is drawn, as there are labels and no val images (--val SHARE)")
+            notes.append("val: a tenth of the images is drawn, as there are labels and no val images (--val FRACTION)")
             return train, val, drawn
     return train, None, layout
 
@@ -160,12 +161,9 @@ def _reads_as(found: int, wanted: int) -> bool:
 
 def mean_and_std(survey: Survey, max_pixels: int = MAX_PIXELS) -> tuple[list[float], list[float]]:
     """Of each channel over 16 training images scaled to [0, 1]."""
-    names = [
-        survey.train.relatives[p] for p in np.unique(np.linspace(0, len(survey.train.relatives) - 1, 16).astype(int))
-    ]
-    pixels = []
-    for name in names:
-        image = read_image(Path(survey.root, name), survey.channels, "native", survey.rule, max_pixels)
+    relatives, pixels = survey.train.relatives, []
+    for i in spread_evenly(len(relatives), 16):
+        image = read_image(Path(survey.root, relatives[i]), survey.channels, "native", survey.rule, max_pixels)
         image = image / np.float32(255) if image.dtype == np.uint8 else image
         pixels.append(image.reshape(-1, survey.channels)[:: -(-image.shape[0] * image.shape[1] // 65536)])
     pooled = np.concatenate(pixels).astype(np.float64)

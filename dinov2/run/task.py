@@ -17,7 +17,7 @@ PREEMPTED = 143  # exit code of a run that saved its checkpoint and left because
 
 @dataclass(frozen=True)
 class Task:
-    """Callable that submitit runs in every task (one a GPU): `python -m module arguments`, in this process.
+    """Callable that submitit runs in every task (one per GPU): `python -m module arguments`, in this process.
 
     Two signals end it early. SIGTERM comes from Slurm when the job is requeued or preempted; the entry point saves and
     leaves, and Slurm starts the job again. SIGUSR2 comes 90 s before the time limit; the entry point is made to save

@@ -47,9 +47,9 @@ def start_fresh(stage: Stage, model: Objective, optimizer: Optimizer) -> None:
 
 
 def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
-    """backbone → kNN accuracy on the stage's own view. Here, where both are wired: train and eval know no other.
+    """backbone → kNN accuracy on the stage's own view. Defined here because train and eval must not import each other.
 
-    None, said once, where there are no classes or no validation images.
+    The accuracy is None, with a message, if there are no classes or no validation images.
     """
     cfg = OmegaConf.merge(stage.cfg, {"eval": {"view": "noisy" if stage.view == "mix" else stage.view}})
     k = LIVE_K if LIVE_K in cfg.eval.knn.k else min(cfg.eval.knn.k)
@@ -72,11 +72,11 @@ def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
 
 
 def build_trainer(stage: Stage, images: ImageDataset | None = None, run_identity: str = "") -> Trainer:
-    """The stage's trainer, as it stands before its next step: fresh, or at its last checkpoint."""
+    """The stage's trainer before its next step: fresh, or at its last checkpoint."""
     return Trainer(
         stage.cfg,
         curriculum.build_model(stage),
-        images or curriculum.dataset(stage),
+        images or curriculum.make_dataset(stage),
         stage.stop_epoch,
         stage.keep,
         prepare=lambda model: curriculum.load_anchor(stage, model),
@@ -86,14 +86,14 @@ def build_trainer(stage: Stage, images: ImageDataset | None = None, run_identity
     )
 
 
-def run_stage(stage: Stage, last: bool = True) -> None:
+def run_stage(stage: Stage) -> None:
     if stage.finished:
         if distributed.is_main():
-            taken = identity.take_over(stage) if last else ""
+            taken = identity.take_over(stage) if stage.is_last_stage else ""
             print(f"{stage.run}: finished (epoch {stage.stop_epoch}), skipped{taken}", flush=True)
         return
-    images = curriculum.dataset(stage)
-    identity.check(stage, last, images)
+    images = curriculum.make_dataset(stage)
+    identity.check(stage, images)
     run_identity = identity.record(stage, images)
     if distributed.is_main():
         record_environment(stage.run)
@@ -105,7 +105,7 @@ def run_stage(stage: Stage, last: bool = True) -> None:
 
 
 def way_on(stage: Stage) -> str:
-    """What to do after a divergence: words to add to the command as they are."""
+    """What to do after a divergence: words to add to the command."""
     good = checkpoint.list_checkpoints(stage.run)
     start = f"goes on from the last good checkpoint, {good[-1].path}" if good else "starts anew: there is no checkpoint"
     rate = min(stage.cfg.optim.base_lr / 4, DEFAULT_LR)
@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> None:
     distributed.init()
     try:
         values, reason = resolve_values(cfg)
-        cfg.data["values"] = str(values)  # saved with the run, so that nothing estimates them anew
+        cfg.data["values"] = str(values)  # saved with the run, so that they are not estimated again
         if distributed.is_main():
             print(reason, flush=True)
         stages = curriculum.plan(cfg)
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> None:
             distributed.on_main(lambda: [locks.enter_context(locked(s.run)) for s in stages if not s.finished])
             curriculum.check_inputs(stages)
             for stage in stages:
-                run_stage(stage, stage is stages[-1])
+                run_stage(stage)
     finally:
         distributed.close()
 

@@ -20,7 +20,7 @@ from dinov2.loss import Center
 from dinov2.models.pretrained import load_pretrained
 from dinov2.objectives import OBJECTIVES
 from dinov2.objectives.distillation import SelfDistillation, Targets, build_network
-from dinov2.objectives.objective import Batch
+from dinov2.objectives.objective import CropBatch
 
 
 class Anchored(SelfDistillation):
@@ -48,14 +48,14 @@ class Anchored(SelfDistillation):
             return self.weight
         return self.weight_end + 0.5 * (self.weight - self.weight_end) * (1 + math.cos(math.pi * progress))
 
-    def extra_targets(self, batch: Batch, teacher_temp: float, progress: float) -> list[Targets]:
+    def extra_targets(self, batch: CropBatch, teacher_temp: float, progress: float) -> list[Targets]:
         weight = self.weight_at(progress)
         if weight == 0:
             return []
         assert batch.other_global_crops is not None
         with torch.no_grad():
             heads = self.anchor if self.own_head else self.teacher
-            logits = self.target_logits(self.anchor["backbone"], heads, batch.other_global_crops, batch.masked)
+            logits = self.target_logits(self.anchor["backbone"], heads, batch.other_global_crops, batch.masked_indices)
             targets = self.logits_to_targets(*logits, teacher_temp, self.anchor_dino_center, self.anchor_ibot_center)
         return [replace(targets, weight=weight, prefix="anchor_")]
 

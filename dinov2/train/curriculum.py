@@ -2,9 +2,9 @@
 
     for stage in plan(cfg): train(stage)
 
-The baseline is a plan of one stage. NC is two: the truncated start of a denoised schedule, then a restart on noisy
-images (optimiser, schedules and iteration count fresh over the epochs that are left). NCT anchors the second one.
-A stage whose folder already holds its last epoch is finished: one denoised run serves n2n, nc and nct.
+The baseline is a plan of one stage. NC has two: the truncated start of a denoised schedule, then a restart on noisy
+images, with a fresh optimiser, fresh schedules and a fresh iteration count over the remaining epochs. NCT anchors the
+second stage. A stage whose folder already holds its last epoch is finished: one denoised run serves n2n, nc and nct.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ SHARED = ("objective", "model", "dino", "ibot", "projector", "crops", "seed")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. cfg: the whole configuration it trains under; saved with its run."""
+    """One stage. cfg: its whole configuration, saved with its run."""
 
     cfg: DictConfig
     view: str  # noisy | denoised | clean | mix
-    mix: tuple[float, float] | None  # share of denoised images at the start and the end of the stage
+    mix: tuple[float, float] | None  # fraction of denoised images at the start and the end of the stage
     stop_epoch: int  # of its schedule of cfg.train.epochs
     run: Path
     init: str  # scratch | restart | continue
@@ -44,6 +44,7 @@ class Stage:
     from_epoch: int | None
     anchor: tuple[Path, int | None] | None  # run and epoch of the frozen teacher; or a file of weights and None
     keep: tuple[int, ...]  # epochs kept beside those of train.eval_every: later stages start from them
+    is_last_stage: bool = True  # the one that the command is about; earlier ones are runs of their own
 
     @property
     def finished(self) -> bool:
@@ -63,17 +64,18 @@ def plan(cfg: DictConfig) -> list[Stage]:
     stages: list[Stage] = []
     for number, entry in enumerate(entries):
         before = entries[number - 1] if number else None
-        # A stage goes on to the last epoch that a later one starts from or is anchored to.
+        is_last_stage = number + 1 == len(entries)
+        # A stage trains up to the last epoch that a later one starts from or is anchored to.
         keep = {stage_end(entry)} | {epoch for run, epoch in anchors.values() if run == str(Path(entry.dir))}
-        if number + 1 < len(entries):
+        if not is_last_stage:
             keep.add(entries[number + 1].get("from_epoch") or stage_end(entry))
         if entry.view == "denoised":
-            # A denoised run serves curricula that are trained later, by themselves: what they start from is kept.
+            # A denoised run also serves curricula that are trained later: keep the epochs that they start from.
             later = (cfg.curriculum.restart_epoch, None if cfg.anchor.pretrained else cfg.anchor.epoch)
             keep |= {epoch for epoch in later if epoch and epoch <= stage_end(entry)}
         stages.append(
             Stage(
-                cfg=_stage_config(cfg, entry, alone=number + 1 < len(entries)),
+                cfg=_stage_config(cfg, entry, is_last_stage),
                 view=entry.view,
                 mix=tuple(entry.mix) if entry.get("mix") else None,
                 stop_epoch=max(keep),
@@ -83,21 +85,22 @@ def plan(cfg: DictConfig) -> list[Stage]:
                 from_epoch=entry.get("from_epoch") or (stage_end(before) if before else None),
                 anchor=(Path(anchors[number][0]), anchors[number][1]) if number in anchors else None,
                 keep=tuple(sorted(keep)),
+                is_last_stage=is_last_stage,
             )
         )
     return stages
 
 
-def _stage_config(cfg: DictConfig, entry: DictConfig, alone: bool) -> DictConfig:
+def _stage_config(cfg: DictConfig, entry: DictConfig, is_last_stage: bool) -> DictConfig:
     """The run's config with this stage's schedule, noise and changes.
 
-    alone: an earlier stage is a run of its own, and its saved config says so: the denoised one is an n2n run.
+    An earlier stage is a run of its own, and its saved config says so: the denoised one is an n2n run.
     """
     changes = {"train.epochs": entry.epochs, "noise": entry.get("noise") or cfg.noise}
     if (entry.get("init") or "scratch") != "scratch":
         changes["optim.head_warmup_epochs"] = 0  # the heads are no longer fresh
     stage = stage_overrides(stage_overrides(cfg, changes), entry.get("set") or {})
-    if alone:
+    if not is_last_stage:
         method = entry.get("method") or {"denoised": "n2n", "clean": "clean"}.get(entry.view, "dinov2")
         only = {key: entry[key] for key in ("view", "epochs", "dir", "mix", "init", "anchor") if entry.get(key)}
         own = {"denoised_dir": entry.dir, "stages": [only]}
@@ -117,10 +120,10 @@ def build_model(stage: Stage) -> Objective:
 
 
 def initialise(stage: Stage, model: Objective, optimizer: torch.optim.Optimizer) -> None:
-    """A fresh start of the stage (not a resume): weights of the stage before.
+    """A fresh start of the stage (not a resume) from the weights of the stage before.
 
-    A restart carries student, teacher and centres; optimiser, schedules and the iteration count are fresh. `continue`
-    carries the optimiser's moments too; schedules and the iteration count are this stage's own either way.
+    A restart takes over student, teacher and centres, `continue` also the optimiser's moments. Schedules and the
+    iteration count are this stage's own either way.
     """
     if stage.init == "scratch":
         return
@@ -171,7 +174,7 @@ def _difference(cfg: DictConfig, other: DictConfig, section: str) -> str:
     return f"{section}.{keys[0]}={other[section].get(keys[0])} there, {cfg[section][keys[0]]} here"
 
 
-def dataset(stage: Stage) -> ImageDataset:
+def make_dataset(stage: Stage) -> ImageDataset:
     """Training images of the stage: its view and, for an anchor, the denoised view beside it."""
     views = (stage.view, "denoised") if stage.anchor else (stage.view,)
     iterations = stage.stop_epoch * stage.cfg.train.epoch_length
@@ -180,32 +183,31 @@ def dataset(stage: Stage) -> ImageDataset:
 
 
 def check_inputs(stages: list[Stage]) -> None:
-    """Before anything is trained: what each stage needs is there.
+    """Checks, before anything is trained, that each stage has what it needs.
 
-    The folders hold these runs or none, a foreign anchor's checkpoint exists and fits, and the images can be listed,
-    the denoised ones whole and up to date.
+    The folders hold these runs or none, the checkpoint of an anchor from another run exists and fits, the images can be
+    listed, and the denoised ones are complete and up to date.
     """
     own = [stage.run for stage in stages]
     for stage in stages:
-        last = stage is stages[-1]
-        identity.check(stage, last)
+        identity.check(stage)
         _check_kept(stage)
         if stage.finished:
-            identity.check(stage, last, _finished_images(stage))
+            identity.check(stage, _finished_images(stage))
             continue
         if stage.anchor and stage.anchor[1] is not None and stage.anchor[0] not in own:
             _check_same(stage.cfg, stage.anchor[0])
             checkpoint.at_epoch(*stage.anchor)
-        images = dataset(stage)
+        images = make_dataset(stage)
         if "denoised" in images.twins:
             _check_denoised(images.twins["denoised"], images)
-        identity.check(stage, last, images)
+        identity.check(stage, images)
 
 
 def _finished_images(stage: Stage) -> ImageDataset | None:
-    """The images of a finished run, to see whether they are the same; None where they were removed since."""
+    """The images of a finished run, to compare them; None if they have been removed since."""
     try:
-        return dataset(stage)
+        return make_dataset(stage)
     except ValueError as error:
         held = load_run_config(stage.run).data
         if any(held[key] != stage.cfg.data[key] for key in ("root", "denoised_root")):
@@ -216,7 +218,7 @@ def _finished_images(stage: Stage) -> ImageDataset | None:
 
 
 def _check_kept(stage: Stage) -> None:
-    """A run that is past an epoch which this one needs must have kept it."""
+    """ValueError if a run is past an epoch that this one needs, and has not kept it."""
     checkpoints = checkpoint.list_checkpoints(stage.run)
     kept = [c.epoch for c in checkpoints if c.evaluate]
     lost = [epoch for epoch in stage.keep if epoch not in kept and checkpoints and epoch <= checkpoints[-1].epoch]

@@ -1,8 +1,8 @@
-"""Is this the same run? What decides a stage's result, held against the run that lies in its folder.
+"""Is this the same run? Compares what decides a stage's result with the run that is already in its folder.
 
-A run is the same when its deciding settings are, the images that it reads (their names and sizes, wherever they lie),
-and the weights that it starts from or is anchored to. config.yaml in its folder holds the settings, run.json the rest
-and what was changed on the way (resume.allow). A hash of it all stands in each checkpoint and in each result row.
+Two runs are the same if their deciding settings are, the images that they read (by name and size, wherever they are),
+and the weights that they start from or are anchored to. config.yaml in the folder holds the settings, run.json the rest
+and what was changed on the way (resume.allow). A hash of all this is in each checkpoint and in each result row.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dinov2.config import load_run_config, save_run_config
 from dinov2.data.dataset import ImageDataset
 from utils import distributed
 from utils.files import atomic_path
+from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.values import ESTIMATED
 
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
     from dinov2.train.curriculum import Stage
 
 RECORD = "run.json"
-# Keys and sections that do not decide what is computed, with the reason. All others do.
+# Keys and sections that do not decide what is computed, and why. All others do.
 NOT_DECIDING = {
     "output_dir": "where it is written",
     "data.root": "the images count, by name and size",
     "data.denoised_root": "the images count, by name and size",
     "data.storage": "the same bytes either way",
-    "data.noisy_root": "the same bytes, held to by its manifest",
+    "data.noisy_root": "the same bytes, as its manifest ensures",
     "data.name": "a label of result rows",
     "data.workers": "how images are loaded",
     "data.resident": "how images are loaded",
@@ -53,25 +54,17 @@ NOT_DECIDING = {
     "trial": "a label of tables",
     "train.on_collapse": "whether it stops",
 }
-CHANGEABLE = ("optim", "teacher", "train", "anchor", "data", "curriculum")  # what resume.allow is of use for
-# What a finished run takes over: its evaluations read them.
+CHANGEABLE = ("optim", "teacher", "train", "anchor", "data", "curriculum")  # sections that resume.allow is useful for
+# What a finished run takes over, because its evaluations read it.
 TAKEN_OVER = ("eval", *(key for key in NOT_DECIDING if key.startswith("data.")))
 
 
-def within(key: str, names) -> bool:
-    """Whether a dotted key is one of names or lies in a section that is."""
+def is_within(key: str, names) -> bool:
+    """Whether a dotted key is one of names or in a section that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def flat(content: dict, prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} → {"a.b": 1}"""
-    items: dict[str, object] = {}
-    for key, value in content.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return items
-
-
-def settings(cfg: DictConfig) -> dict[str, object]:
+def deciding_settings(cfg: DictConfig) -> dict[str, object]:
     """The deciding settings of a run's last stage by key."""
     content = OmegaConf.to_container(cfg, resolve=True)
     entry, noise = content["curriculum"]["stages"][-1], str(NoiseSpec.parse(cfg.noise))
@@ -80,26 +73,26 @@ def settings(cfg: DictConfig) -> dict[str, object]:
     if entry.get("anchor"):
         decided |= {f"anchor.{key}": content["anchor"][key] for key in ("head", "weight_end", "pretrained")}
         decided[f"anchor.weights.{noise}"] = content["anchor"]["weights"].get(noise)
-    rest = {key: value for key, value in flat(content).items() if not within(key, NOT_DECIDING)}
+    rest = {key: value for key, value in flatten(content).items() if not is_within(key, NOT_DECIDING)}
     label = rest.pop("method")
     return decided | {key: value for key, value in rest.items() if key != "noise"} | {"method": label}
 
 
-def facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
-    """What settings do not say, under the key by which it is chosen. Without images: what is known without them."""
+def collect_facts(stage: Stage, images: ImageDataset | None) -> dict[str, object]:
+    """What the settings do not tell, each under the key that chooses it; images: None if they are not known yet."""
     known: dict[str, object] = {}
     if stage.mix:
-        known["curriculum.stages.stop"] = stage.stop_epoch  # the share moves from the first iteration to the last
+        known["curriculum.stages.stop"] = stage.stop_epoch  # the mix moves from the first iteration to the last
     if stage.init != "scratch":
         known["curriculum.restart_epoch"] = stage.from_epoch
-        known["curriculum.denoised_dir"] = _weights(stage.source, stage.from_epoch)
+        known["curriculum.denoised_dir"] = _describe_weights(stage.source, stage.from_epoch)
     if stage.anchor:
-        known |= {"anchor.epoch": stage.anchor[1], "anchor.run": _weights(*stage.anchor)}
-    return {key: value for key, value in (known | digests(images)).items() if value is not None}
+        known |= {"anchor.epoch": stage.anchor[1], "anchor.run": _describe_weights(*stage.anchor)}
+    return {key: value for key, value in (known | digest_images(images)).items() if value is not None}
 
 
-def digests(images: ImageDataset | None) -> dict[str, str]:
-    """The images of a data set, and the denoised ones, by key; counted by the main rank, told to all."""
+def digest_images(images: ImageDataset | None) -> dict[str, str]:
+    """Digests of the images of a data set, and of the denoised ones, by key; from the main rank, on all ranks."""
     found: dict[str, str] = {}
     if images is not None and distributed.is_main():
         try:
@@ -114,8 +107,8 @@ def digests(images: ImageDataset | None) -> dict[str, str]:
     return found
 
 
-def _weights(run: Path, epoch: int) -> str | None:
-    """What tells the weights of a run's kept epoch from others; None where they are not there (yet)."""
+def _describe_weights(run: Path, epoch: int) -> str | None:
+    """Identifies the weights of a run's kept epoch; None if they do not exist (yet)."""
     found = [c for c in checkpoint.list_checkpoints(run) if c.evaluate and c.epoch == epoch]
     return f"weights {found[0].hashes[checkpoint.TEACHER]}" if found and found[0].hashes else None
 
@@ -125,7 +118,7 @@ def is_begun(run: Path) -> bool:
 
 
 def read_record(run: Path) -> dict:
-    """{"facts": …, "history": […]} of a run; empty ones for a run of before there were any."""
+    """{"facts": …, "history": […]} of a run; empty for a run of an older version."""
     path = run / RECORD
     try:
         record = json.loads(path.read_text())
@@ -137,38 +130,37 @@ def read_record(run: Path) -> dict:
 
 
 @cache
-def _held(path: Path, time: int) -> dict[str, object]:
-    """The settings of a saved config; time tells whether it is the one that was read before: reading takes long."""
-    return settings(load_run_config(path.parent))
+def _read_saved_settings(path: Path, time: int) -> dict[str, object]:
+    """The settings of a saved config. Reading is slow, so it is cached; a new modification time reads it again."""
+    return deciding_settings(load_run_config(path.parent))
 
 
 def differences(stage: Stage, images: ImageDataset | None) -> dict[str, tuple]:
-    """Key → (value of the run in the stage's folder, value of the stage), for what decides and is known of both."""
+    """Key → (value of the run in the folder, value of the stage), for deciding keys that both have and that differ."""
     path = stage.run / "config.yaml"
-    held = _held(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
-    here = settings(stage.cfg) | facts(stage, images)
+    held = _read_saved_settings(path, path.stat().st_mtime_ns) | read_record(stage.run)["facts"]
+    here = deciding_settings(stage.cfg) | collect_facts(stage, images)
     if {here["data.values"], held.get("data.values")} & {*ESTIMATED}:
-        here.pop("data.values")  # one of them is not estimated yet
+        here.pop("data.values")  # one of the two is not estimated yet
     return {key: (held[key], here[key]) for key in here if key in held and held[key] != here[key]}
 
 
-def check(stage: Stage, last: bool, images: ImageDataset | None = None) -> None:
-    """ValueError where the stage's folder holds another run: the first key that differs, with both values.
+def check(stage: Stage, images: ImageDataset | None = None) -> None:
+    """ValueError where the stage's folder holds another run: names the first key that differs, and both values.
 
-    last: the stage that the command is about. Keys of resume.allow may differ, unless that stage is finished: then
-    nothing would be trained under them.
+    Keys of resume.allow may differ, except in a finished last stage: nothing would be trained under them.
     """
     if not is_begun(stage.run):
         return
     for key, (old, new) in differences(stage, images).items():
-        if within(key, stage.cfg.resume.allow) and not (last and stage.finished):
+        if is_within(key, stage.cfg.resume.allow) and not (stage.is_last_stage and stage.finished):
             continue
-        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_way_out(stage, key, last)}")
+        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_suggest(stage, key)}")
 
 
-def _way_out(stage: Stage, key: str, last: bool) -> str:
-    other = "choose another output_dir" if last else "choose another folder for it"
-    if last and stage.finished:
+def _suggest(stage: Stage, key: str) -> str:
+    other = "choose another output_dir" if stage.is_last_stage else "choose another folder for it"
+    if stage.is_last_stage and stage.finished:
         return f"it is finished, and nothing would be trained under the new value; {other}"
     if key.split(".")[0] not in CHANGEABLE:
         return other
@@ -177,11 +169,11 @@ def _way_out(stage: Stage, key: str, last: bool) -> str:
 
 
 def record(stage: Stage, images: ImageDataset) -> str:
-    """Writes config.yaml and run.json of a stage that is about to train; the hash of its identity.
+    """Writes config.yaml and run.json of a stage that is about to train. Returns the hash of its identity.
 
-    Allowed changes since the run began are added to its history. All ranks call it.
+    Adds changes that resume.allow permits to the history. All ranks call it.
     """
-    known, history, changed = facts(stage, images), [], {}
+    known, history, changed = collect_facts(stage, images), [], {}
     if is_begun(stage.run):
         history = read_record(stage.run)["history"]
         changed = {key: list(values) for key, values in differences(stage, images).items()}
@@ -197,15 +189,15 @@ def record(stage: Stage, images: ImageDataset) -> str:
         for key, (old, new) in changed.items():
             start = history[-1]["iteration"]
             print(f"{stage.run}: from iteration {start} on under {key}={new}, before {old}", flush=True)
-    whole = json.dumps([settings(stage.cfg), known, history], sort_keys=True)
+    whole = json.dumps([deciding_settings(stage.cfg), known, history], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:12]
 
 
 def take_over(stage: Stage) -> str:
-    """Lets a finished run have the settings of its evaluation and the places of its images; says which are new."""
+    """Gives a finished run new settings of evaluation and folders of images. Returns a note on what changed."""
     held = load_run_config(stage.run)
-    old, new = (flat(OmegaConf.to_container(cfg, resolve=True)) for cfg in (held, stage.cfg))
-    changed = [key for key in new if within(key, TAKEN_OVER) and old.get(key) != new[key]]
+    old, new = (flatten(OmegaConf.to_container(cfg, resolve=True)) for cfg in (held, stage.cfg))
+    changed = [key for key in new if is_within(key, TAKEN_OVER) and old.get(key) != new[key]]
     for key in changed:
         OmegaConf.update(held, key, new[key])
     if changed:

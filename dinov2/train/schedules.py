@@ -1,4 +1,4 @@
-"""Cosine schedules with linear warm-up, one value an iteration (METHOD of DINOv2)."""
+"""Cosine schedules with linear warm-up, one value per iteration (METHOD of DINOv2)."""
 
 from __future__ import annotations
 

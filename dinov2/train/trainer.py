@@ -28,8 +28,8 @@ from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import ResidentImages, make_loader
 from dinov2.data.masking import sample_masks
 from dinov2.data.packed import Packed
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective, read_masks
-from dinov2.train.collapse import CollapseWatch
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective, index_masks
+from dinov2.train.collapse import CollapseMonitor
 from dinov2.train.optim import apply_schedule, build_optimizer, load_optimizer_state, optimizer_state
 from dinov2.train.schedules import Schedules
 from utils import distributed
@@ -102,17 +102,18 @@ def whole_state(network: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 class BatchMaker:
-    """Canvases of one iteration → micro-batches of crops and masks, the same whatever the number of ranks.
+    """Turns the canvases of one iteration into micro-batches of crops and masks, the same for any number of ranks.
 
-    `plan` draws what is random, on the CPU, in the loader's workers where there are some; calling the maker applies it.
+    `plan` draws the random parameters on the CPU, in the loader's workers if there are any; a call applies them.
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device):
         self.cfg, self.device = cfg, device
         self.augment = Augment(cfg.crops, cfg.data.mean, cfg.data.std)
         self.grid = (cfg.crops.global_size // cfg.model.patch_size,) * 2
-        self.share = cfg.train.batch_size // distributed.world_size()  # images of this rank
-        self.first = distributed.rank() * self.share
+        self.rank_batch_size = cfg.train.batch_size // distributed.world_size()  # images of this rank
+        self.micro_batch_size = self.rank_batch_size // cfg.train.accumulate
+        self.first = distributed.rank() * self.rank_batch_size  # image of this rank in the batch of all ranks
 
     def masks(self, iteration: int) -> Tensor:
         """Masks of all global crops of all ranks.  # [2, batch_size, N] bool"""
@@ -124,39 +125,39 @@ class BatchMaker:
         return torch.from_numpy(masks).unflatten(0, (GLOBAL_CROPS, total))
 
     def micro_batches(self) -> list[slice]:
-        """The images of each, within this rank's."""
-        size = self.share // self.cfg.train.accumulate
-        return [slice(start, start + size) for start in range(0, self.share, size)]
+        """The images of each micro-batch, within those of this rank."""
+        size = self.micro_batch_size
+        return [slice(start, start + size) for start in range(0, self.rank_batch_size, size)]
 
     def plan(self, iteration: int, sizes: Tensor) -> Packed:
-        """Crop parameters and masks of this rank's images of sizes [share, 2], one micro-batch after another."""
+        """Crop parameters and masks of this rank's images of sizes [rank_batch_size, 2], by micro-batches."""
         cfg, masks, tensors = self.cfg, self.masks(iteration), []
-        for mine in self.micro_batches():
-            position = self.first + mine.start  # of the micro-batch in the batch of all ranks
+        for images in self.micro_batches():
+            position = self.first + images.start  # of the micro-batch in the batch of all ranks
             generator = torch.Generator().manual_seed(seed_of(cfg.seed, iteration, "crops"))
-            parameters = self.augment.sample(sizes[mine], generator, position, cfg.train.batch_size)
-            own = masks[:, position : position + mine.stop - mine.start].flatten(0, 1)
-            tensors += [*parameters.tensors(), own, *read_masks(own)]
+            parameters = self.augment.sample(sizes[images], generator, position, cfg.train.batch_size)
+            own_masks = masks[:, position : position + self.micro_batch_size].flatten(0, 1)
+            tensors += [*parameters.tensors(), own_masks, *index_masks(own_masks)]
         return Packed.of(tensors)
 
-    def __call__(self, data) -> Iterator[Batch]:
+    def __call__(self, data) -> Iterator[CropBatch]:
         tensors = iter(data.plan.tensors())
-        for mine in self.micro_batches():
+        for images in self.micro_batches():
             parameters = AugmentParameters.of(tensors)
-            views, sizes = [canvas[mine] for canvas in data.canvases], data.sizes[mine]
-            masks, masked, mask_weights = islice(tensors, 3)
-            yield Batch(
+            views, sizes = [canvas[images] for canvas in data.canvases], data.sizes[images]
+            masks, masked_indices, mask_weights = islice(tensors, 3)
+            yield CropBatch(
                 global_crops=self.augment.apply_global(views[0], sizes, parameters),
                 local_crops=self.augment.apply_local(views[0], sizes, parameters),
                 masks=masks,
                 other_global_crops=self.augment.apply_global(views[1], sizes, parameters) if len(views) > 1 else None,
-                masked=masked,
+                masked_indices=masked_indices,
                 mask_weights=mask_weights,
             )
 
 
 class HostCopy:
-    """A tensor on its way to the host; `values` waits for the work before the copy, not for what came after."""
+    """A tensor on its way to the host; `values` waits for the work before the copy, not for later work."""
 
     def __init__(self, tensor: Tensor):
         self.copied, self.host = None, tensor
@@ -171,9 +172,9 @@ class HostCopy:
         return self.host.tolist()
 
 
-class Watch:
-    """Terms of the last step, averaged over ranks. They come to the host behind the step's work, and are read when the
-    next step has been launched, so that a GPU is never waited for.
+class LossMonitor:
+    """Loss terms of the last step, averaged over ranks. They are copied to the host after the step, and read when the
+    next one has been launched, so that the host never waits for a GPU.
 
     Stops the run at the first NaN or inf, and tells when any rank was asked to leave.
     """
@@ -193,7 +194,7 @@ class Watch:
         self.pending = iteration, list(terms), HostCopy(distributed.all_reduce_mean(stacked))
 
     def read(self) -> bool:
-        """Takes in the last step's terms. True when the run is to leave; FloatingPointError on NaN or inf."""
+        """Updates `terms` to the last step's. True when the run is to leave; FloatingPointError on NaN or inf."""
         if self.pending is None:
             return self.all_leaving
         (iteration, names, copy), self.pending = self.pending, None
@@ -222,7 +223,7 @@ def collected_by_hand() -> Iterator[None]:
 class Trainer:
     """Trains `model` under `cfg` in the folder cfg.output_dir until the epoch `stop_epoch` of its schedule.
 
-    dataset: gives one view of each image, or two: the second one becomes Batch.other_global_crops.
+    dataset: gives one view of each image, or two: the second one becomes CropBatch.other_global_crops.
     keep: epochs kept for evaluation beside every train.eval_every-th.
     prepare: called when the model stands on its device; start_fresh: with model and optimiser, if there is no
     checkpoint to resume.
@@ -259,7 +260,7 @@ class Trainer:
         self.optimizer = build_optimizer(model.student, cfg)
         self.schedules = Schedules(cfg)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.train.precision == "fp16")
-        self.watch, self.collapse = Watch(), CollapseWatch(cfg)
+        self.monitor, self.collapse = LossMonitor(), CollapseMonitor(cfg)
         self.make_batches = BatchMaker(cfg, self.device)
         self.iteration = self.saved = self.resume()
         if self.iteration == 0:
@@ -297,7 +298,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains to the stop epoch. SIGTERM saves and leaves; a resumed fit goes on with the very next image."""
-        previous = signal.signal(signal.SIGTERM, self.watch.ask_to_leave)
+        previous = signal.signal(signal.SIGTERM, self.monitor.ask_to_leave)
         total = self.stop_epoch * self.length
         log = MetricsLog(self.run, after=self.iteration or -1) if distributed.is_main() else None
         cfg = self.cfg
@@ -315,8 +316,8 @@ class Trainer:
                     self.measure_knn(log)
                 clock, waited, steps = time.perf_counter(), 0.0, 0
                 while self.iteration < total:
-                    if self.watch.all_leaving:
-                        self.watch.read()  # nothing is saved before its losses are known to be finite
+                    if self.monitor.all_leaving:
+                        self.monitor.read()  # nothing is saved before its losses are known to be finite
                         if self.saved != self.iteration:  # else it would replace one that is kept for evaluation
                             self.save(evaluate=False)
                         raise Terminated()
@@ -326,22 +327,23 @@ class Trainer:
                     self.model.observing = distributed.is_main() and (self.iteration + 1) % cfg.train.log_every == 0
                     self.model.information = self.collapse.window(self.iteration)
                     terms, row = self.step(data.iteration, self.make_batches(data))
-                    self.watch.read()  # of the step before
-                    self.watch.put(self.iteration, terms)
+                    self.monitor.read()  # of the step before
+                    self.monitor.put(self.iteration, terms)
                     self.iteration, steps = self.iteration + 1, steps + 1
-                    bar.update(cfg.train.batch_size, **{k: v for k, v in self.watch.terms.items() if k == "total_loss"})
+                    shown = {name: value for name, value in self.monitor.terms.items() if name == "total_loss"}
+                    bar.update(cfg.train.batch_size, **shown)
                     if self.iteration % cfg.train.log_every == 0 or self.iteration == total:
-                        self.watch.read()
+                        self.monitor.read()
                         seconds = time.perf_counter() - clock
-                        row |= self.watch.terms | self.cost(seconds, steps, waited) | self.model.diagnostics
+                        row |= self.monitor.terms | self.cost(seconds, steps, waited) | self.model.diagnostics
                         row |= self.collapse.read(self.iteration, steps)
                         if log:
                             log.write({"iteration": self.iteration, "epoch": self.iteration / self.length} | row)
-                        self.collapse.speak()
+                        self.collapse.report()
                         clock, waited, steps = time.perf_counter(), 0.0, 0
                     if self.iteration % self.length == 0:
                         self.end_epoch(log)
-                self.collapse.speak(at_end=True)
+                self.collapse.report(at_end=True)
         finally:
             signal.signal(signal.SIGTERM, previous)
             if log:
@@ -366,7 +368,7 @@ class Trainer:
             )
         )
 
-    def step(self, iteration: int, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def step(self, iteration: int, batches: Iterator[CropBatch]) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One optimiser step: the terms to display, and this iteration's schedule."""
         cfg, model = self.cfg, self.model
         torch.manual_seed(seed_of(cfg.seed, iteration, distributed.rank()))  # drop path
@@ -400,7 +402,7 @@ class Trainer:
 
     def end_epoch(self, log: MetricsLog | None) -> None:
         epoch, train = self.iteration // self.length, self.cfg.train
-        self.watch.read()  # as above
+        self.monitor.read()  # as above
         evaluate = epoch % train.eval_every == 0 or epoch in self.keep or epoch == self.stop_epoch
         if evaluate or epoch % train.checkpoint_every == 0:
             self.save(evaluate)

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from utils import images
 from utils.noise import ALL_NOISES
 from utils.report.check import noise_check
-from utils.report.page import part
+from utils.report.page import render_part
 
 
 def scenes(root: Path, number: int = 6, noise: np.ndarray | float = 0.0) -> Path:
@@ -76,7 +76,7 @@ def test_how_noise_grows_with_the_brightness(tmp_path, capsys):
 def test_the_files_and_the_section_of_the_report(tmp_path, capsys):
     assert noise_check(tmp_path) is None
     words(scenes(tmp_path / "set"), "--noise", "gauss50", "--output", str(tmp_path), capsys=capsys)
-    section = part(noise_check, tmp_path)
+    section = render_part(noise_check, tmp_path)
     assert "<p>independent from pixel to pixel" in section and "data:image/png;base64," in section
     assert images.read_image(tmp_path / "check.png").std() > 10
 

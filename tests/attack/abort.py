@@ -46,7 +46,7 @@ class Job:
 
     def __init__(self, tree: Path):
         self.cfg = load_config(settings(tree, tree.parent / "run", "model.depth=3"))
-        self.images = curriculum.dataset(curriculum.plan(self.cfg)[-1])
+        self.images = curriculum.make_dataset(curriculum.plan(self.cfg)[-1])
         self.model = DINOv2(self.cfg)
 
     def __call__(self, folder: Path, ports: list[int]) -> None:
@@ -61,8 +61,8 @@ class Job:
     def run(self, trainer: Trainer) -> None:
         for data in islice(trainer.load_batches(STEPS), STEPS):
             terms, _ = trainer.step(data.iteration, trainer.make_batches(data))
-            trainer.watch.put(data.iteration, terms)
-            trainer.watch.read()
+            trainer.monitor.put(data.iteration, terms)
+            trainer.monitor.read()
         trainer.iteration = STEPS
         trainer.save(evaluate=True)
         assert trainer.resume() == STEPS

@@ -39,7 +39,7 @@ from Neighbor2Neighbor.validate import Validation
 from tests.attack.samples import image_files
 from utils import generate_noise, images
 from utils.noise import NoiseSpec
-from utils.report.pictures import views as report_views
+from utils.report.pictures import read_views as report_views
 from utils.values import FULL
 
 HANG_SECONDS = 20.0  # for one file through all tools

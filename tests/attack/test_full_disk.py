@@ -149,12 +149,12 @@ def test_a_training_names_the_folder_of_tensorboard(tmp_path):
 
 
 def test_what_kills_left_goes_at_the_next_start_and_what_is_in_use_stays(tmp_path):
-    gone, host = 2**22 + 1, locks.mine().rpartition("-")[0]
+    gone, host = 2**22 + 1, locks.process_tag().rpartition("-")[0]
     for name in (f".config.yaml.tmp-{gone}", f"..eval-x.pth.tmp-{host}-{gone}", f".report.html.tmp-{host}-{gone}"):
         (tmp_path / name).touch()
     (tmp_path / f".digits.tmp-{host}-{gone}").mkdir()
     (tmp_path / f".digits.tmp-{host}-{gone}" / "x").touch()
-    kept = {f".x.tmp-{locks.mine()}", f".x.tmp-abcdef-{gone}", "x.tmp-1", ".x.tmp-me", ".config.yaml"}
+    kept = {f".x.tmp-{locks.process_tag()}", f".x.tmp-abcdef-{gone}", "x.tmp-1", ".x.tmp-me", ".config.yaml"}
     for name in kept:
         (tmp_path / name).touch()
     with locks.locked(tmp_path):

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinov2.config import load_config, load_run_config, parse_value
 from dinov2.data.index import build_index
-from Neighbor2Neighbor.denoise import _share
+from Neighbor2Neighbor.denoise import _parse_shard
 from Neighbor2Neighbor.train import _config_options
 from tests.dinov2.data.trees import make_tree
 from utils.noise import NoiseSpec
@@ -117,5 +117,5 @@ def test_a_cached_list_is_used_or_made_anew(tmp_path_factory, value, key):
 @quick
 @given(st.one_of(st.text("0123456789/ -x²", max_size=5), st.from_regex(r"[0-9]{0,2}/[0-9]{0,2}", fullmatch=True)))
 def test_a_share_is_one_of_its_number(text):
-    share = refused(_share, text)
-    assert share is None or 0 <= share[0] < share[1]
+    shard = refused(_parse_shard, text)
+    assert shard is None or 0 <= shard[0] < shard[1]

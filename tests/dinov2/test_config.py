@@ -40,6 +40,7 @@ def refused(arguments: list[str], sentence: str) -> None:
         ("trian.epochs=3", r"unknown key trian; did you mean train\?"),
         ("optim.lr=1", r"unknown key optim\.lr; did you mean optim\.base_lr\?"),
         ("bse_lr=1", r"unknown key bse_lr; did you mean optim\.base_lr\?"),
+        ("eval.linear.cached_share=1", r"unknown key eval.*cached_share; did you mean eval\.linear\.cached_fraction\?"),
         ("xyzzy=1", r"unknown key xyzzy$"),
         ("imagenet10", r"no overlay 'imagenet10': did you mean imagenet100\? overlays are clean, dinov2"),
         ("runs/none.yaml", r"overlay runs/none\.yaml is no file"),
@@ -198,6 +199,15 @@ def test_overlays_by_name_and_path_and_the_later_one_wins(tmp_path):
 def test_noise_names_with_a_dot_are_keys():
     cfg = load_config([*BASE, "imagenet100", "nct", "noise=speckle0.7", "anchor.weights.speckle0.7=1.5"])
     assert cfg.anchor.weights["speckle0.7"] == 1.5
+
+
+def test_a_saved_config_of_before_a_key_was_renamed_keeps_its_value(tmp_path):
+    cfg = load_config(["quickstart", "dinov2", "data.root=x", f"output_dir={tmp_path}"])
+    save_run_config(cfg, tmp_path)
+    saved = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(saved.replace("cached_fraction: 0.1", "cached_share: 0.3"))
+    linear = load_run_config(tmp_path).eval.linear
+    assert linear.cached_fraction == 0.3 and "cached_share" not in linear
 
 
 def test_saved_config_is_the_loaded_one(tmp_path):

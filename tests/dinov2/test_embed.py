@@ -251,5 +251,5 @@ def test_a_map_beside_the_table(run, folder, tmp_path, capsys):
     assert len(points) == 6 and not any(point[2] == "0.png" for point in points)
     assert (tmp_path / "map.png").exists() and (tmp_path / "map_thumbs.png").exists()
     for arguments in (["--map", "map.jpg"], ["--map", "map.png", "--tokens", "patches"]):
-        with pytest.raises(ValueError, match="name a .png, and tokens that give one row an image"):
+        with pytest.raises(ValueError, match="name a .png, and tokens that give one row per image"):
             main([str(run), str(broken), "--output", str(tmp_path / "g.npy"), *arguments])

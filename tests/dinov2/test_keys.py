@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from dinov2.keys import Key, defaults, keys, one_of
+from dinov2.keys import Key, check_choice, defaults, keys
 from dinov2.models.vision_transformer import ARCHS
 from dinov2.objectives import OBJECTIVES
 from utils.images import MIXED
@@ -80,4 +80,4 @@ def test_a_default_of_null_needs_a_kind():
 
 def test_one_of_names_the_choices():
     with pytest.raises(ValueError, match="k=3 must be one of 1, 2"):
-        one_of("k", 3, (1, 2))
+        check_choice("k", 3, (1, 2))

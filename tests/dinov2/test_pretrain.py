@@ -237,7 +237,7 @@ def test_names_that_collide(tmp_path):
 
 
 def test_images_too_small_for_crops(tmp_path):
-    assert "8 px a side, too small for crops" in refused(make_images(tmp_path / "d", side=8))
+    assert "8 px per side are too small for crops" in refused(make_images(tmp_path / "d", side=8))
 
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch, capsys):
@@ -254,7 +254,7 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dinov2.pretrain.Runner.run", lambda runner, steps: None)
     assert main([str(folder), "--output", str(tmp_path / "o")]) == 0
     # 1,000 steps of the denoiser; 70 epochs of 10 iterations, then 30.
-    assert re.search(r"time: about 1 h 17 min .*\(denoiser 1 h 0 min, denoised copy 0 s, n2n 12 min, nct 5 min\)",
+    assert re.search(r"time: about 1 h 17 min .*\(denoiser 1 h 00 min, denoised copy 0 s, n2n 12 min, nct 5 min\)",
                      capsys.readouterr().out)  # fmt: skip
 
 

@@ -124,13 +124,13 @@ def test_flops_are_those_of_the_formula(anchored):
     cfg = load_config([*TINY, "crops.local_number=3"])
     job = benchmark_cases.Job(OmegaConf.to_yaml(cfg), "cpu", "")
     width, depth, patch, head = 192, cfg.model.depth, cfg.model.patch_size, cfg.dino
-    masked = benchmark_cases.random_batch(cfg, 2, "cpu").masked.numel() / 2  # of an image
+    masked = benchmark_cases.random_batch(cfg, 2, "cpu").masked_indices.numel() / 2  # of an image
 
-    def backbone(side, read, times=1.0, embedding=1.0):
-        """read: tokens that go through the end of the last block, its attention's projection and its MLP."""
+    def backbone(side, kept, times=1.0, embedding=1.0):
+        """kept: tokens that go through the end of the last block, its attention's projection and its MLP."""
         patches = (side // patch) ** 2
         tokens = patches + 1
-        blocks = depth * tokens * (2 * 12 * width**2 + 4 * tokens * width) - (tokens - read) * 2 * 9 * width**2
+        blocks = depth * tokens * (2 * 12 * width**2 + 4 * tokens * width) - (tokens - kept) * 2 * 9 * width**2
         return times * blocks + embedding * patches * 2 * 3 * patch**2 * width
 
     products = width * head.hidden + head.hidden**2 + head.hidden * head.bottleneck + head.bottleneck * head.prototypes
@@ -138,10 +138,10 @@ def test_flops_are_those_of_the_formula(anchored):
     def heads(tokens, times=1.0):
         return times * 2 * tokens * products
 
-    read = 1 + masked / 2  # of a global crop
-    teacher = 2 * backbone(cfg.crops.global_size, read) + heads(2 + masked)
+    kept_tokens = 1 + masked / 2  # tokens of a global crop
+    teacher = 2 * backbone(cfg.crops.global_size, kept_tokens) + heads(2 + masked)
     # Backward: two products for each one of the forward; pixels need no gradient.
-    student = 2 * backbone(cfg.crops.global_size, read, 3, 2) + 3 * backbone(cfg.crops.local_size, 1, 3, 2)
+    student = 2 * backbone(cfg.crops.global_size, kept_tokens, 3, 2) + 3 * backbone(cfg.crops.local_size, 1, 3, 2)
     student += heads(5 + masked, 3)
     counted = benchmark_cases.step_flops(job, anchored)
     assert counted == pytest.approx(student + (2 if anchored else 1) * teacher, rel=0.02)

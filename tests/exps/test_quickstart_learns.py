@@ -22,5 +22,5 @@ def test_three_hundred_iterations_learn(tmp_path: Path):
     untrained, trained = (row["live_knn_top1"] for row in rows if "live_knn_top1" in row)
     two_errors = 2 * 100 * (2 * 0.25 / IMAGES) ** 0.5  # of a difference of two shares, at their most uncertain
     assert trained - untrained > two_errors, (untrained, trained)
-    last = [row for row in rows if "information_cls_share" in row][-1]
-    assert last["information_cls_share"] >= 0.05 and not last["collapsed"], last
+    last = [row for row in rows if "information_cls_ratio" in row][-1]
+    assert last["information_cls_ratio"] >= 0.05 and not last["collapsed"], last

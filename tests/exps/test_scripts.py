@@ -95,7 +95,7 @@ def test_the_miniature_trains_all_methods_and_seeds():
     listed = commands("sh", "exps/miniature.sh", "--data", "runs/no-such-data")
     trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
     runs = [(command[3], value(command, "output_dir"), value(command, "seed")) for command in trained]
-    assert len(runs) == 20 and len(set(runs)) == 19  # the clean ceiling of seed 0 serves both noises
+    assert len(runs) == 20 and len(set(runs)) == 19  # the clean oracle of seed 0 serves both noises
     assert [method for method, *_ in runs[:5]] == ["dinov2", "n2n", "nc", "nct", "clean"]
     assert {value(command, "data.root") for command in trained} == {"runs/no-such-data"}
 
@@ -137,7 +137,7 @@ def test_images_that_are_noisy_by_nature_have_a_lambda_at_every_scale(scale):
     assert cfg.anchor.weights["none"] == 2.0
 
 
-def test_natural_noise_adds_none_and_has_no_ceiling():
+def test_natural_noise_adds_none_and_has_no_oracle():
     listed = commands("sh", "exps/quickstart.sh", "--data", "sar", "--noise", "none")
     trained = [command for command in listed if command[1:2] == ["dinov2.train"]]
     assert [command[3] for command in trained] == ["dinov2", "n2n", "nc", "nct"]

@@ -9,7 +9,7 @@ from toy_mnist.augment import augment, sample_augmentation
 from toy_mnist.data import Digits
 from toy_mnist.linear_probe import probe
 from toy_mnist.model import Encoder, covariance_penalty, invariance_loss, load_encoder, seeded
-from toy_mnist.pretrain import pretrain, stream_seed, train_epoch, two_views
+from toy_mnist.pretrain import pretrain, stream_seed, train_epoch, two_crops
 from utils.noise import NoiseSpec, perturb
 
 CLEAN, NOISY = NoiseSpec.parse("none"), NoiseSpec.parse("gauss102")
@@ -18,20 +18,20 @@ IMAGES = torch.from_numpy(bars(300, 0)[0])
 
 def test_views_are_noisy_before_they_are_augmented_and_each_has_its_own_noise():
     generator = torch.Generator().manual_seed(0)
-    views = two_views(IMAGES[:4], NOISY, generator)
+    crops = two_crops(IMAGES[:4], NOISY, generator)
     generator.manual_seed(0)
     noisy = perturb((IMAGES[:4] / 255.0).repeat(2, 1, 1), NOISY, generator)
-    torch.testing.assert_close(views, augment(noisy, sample_augmentation(8, 28, generator)))
+    torch.testing.assert_close(crops, augment(noisy, sample_augmentation(8, 28, generator)))
     noise = noisy - (IMAGES[:4] / 255.0).repeat(2, 1, 1)
-    assert not torch.allclose(noise[:4], noise[4:], atol=0.1)  # drawn anew per view
+    assert not torch.allclose(noise[:4], noise[4:], atol=0.1)  # drawn anew per crop
     flat = perturb(torch.full((1000, 784), 0.5), NOISY, generator)
     assert abs(flat.std() - 0.3255) < 1e-3  # N(0.5, 0.4) clipped to [0, 1]
 
 
 def test_clean_views_of_an_image_differ_by_augmentation_alone():
-    views = two_views(IMAGES[:2], CLEAN, torch.Generator().manual_seed(1))
-    assert views.shape == (4, 28, 28) and not torch.equal(views[0], views[2])
-    assert views.min() >= 0 and views.max() <= 1
+    crops = two_crops(IMAGES[:2], CLEAN, torch.Generator().manual_seed(1))
+    assert crops.shape == (4, 28, 28) and not torch.equal(crops[0], crops[2])
+    assert crops.min() >= 0 and crops.max() <= 1
 
 
 def test_an_epoch_is_adam_on_invariance_plus_half_the_covariance_over_all_images():
@@ -43,7 +43,7 @@ def test_an_epoch_is_adam_on_invariance_plus_half_the_covariance_over_all_images
     seen, invariances = [], []
     order = torch.randperm(300, generator=generator)
     for index in (order[:256], order[256:]):  # the last batch is smaller, not dropped
-        z1, z2 = copy(two_views(IMAGES[index], NOISY, generator)).split(len(index))
+        z1, z2 = copy(two_crops(IMAGES[index], NOISY, generator)).split(len(index))
         invariances.append(invariance_loss(z1, z2))
         reference.zero_grad()
         (invariances[-1] + 0.5 * covariance_penalty(torch.cat([z1, z2]))).backward()

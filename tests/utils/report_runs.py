@@ -116,7 +116,7 @@ def make_run(
             "iteration": step, "epoch": step / 10, "koleo_loss": 0.3 - 0.1 * share,
             "total_loss": 9 - 4 * share + 0.1 * rng.standard_normal(),
             "lr": 0.004 * np.cos(1.57 * share), "teacher_entropy": 6 - share,
-            "information_cls_share": told, "information_patches_share": told / 2, "log_prototypes": math.log(1024),
+            "information_cls_ratio": told, "information_patches_ratio": told / 2, "log_prototypes": math.log(1024),
             "target_entropy_cls": (1 - told) * math.log(1024), "target_entropy_of_mean_cls": math.log(1024),
             "collapsed": collapsed if share >= 0.5 else "",
             "images_per_s": 400 + 9 * rng.standard_normal(), "seconds": 3.0, "gpu_memory_gb": 7.5,

@@ -79,8 +79,3 @@ def test_umap_or_the_way_to_it():
         return
     places, explained = feature_map.project(values, "umap")
     assert places.shape == (60, 2) and explained == [] and np.isfinite(places).all()
-
-
-def test_points_are_spread_evenly():
-    assert feature_map.spread(10).tolist() == list(range(10))
-    assert feature_map.spread(1001, 3).tolist() == [0, 500, 1000]

@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from utils import generate_noise, images
 from utils.images import read_image, write_image
 from utils.noise import ALL_NOISES, NoiseSpec, keyed_noise
-from utils.workers import unordered
+from utils.workers import map_unordered
 
 SCRIPT = ROOT / "utils" / "generate_noise.py"
 
@@ -126,7 +126,7 @@ def test_killed_ten_times_it_ends_with_the_same_trees(tmp_path, monkeypatch):
         before = sum(1 for _ in target.rglob("*.png"))
         with monkeypatch.context() as patch:
             patch.setattr(
-                generate_noise, "unordered", lambda pool, function, items, window: unordered(
+                generate_noise, "map_unordered", lambda pool, function, items, window: map_unordered(
                     pool, function, fourteen(items), window
                 )
             )  # fmt: skip

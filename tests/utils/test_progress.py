@@ -3,7 +3,7 @@
 import pytest
 
 from utils import progress
-from utils.progress import Progress, duration
+from utils.progress import Progress
 
 
 @pytest.fixture
@@ -39,14 +39,3 @@ def test_slow_units_have_a_rate_too(clock, capsys):
             clock[0] += 40
             bar.update(1)
     assert "evaluation: 2/3 run, 0.025 run/s, 40 s left" in capsys.readouterr().err
-
-
-def test_durations():
-    assert [duration(s) for s in (0, 45.4, 89, 600, 3599, 12_000)] == [
-        "0 s",
-        "45 s",
-        "89 s",
-        "10 min",
-        "1 h 00 min",
-        "3 h 20 min",
-    ]

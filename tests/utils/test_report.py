@@ -18,10 +18,10 @@ from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_r
 from utils.environment import record_environment
 from utils.report import __main__ as report
 from utils.report.check import noise_check
-from utils.report.curves import ANCHORED, INFORMATION, charts_of, curve, denoisers, training
+from utils.report.curves import ANCHORED, INFORMATION, charts_of, denoisers, run_series, training
 from utils.report.data import Run, find_denoisers, find_runs
 from utils.report.page import page as make_page
-from utils.report.page import part
+from utils.report.page import render_part
 from utils.report.pictures import feature_map, psnr
 from utils.report.plots import Series, line_chart, scatter, thin
 from utils.report.sections import label_free
@@ -235,7 +235,7 @@ def test_first_curve_is_the_information_and_entropies_have_their_maximum(page):
         "information of the targets, patches",
         "entropy of the targets, CLS",
     ]
-    assert "ln K = 6.93" in charts[2][0] and "as a share of ln K" in charts[0][1]
+    assert "ln K = 6.93" in charts[2][0] and "as a fraction of ln K" in charts[0][1]
     assert all(note.count("Good: ") == 1 or "as scheduled" in note for _, note in charts)
     assert page.read_text().count('<svg role="img"') == len(charts)  # no plot without its line
 
@@ -260,7 +260,7 @@ def test_older_logs_are_drawn_with_their_batch_entropy(tmp_path):
 
 def test_plots_and_tables_count_the_same_epochs(runs):
     (run,) = find_runs([runs / "nct"])[:1]
-    assert curve(run, "live_knn_top1").x == [12.0, 14, 16, 18, 20]  # from iteration 0 of the stage on
+    assert run_series(run, "live_knn_top1").x == [12.0, 14, 16, 18, 20]  # from iteration 0 of the stage on
     (line,) = table_of([runs / "nct"]).lines
     assert line.cells["linear_top1", "final"].epoch == 20
 
@@ -272,12 +272,12 @@ def test_several_denoisers_on_one_page(tmp_path):
         make_denoiser(tmp_path / "out" / noise / "denoiser", noise)
     make_denoiser(tmp_path / "elsewhere", "speckle1.0", epochs=1)
     found = find_denoisers(find_runs([tmp_path / "out"]))
-    text = part(denoisers, [*found, tmp_path / "elsewhere"])
+    text = render_part(denoisers, [*found, tmp_path / "elsewhere"])
     assert all(f"</svg>{name}</li>" in text for name in ("gauss255", "shot1", "speckle1.0"))
     assert "var(--s1); stroke-width" in text and "var(--s2); stroke-width" not in text  # one epoch is no curve
     (tmp_path / "elsewhere/config.json").write_text("[")
-    assert f"{tmp_path.name}/elsewhere" in part(denoisers, [*found, tmp_path / "elsewhere"])
-    assert part(denoisers, [tmp_path / "elsewhere"]) == ""
+    assert f"{tmp_path.name}/elsewhere" in render_part(denoisers, [*found, tmp_path / "elsewhere"])
+    assert render_part(denoisers, [tmp_path / "elsewhere"]) == ""
 
 
 def test_environment_of_the_runs(page):
@@ -382,9 +382,9 @@ def test_a_config_that_is_none_is_named(tmp_path, change):
 
 def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
     (tmp_path / "check.json").write_text(json.dumps({"verdict": ["The noise is independent <of> its neighbours"]}))
-    section = part(noise_check, tmp_path)
+    section = render_part(noise_check, tmp_path)
     assert "independent from pixel to pixel?" in section and "independent &lt;of&gt; its neighbours." in section
-    assert part(noise_check, tmp_path / "other") == ""
+    assert render_part(noise_check, tmp_path / "other") == ""
 
 
 # --- objectives, figures without labels, maps
@@ -407,7 +407,7 @@ def test_runs_of_several_objectives_stand_apart(tmp_path):
     assert "N2N + SimCLR" in sentences and "SimCLR w/ NCT" not in sentences  # which it can't have
     text = make_page(found, "x")
     assert "Training curves: SimCLR</h2>" in text and "mine: Accuracy over epochs</h3>" in text
-    losses = part(training, table.by_objective()["SimCLR"])
+    losses = render_part(training, table.by_objective()["SimCLR"])
     assert "SimCLR w/ NC" in losses and "DINOv2" not in losses
 
 
@@ -423,7 +423,7 @@ def test_figures_without_labels_are_shown_and_unknown_ones_with_them(tmp_path):
         label_free_row(run, "rankme", 10.0 + epoch, epoch)
     label_free_row(run, "effective_rank", 7.5, 4)
     label_free_row(run, "another_<i>_figure", 0.25, 4)
-    text = part(label_free, find_runs([run]))
+    text = render_part(label_free, find_runs([run]))
     assert text.count("<svg role") == 1 and ">14<small>" in text and ">12<small>" not in text  # the last of each
     assert "RankMe after the mean" in text and "another &lt;i&gt; figure" in text and ">0.25<small>chance 0.12" in text
 
@@ -434,7 +434,7 @@ def test_maps_of_the_features(tmp_path):
     points = [[i, i % 3, f"val/{i}.png", "<b>" if i % 2 else "other"] for i in range(9)]
     content = {"method": "pca", "points": points, "thumbnails": "map_thumbs.png", "tile": 16, "explained": [0.5, 0.25]}
     (run / "map.json").write_text(json.dumps(content))
-    text = part(feature_map, "name", run / "map.json")
+    text = render_part(feature_map, "name", run / "map.json")
     assert "9 images, principal components, explaining 50 % and 25 % of the variance." in text
     assert "<img" not in text and "&lt;b&gt;</text>" in text and "a colour a label" in text
     foreign = {"uri": "http://elsewhere", "name": "another", "chart": {"svg": "<script>"}}
@@ -442,13 +442,13 @@ def test_maps_of_the_features(tmp_path):
     (run / "map.json").write_text(
         json.dumps({"method": "umap", "points": [[*one[:3], None] for one in points]} | foreign)
     )
-    text = part(feature_map, "name", run / "map.json")
+    text = render_part(feature_map, "name", run / "map.json")
     assert (
         "9 images, UMAP." in text and text.count("<img") == 1 and not re.search("elsewhere|another|script|<svg", text)
     )
     assert "Maps of the features" in make_page(find_runs([run]), "x")
     (run / "map.json").write_text('{"method": "pca", "points": [[1]]}')
-    assert "feature map is left out" in part(feature_map, "name", run / "map.json")
+    assert "feature map is left out" in render_part(feature_map, "name", run / "map.json")
 
 
 def test_a_map_of_many_points_stays_small():

@@ -7,7 +7,7 @@ from tests.utils.report_runs import FLOORS, IMAGES, details_of, make_floor, make
 from utils.report import __main__ as report
 from utils.report.curves import results
 from utils.report.data import Run, find_runs
-from utils.report.page import page, part
+from utils.report.page import page, render_part
 from utils.report.table import Cell, is_ahead, learned, make_tables, markdown
 from utils.report.verdict import ordering, verdict
 from utils.results import append_result, read_results
@@ -237,12 +237,12 @@ def test_bold_is_what_is_ahead_of_all_others(runs, data, tmp_path):
     table = table_of(runs)
     bold = [line.method for line in table.lines if is_ahead(line, "linear_top1", table)]
     assert bold == ["nct"]  # not n2n or clean, which are higher
-    assert part(results, table).count('class="n top"') == len(table.metrics)
+    assert render_part(results, table).count('class="n top"') == len(table.metrics)
     paths = [make_run(tmp_path / method, method, data, final=60.0) for method in ("dinov2", "nc")]
     for run in paths:
         older(run)
-    assert 'class="n top"' not in part(results, table_of(*paths))
-    assert 'class="n top"' not in part(results, table_of(paths[0]))  # nothing to be ahead of
+    assert 'class="n top"' not in render_part(results, table_of(*paths))
+    assert 'class="n top"' not in render_part(results, table_of(paths[0]))  # nothing to be ahead of
 
 
 # --- collapse, trials

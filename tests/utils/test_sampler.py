@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from utils.sampler import IterationSampler
+from utils.sampler import IterationSampler, spread_evenly
 
 
 def stream(n, batch_size, stop, **options):
@@ -48,3 +48,9 @@ def test_impossible_splits_are_refused():
         IterationSampler(3, 8, world_size=4)
     with pytest.raises(ValueError, match="train.batch_size=6"):
         IterationSampler(30, 6, world_size=4)
+
+
+def test_samples_are_spread_evenly():
+    assert spread_evenly(10, 64).tolist() == list(range(10))
+    assert spread_evenly(1001, 3).tolist() == [0, 500, 1000]
+    assert spread_evenly(0, 3).tolist() == [] and spread_evenly(5, 1).tolist() == [0]

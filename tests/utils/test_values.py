@@ -16,7 +16,7 @@ from Neighbor2Neighbor import train as denoiser
 from tests.dinov2.train.tiny import settings
 from utils import generate_noise
 from utils.images import ImageError, list_images, read_image, read_manifest
-from utils.values import Values, is_deep, reading, resolve
+from utils.values import Values, is_deep, resolve, rule_for_reading
 
 RNG = np.random.default_rng(0)
 SCENE = np.add.outer(np.arange(32), np.arange(40)) / 70  # [0, 1]
@@ -161,7 +161,7 @@ def test_noise_while_loading_and_on_disk_are_the_same_with_values(tmp_path):
     cfg.data.storage = "disk"
     assert np.array_equal(dataset_from_config(cfg, "train")[1][0][0], loading)
     values, sentence = resolve("auto", noisy, list_images(noisy), 1)
-    assert str(values) == read_manifest(noisy)["values"] and reading(values, noisy).kind == "full"
+    assert str(values) == read_manifest(noisy)["values"] and rule_for_reading(values, noisy).kind == "full"
     assert "was made with" in sentence
     with pytest.raises(ValueError, match=r"was made with values range=.*, not range=\[0,1\]"):
         resolve("range=[0,1]", noisy, list_images(noisy), 1)

@@ -9,7 +9,7 @@ from utils.report.data import denoiser_name
 from utils.report.plots import data_uri
 
 
-def figures(check: dict) -> list[str]:
+def format_figures(check: dict) -> list[str]:
     """The correlations as lines of text."""
     lines = [f"{check['patches']} flat patches of {check['images']} images; correlation of pixels 1, 2, 3, 4 apart:"]
     for kind, remark in (("correlation", ""), ("residual_correlation", "  (residuals)")):

@@ -68,8 +68,8 @@ def anchored(run: Run) -> bool:
 def chart_of(plot: Plot, match: re.Match, runs: list[Run]) -> list[Chart]:
     """The chart of the matched column of all runs."""
     dashed = match.expand(plot.dashed)
-    series = [curve(run, match[0]) for run in runs]
-    series += [curve(run, dashed, dashed=True) for run in runs] if dashed else []
+    series = [run_series(run, match[0]) for run in runs]
+    series += [run_series(run, dashed, dashed=True) for run in runs] if dashed else []
     levels = [(value, f"ln K = {value:.2f}") for value in sorted(maxima(runs))] if plot.maximum else []
     levels += [(0.0, "")] if plot.zero else []
     ends = {found[1] for run in runs if (found := run.collapse())} if plot.zero else set()
@@ -77,15 +77,17 @@ def chart_of(plot: Plot, match: re.Match, runs: list[Run]) -> list[Chart]:
     return line_chart(series, "epoch", plot.heading(match), plot.note, marks, levels=levels)
 
 
-def points(name: str, number: int, rows: list[dict], column: str, start: float = 0, dashed: bool = False) -> Series:
+def make_series(
+    name: str, number: int, rows: list[dict], column: str, start: float = 0, dashed: bool = False
+) -> Series:
     """A column of rows over their epochs, which go on from `start`."""
     found = [(start + row["epoch"], row[column]) for row in rows if "epoch" in row and column in row]
     return Series(name, number, [x for x, _ in found], [y for _, y in found], dashed)
 
 
-def curve(run: Run, column: str, dashed: bool = False) -> Series:
+def run_series(run: Run, column: str, dashed: bool = False) -> Series:
     """A column of the run's log over the epochs, counted on from the restart."""
-    return points(run.name, slot(run), run.metrics, column, run.restart, dashed)
+    return make_series(run.name, slot(run), run.metrics, column, run.restart, dashed)
 
 
 def maxima(runs: list[Run]) -> set[float]:
@@ -111,7 +113,7 @@ def results(table: Table) -> dict:
 
 def evaluated(runs: list[Run], metric: str, title: str, note: str) -> list[Chart]:
     """A metric of the evaluated checkpoints over the epochs, with the restarts marked."""
-    series = [points(run.name, slot(run), run.select(metric), "value", run.restart) for run in runs]
+    series = [make_series(run.name, slot(run), run.select(metric), "value", run.restart) for run in runs]
     marks = [(epoch, "restart") for epoch in sorted({run.restart for run in runs} - {0})]
     return line_chart(series, "epoch", title, note, marks, markers=True)
 
@@ -122,6 +124,8 @@ def denoisers(folders: list[Path]) -> dict | None:
     logs = [read_json_lines(folder / "metrics.jsonl") for folder in folders]
     charts = []
     for plot in PLOTS[DENOISER]:
-        series = [points(name, i, rows, plot.column) for i, (name, rows) in enumerate(zip(names, logs, strict=True))]
+        series = [
+            make_series(name, i, rows, plot.column) for i, (name, rows) in enumerate(zip(names, logs, strict=True))
+        ]
         charts += line_chart(series, "epoch", plot.title or plot.column, plot.note)
     return {"names": names, "charts": charts} if charts else None

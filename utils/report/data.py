@@ -12,9 +12,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from utils.nested import map_texts
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
-from utils.yaml_files import load_yaml, map_texts
+from utils.yaml_files import load_yaml
 
 WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
 METHODS, FLOORS, OBJECTIVES = WORDS["methods"], WORDS["floors"], WORDS["objectives"]
@@ -43,7 +44,7 @@ class Run:
         # The view that it is meant to be evaluated on.
         view = (self.config.get("eval") or {}).get("view") or (self.stages[-1].get("view") if self.stages else None)
         self.view = "noisy" if view == "mix" else view
-        # The noise of the images that it trained on: none for the clean ceiling.
+        # The noise of the images that it trained on: none for the clean oracle.
         self.trained_noise = "none" if self.view == "clean" else self.noise
         # What the method trains: DINOv2 in runs from before there were others.
         objective = str(self.config.get("objective") or "dinov2")
@@ -51,7 +52,7 @@ class Run:
         self.objective, self.pretrained = OBJECTIVES.get(objective, objective), words["pretrained"]
         self.name = words["name"].replace("DINOv2", self.objective)
         # Place in tables and legends; what is not known here comes last, by the alphabet.
-        self.rank = place(OBJECTIVES, objective), place(SYSTEMS, self.method), self.seed
+        self.rank = sort_key(OBJECTIVES, objective), sort_key(SYSTEMS, self.method), self.seed
 
     def detail(self, key: str) -> Any:
         """A detail of the last row that has it: images, classes, crop, architecture; None in older rows."""
@@ -106,14 +107,14 @@ class Run:
         return found
 
 
-def place(names: dict, name: str) -> tuple[int, str]:
+def sort_key(names: dict, name: str) -> tuple[int, str]:
     """Sorts the names known here as they stand, the others behind them by the alphabet."""
     return list(names).index(name) if name in names else len(names), name
 
 
 def slot(run: Run) -> int:
     """Number of the method's colour and marker in every plot."""
-    return place(METHODS, run.method)[0]
+    return sort_key(METHODS, run.method)[0]
 
 
 def label(run: Run, runs: list[Run]) -> str:

@@ -15,10 +15,11 @@ from utils.report.check import noise_check
 from utils.report.curves import INFORMATION, denoisers, results, training
 from utils.report.data import WORDS, Run, label, slot
 from utils.report.pictures import feature_map, noise_grid, pca, rankings
-from utils.report.sections import configs, cost, duration, environment, label_free, retrieval, robustness
+from utils.report.sections import configs, cost, environment, label_free, retrieval, robustness
 from utils.report.table import KINDS, Table, is_ahead, learned, make_tables, title_of
 from utils.report.verdict import collapses, verdict
 from utils.results import VERSION
+from utils.text import duration
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -39,7 +40,7 @@ class Section(NamedTuple):
     parts: list[Markup]
 
 
-def part(make: Callable[..., dict | None], *arguments) -> Markup:
+def render_part(make: Callable[..., dict | None], *arguments) -> Markup:
     """One piece; where a run's files do not bear it, a note in its place, so that the others are still there."""
     macros: Any = TEMPLATES.get_template("sections.html").module
     try:
@@ -52,7 +53,7 @@ def part(make: Callable[..., dict | None], *arguments) -> Markup:
         return macros.remark(reason)
 
 
-def groups_of(tables: list[Table]) -> list[tuple[str, list[Run]]]:
+def group_runs(tables: list[Table]) -> list[tuple[str, list[Run]]]:
     """Runs that share their axes: those of one table and objective; before them what tells their headings apart."""
     groups = []
     for table in tables:
@@ -63,30 +64,30 @@ def groups_of(tables: list[Table]) -> list[tuple[str, list[Run]]]:
     return groups
 
 
-def sections_of(tables: list[Table], runs: list[Run], folders: Sequence[Path]) -> list[Section]:
+def make_sections(tables: list[Table], runs: list[Run], folders: Sequence[Path]) -> list[Section]:
     """All that the page has, in its order. folders: those of denoisers."""
 
     def grouped(make: Callable, title: str) -> list[Section]:
-        parts = [(title + more, [part(make, own)]) for more, own in groups_of(tables)]
+        parts = [(title + more, [render_part(make, own)]) for more, own in group_runs(tables)]
         return [Section(f"{make.__name__}{i}", *one) for i, one in enumerate(parts)]
 
     def each(make: Callable, pattern: str) -> list[Markup]:
-        return [part(make, label(run, runs), path) for run in runs for path in sorted(run.path.glob(pattern))]
+        return [render_part(make, label(run, runs), path) for run in runs for path in sorted(run.path.glob(pattern))]
 
-    tops = [[part(make, table) for make in (results, noise_grid, pca)] for table in tables]
-    rankings_of = [part(retrieval, runs), *each(rankings, "retrieval/*.json")]
-    checks = [part(noise_check, folder) for folder in folders]
+    tops = [[render_part(make, table) for make in (results, noise_grid, pca)] for table in tables]
+    rankings_of = [render_part(retrieval, runs), *each(rankings, "retrieval/*.json")]
+    checks = [render_part(noise_check, folder) for folder in folders]
     found = [
         *(Section(f"results{i}", *one) for i, one in enumerate(zip([t.title for t in tables], tops, strict=True))),
         *grouped(robustness, "Robustness to other noises"),
-        Section("label_free", "Figures that need no labels", [part(label_free, runs)]),
+        Section("label_free", "Figures that need no labels", [render_part(label_free, runs)]),
         Section("map", "Maps of the features", each(feature_map, "map.json")),
         Section("retrieval", "Instance recognition", rankings_of),
         *grouped(training, "Training curves"),
-        Section("denoiser", "Denoiser", [part(denoisers, folders), *checks]),
-        Section("cost", "Cost", [part(cost, runs)]),
-        Section("environment", "Environment", [part(environment, runs)]),
-        Section("configs", "Configurations", [part(configs, runs)]),
+        Section("denoiser", "Denoiser", [render_part(denoisers, folders), *checks]),
+        Section("cost", "Cost", [render_part(cost, runs)]),
+        Section("environment", "Environment", [render_part(environment, runs)]),
+        Section("configs", "Configurations", [render_part(configs, runs)]),
     ]
     return [section for section in found if any(section.parts)]
 
@@ -100,6 +101,6 @@ def page(runs: list[Run], title: str, folders: Sequence[Path] = ()) -> str:
         seeds=sorted({run.seed for run in runs}),
         date=time.strftime("%d %B %Y"),
         banner=[WORDS["trial"]] * any(run.trial for run in runs) + collapses(runs),
-        sections=sections_of(tables, runs, folders),
+        sections=make_sections(tables, runs, folders),
         version=VERSION,
     )

@@ -15,7 +15,7 @@ from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.report.data import Run, label
 from utils.report.plots import SERIES, data_uri, scatter
 from utils.report.table import Table
-from utils.values import Values, reading
+from utils.values import Values, rule_for_reading
 
 GRID_IMAGES = 4
 THUMBNAIL = 112  # pixels, as shown
@@ -31,7 +31,7 @@ class Picture(NamedTuple):
     small: bool  # smaller than it is shown: its pixels stay sharp
 
 
-def picture(image: np.ndarray | None, decibel: float | None = None, side: int = 2 * THUMBNAIL) -> Picture | None:
+def make_picture(image: np.ndarray | None, decibel: float | None = None, side: int = 2 * THUMBNAIL) -> Picture | None:
     """Of an image [H, W, C], as visible() shows it; None leaves its place empty."""
     if image is None:
         return None
@@ -50,26 +50,28 @@ def noise_grid(table: Table) -> dict:
     for i, name in enumerate(names):
         if any(column[i] is not None for column in columns):
             known = [psnr(column[i], column[0]) if i and measured else None for column in columns]
-            pictures = [picture(column[i], figure) for column, figure in zip(columns, known, strict=True)]
+            pictures = [make_picture(column[i], figure) for column, figure in zip(columns, known, strict=True)]
             rows.append((name, pictures))
     return {"rows": rows, "measured": measured, "problem": ""}
 
 
 def grid_views(run: Run, spec: NoiseSpec) -> Iterator[list[np.ndarray | None]]:
-    """views() of a few images, evenly spread over the validation set."""
+    """read_views() of a few images, spread evenly over the validation set."""
     data = run.config.get("data") or {}
     root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
-    values = reading(Values.parse(data.get("values", "full")), root)
+    values = rule_for_reading(Values.parse(data.get("values", "full")), root)
     denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
     suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
     within = "val/" if (root / "val").is_dir() else ""
     relatives = list_images(root / within, data.get("stack", "refuse"))
     for i in np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1]):
         name = within + relatives[i]
-        yield views(root, name, spec, int(data.get("noise_seed", 0)), channels, values, twin(denoised, name, suffix))
+        yield read_views(
+            root, name, spec, int(data.get("noise_seed", 0)), channels, values, twin(denoised, name, suffix)
+        )
 
 
-def views(
+def read_views(
     root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, values: Values, denoised: Path
 ) -> list[np.ndarray | None]:
     """[the file, with noise, denoised]: None for what there is not. denoised: the file of that."""
@@ -113,7 +115,7 @@ def pca_rows(members: list[tuple[Run, dict]]) -> list[tuple[str, str, list[Pictu
     def row(title: str, content: dict, view: str, kind: str) -> tuple[str, str, list[Picture | None]]:
         at = {name: v for v, name in enumerate(content["views"].tolist())}
         shown = [content[kind][i, at[v]] if v in at else None for i in range(count) for v in ("clean", view)]
-        return title, view, [picture(one, side=THUMBNAIL) for one in shown]
+        return title, view, [make_picture(one, side=THUMBNAIL) for one in shown]
 
     pictures = {view: content for _, content, view in inputs}
     rows = [row("image", content, view, "images") for view, content in pictures.items() if view != "clean only"]

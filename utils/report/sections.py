@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from utils.environment import read_environment
 from utils.report.curves import LABEL_FREE, PLOTS, evaluated
-from utils.report.data import Run, label, place, slot
+from utils.report.data import Run, label, slot, sort_key
 from utils.report.plots import Series, line_chart
 from utils.report.table import title_of
 
@@ -52,7 +52,7 @@ def label_free(runs: list[Run]) -> dict | None:
         if not re.fullmatch(SHOWN, row["metric"])
     }
     known = {plot.column: plot for plot in PLOTS[LABEL_FREE]}
-    keys = sorted({key[1:] for key in last}, key=lambda key: (place(known, key[0]), key[1]))
+    keys = sorted({key[1:] for key in last}, key=lambda key: (sort_key(known, key[0]), key[1]))
     columns = [(metric, view, known[metric].title if metric in known else metric) for metric, view in keys]
     present = [run for run in runs if any(key[0] == run.path for key in last)]
     plots = [plot for plot in known.values() if plot.column in dict(keys)]
@@ -87,14 +87,6 @@ def cost(runs: list[Run]) -> dict:
             "evaluation": sum(row["details"].get("seconds", 0) for row in run.rows),
         })  # fmt: skip
     return {"runs": runs, "lines": lines}
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best; nothing measured is a dash."""
-    if seconds <= 0:
-        return "–"
-    size, unit = (1, "s") if seconds < 120 else (60, "min") if seconds < 7200 else (3600, "h")
-    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
 
 
 def environment(runs: list[Run]) -> dict | None:

@@ -104,15 +104,15 @@ class Table:
 
 
 def make_tables(runs: list[Run]) -> list[Table]:
-    """One table for each data set and noise; a ceiling trained on clean images stands in all of its data set's."""
+    """One table for each data set and noise; an oracle, trained on clean images, is in every table of its data set."""
     floors, runs = [run for run in runs if run.is_floor], [run for run in runs if not run.is_floor]
     if not runs:
         raise ValueError("there are floors only: name the runs that they belong to as well")
-    ceilings = [run for run in runs if run.view == "clean" and run.noise == "none"]
-    groups = {(run.dataset, run.noise): [] for run in runs if run not in ceilings}
+    oracles = [run for run in runs if run.view == "clean" and run.noise == "none"]
+    groups = {(run.dataset, run.noise): [] for run in runs if run not in oracles}
     groups = groups or {(run.dataset, run.noise): [] for run in runs}
     for (dataset, noise), group in groups.items():
-        group += [run for run in runs if run.dataset == dataset and (run.noise == noise or run in ceilings)]
+        group += [run for run in runs if run.dataset == dataset and (run.noise == noise or run in oracles)]
     tables = [_table(dataset, noise, group, floors) for (dataset, noise), group in groups.items()]
     known = {run.dataset for run in runs}
     strange = dict.fromkeys(floor.dataset for floor in floors if floor.dataset not in known)

@@ -46,19 +46,19 @@ def test_random_crop_cuts_flips_and_normalises():
 
 
 def test_spread_crops_are_even_over_an_images_views_and_uniform_each():
-    images, views = 500, 8
-    drawn = spread_crops(images, views, torch.Generator().manual_seed(0))
-    assert drawn.shape == (views, images, CROP_DRAWS) and drawn.min() >= 0 and drawn.max() < 1
+    images, crops = 500, 8
+    drawn = spread_crops(images, crops, torch.Generator().manual_seed(0))
+    assert drawn.shape == (crops, images, CROP_DRAWS) and drawn.min() >= 0 and drawn.max() < 1
     flipped = (drawn[..., 0] < 0.5).sum(dim=0)
-    assert flipped.eq(views // 2).all(), "exactly half of every image's views"
-    eighths = (drawn[..., FIRST_BOX[1:]] * views).sort(dim=0).values.diff(dim=0)
-    torch.testing.assert_close(eighths, torch.ones_like(eighths))  # a view in every eighth of each number's range
-    # One view by itself: uniform, and independent between images (Kolmogorov-Smirnov at 0.1 %, lag-1 correlation).
+    assert flipped.eq(crops // 2).all(), "exactly half of every image's crops"
+    eighths = (drawn[..., FIRST_BOX[1:]] * crops).sort(dim=0).values.diff(dim=0)
+    torch.testing.assert_close(eighths, torch.ones_like(eighths))  # a crop in every eighth of each number's range
+    # One crop by itself: uniform, and independent between images (Kolmogorov-Smirnov at 0.1 %, lag-1 correlation).
     for numbers in drawn[3].T:
         gaps = numbers.sort().values - torch.arange(images) / images
         assert gaps.abs().max() < 1.95 / images**0.5
         assert torch.corrcoef(torch.stack([numbers[1:], numbers[:-1]]))[0, 1].abs() < 0.2
-    assert not torch.equal(drawn[0], spread_crops(images, views, torch.Generator().manual_seed(1))[0])
+    assert not torch.equal(drawn[0], spread_crops(images, crops, torch.Generator().manual_seed(1))[0])
 
 
 def test_a_crop_larger_than_the_resized_image_is_refused():

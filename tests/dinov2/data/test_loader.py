@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from dinov2.data.dataset import ImageDataset, Mix
-from dinov2.data.loader import Batch, ResidentImages, make_eval_loader, make_loader
+from dinov2.data.loader import ImageBatch, ResidentImages, make_eval_loader, make_loader
 from tests.dinov2.data.trees import make_tree, write_twins
 from utils.images import ImageError
 from utils.noise import NoiseSpec
@@ -23,7 +23,7 @@ def dataset(tmp_path):
     return ImageDataset(root, "train", ("noisy", "mix"), GAUSS, mix=mix)
 
 
-def assert_equal(first: Batch, second: Batch, padding_too=True):
+def assert_equal(first: ImageBatch, second: ImageBatch, padding_too=True):
     assert first.iteration == second.iteration and len(first.canvases) == len(second.canvases)
     for name in ("sizes", "labels", "indices"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name

@@ -45,7 +45,7 @@ def test_other_images_weights_and_noise_make_new_rows(run, digits, tmp_path, cap
     moved = shutil.copytree(digits, tmp_path / "elsewhere" / digits.name)
     evaluate(run, f"data.root={moved}")
     assert "1 of 1 evaluations are there already" in capsys.readouterr().out
-    common._digests.cache_clear()  # as in the next call of the program
+    common._digest_images.cache_clear()  # as in the next call of the program
     first = sorted((moved / "val").rglob("*.png"))[0]
     first.write_bytes(first.read_bytes() + b"\0")
     for more in ([], ["data.noise_seed=1"], ["noise=gauss100"], ["eval.view=clean"]):
@@ -69,19 +69,19 @@ def test_an_evaluation_cut_short_leaves_no_rows(run, monkeypatch):
 
 
 def test_choice_of_checkpoints(run):
-    assert [c.epoch for c in common.choose(run, "all")] == [1, 2]
-    assert [c.epoch for c in common.choose(run, "last")] == [2]
-    assert [c.epoch for c in common.choose(run, "1")] == [1]
+    assert [c.epoch for c in common.choose_checkpoints(run, "all")] == [1, 2]
+    assert [c.epoch for c in common.choose_checkpoints(run, "last")] == [2]
+    assert [c.epoch for c in common.choose_checkpoints(run, "1")] == [1]
     with pytest.raises(ValueError, match="checkpoints=7: choose last, best, all or one of the epochs 1, 2"):
-        common.choose(run, "7")
+        common.choose_checkpoints(run, "7")
     with pytest.raises(ValueError, match="has no linear probe, kNN or label-free figures yet"):
-        common.choose(run, "best")
+        common.choose_checkpoints(run, "best")
     row = {"method": "dinov2", "noise": "gauss50", "dataset": "digits", "seed": 0, "view": "noisy", "protocol": "full"}
     for iteration, metric, value in ((10, "knn20_top1", 60), (20, "knn20_top1", 50), (20, "linear_top1", 40)):
         append_result(
             run / "results.jsonl", row | {"epoch": 0, "iteration": iteration, "metric": metric, "value": value}
         )
-    assert [c.epoch for c in common.choose(run, "best")] == [2]  # the only one with a probe
+    assert [c.epoch for c in common.choose_checkpoints(run, "best")] == [2]  # the only one with a probe
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_replaced_validation_images_are_said_and_evaluated_anew(splits, tmp_path
     assert len(read_results(run)) == 2
     one, other = (next((data / val / f"digit_{digit}").iterdir()) for digit in (0, 1))
     shutil.copy(other, one)
-    common._digests.cache_clear()  # as in another process
+    common._digest_images.cache_clear()  # as in another process
     evaluate(run, *more)
-    assert "the rows there are of other images or settings; evaluated anew" in capsys.readouterr().out
+    assert "the existing rows are of other images or settings; evaluated again" in capsys.readouterr().out
     assert len(read_results(run)) == 4
     evaluate(run, *more)
     assert "1 of 1 evaluations are there already" in capsys.readouterr().out

@@ -55,5 +55,5 @@ def test_linear_probe(run, protocol):
     assert set(gpu.waits) == {
         *FEATURES,
         *once,
-        *(["dinov2/eval/linear.py cache_views"] if protocol == "cached" else []),
+        *(["dinov2/eval/linear.py cache_crops"] if protocol == "cached" else []),
     }

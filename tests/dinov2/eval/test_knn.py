@@ -56,8 +56,8 @@ def test_more_neighbours_than_images(run):
 
 
 def test_k_is_held_to_the_training_images_and_said(capsys):
-    assert knn.within([10, 20], 60) == [10, 20] and capsys.readouterr().out == ""
-    assert knn.within([10, 20, 200], 60) == [10, 20] and knn.within([100], 60) == [60]
+    assert knn.limit_neighbours([10, 20], 60) == [10, 20] and capsys.readouterr().out == ""
+    assert knn.limit_neighbours([10, 20, 200], 60) == [10, 20] and knn.limit_neighbours([100], 60) == [60]
     assert "eval.knn.k=[100] becomes [60], as there are 60 training images" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ from utils.results import read_results
 def probe(run, *settings):
     """Evaluates the last checkpoint; returns (value, details)."""
     cfg = common.load_settings(run, list(settings))
-    checkpoint = common.choose(run, "last")[0]
+    checkpoint = common.choose_checkpoints(run, "last")[0]
     backbone = load_backbone(checkpoint.path)
     ((_, value, details),) = linear.evaluate(backbone, cfg, common.Job(run, checkpoint.path.name))
     return value, details
@@ -52,15 +52,15 @@ def test_only_the_cached_crops_are_in_bf16(run, monkeypatch):
         return original(backbone, images)
 
     monkeypatch.setattr(linear, "block_tokens", noted)
-    for protocol, training in (("exact", [False] * 20), ("cached", [True] * 4)):  # two views in two batches
+    for protocol, training in (("exact", [False] * 20), ("cached", [True] * 4)):  # two crops in two batches
         seen.clear()
-        probe(run, f"eval.linear.protocol={protocol}", "eval.linear.cached_share=0.2")
+        probe(run, f"eval.linear.protocol={protocol}", "eval.linear.cached_fraction=0.2")
         assert seen == [False, *training]
 
 
 @pytest.mark.parametrize("protocol", ["exact", "cached"])
 def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
-    settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_share=0.2")
+    settings = (f"eval.linear.protocol={protocol}", "eval.linear.cached_fraction=0.2")
     whole = probe(run, *settings)
     monkeypatch.setattr(linear, "SAVE_SECONDS", 0)
     step, done = linear.Probes.step, []
@@ -83,44 +83,44 @@ def test_killed_probe_goes_on_where_it_was(run, monkeypatch, protocol):
 
 
 def test_cache_in_a_file_equals_cache_in_memory(run):
-    settings = ("eval.linear.protocol=cached", "eval.linear.cached_share=0.2")
+    settings = ("eval.linear.protocol=cached", "eval.linear.cached_fraction=0.2")
     assert probe(run, *settings, "eval.linear.cache_gib=0") == probe(run, *settings)
     assert not list(run.glob("**/*.f16"))
 
 
-def test_cached_views_are_different_crops_of_the_same_images(run, tmp_path):
-    cfg = common.load_settings(run, ["eval.linear.cached_share=0.3"])
+def test_cached_crops_are_different_ones_of_the_same_images(run, tmp_path):
+    cfg = common.load_settings(run, ["eval.linear.cached_fraction=0.3"])
     backbone = load_backbone(run)
-    values, labels = linear.cache_views(backbone, cfg, tmp_path / "cache")
+    values, labels = linear.cache_crops(backbone, cfg, tmp_path / "cache")
     assert values.shape == (3, 60, 3 * 192) and values.dtype == torch.float16
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
-    again, _ = linear.cache_views(backbone, cfg, tmp_path / "cache")
+    again, _ = linear.cache_crops(backbone, cfg, tmp_path / "cache")
     assert torch.equal(values, again)
 
 
 def source_of(run, monkeypatch, values, start=0):
     """cached_source over given features of float16 [V, N, F]; an image's label is its number."""
-    monkeypatch.setattr(linear, "cache_views", lambda *_: (values, torch.arange(values.shape[1])))
+    monkeypatch.setattr(linear, "cache_crops", lambda *_: (values, torch.arange(values.shape[1])))
     return linear.cached_source(None, common.load_settings(run, []), start, None)
 
 
 def test_each_pass_takes_the_next_crop(run, monkeypatch):
-    image, view = torch.arange(60.0).expand(3, 60), torch.tensor([[-1.0], [0.0], [1.0]]).expand(3, 60)
-    values = torch.stack([image, view], dim=2).half()  # of an image's crops the second feature alone differs
-    # Iteration 2 of batch 32 holds the images 64 to 95 of the stream: the last ones of pass 1 (from 60 on), in view 1.
+    image, crop = torch.arange(60.0).expand(3, 60), torch.tensor([[-1.0], [0.0], [1.0]]).expand(3, 60)
+    values = torch.stack([image, crop], dim=2).half()  # of an image's crops the second feature alone differs
+    # Iteration 2 of batch 32 holds the images 64 to 95 of the stream: the last ones of pass 1 (from 60 on), in crop 1.
     features, labels = next(source_of(run, monkeypatch, values, start=2))
     assert len(labels.unique()) == 32 and torch.equal(features[:, 0], labels.float())
     deviations = features[:, 1] - values[1, labels, 1]
     torch.testing.assert_close(deviations.unique(), torch.tensor([-1, 0, 1]) / 2**0.5)
 
 
-@pytest.mark.parametrize("views", [2, 3, 8])
-def test_cached_crops_scatter_as_fresh_ones(run, monkeypatch, views):
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_cached_crops_scatter_as_fresh_ones(run, monkeypatch, count):
     images = 2000
     centres = torch.randn(images, 1, generator=torch.Generator().manual_seed(0)) * 10
-    crops = (centres + 2 * torch.randn(views, images, 4, generator=torch.Generator().manual_seed(1))).half()
+    crops = (centres + 2 * torch.randn(count, images, 4, generator=torch.Generator().manual_seed(1))).half()
     source = source_of(run, monkeypatch, crops)
-    seen = [next(source) for _ in range(images * views // 32)]  # as many passes as views
+    seen = [next(source) for _ in range(images * count // 32)]  # as many passes as crops
     deviations = torch.cat([features - crops[:, labels].float().mean(dim=0) for features, labels in seen])
     assert deviations.mean().abs() < 0.05
     # As fresh crops; the kept ones alone deviate by 2 sqrt((V - 1) / V) from their mean.
@@ -144,12 +144,12 @@ def test_a_single_crop_stays_as_it_is(run, monkeypatch):
     assert torch.equal(features, values[0, labels].float())
 
 
-def test_views_are_a_share_of_the_exact_passes(run):
+def test_crops_are_a_fraction_of_the_exact_passes(run):
     cfg = common.load_settings(run, [])  # 2 x 10 iterations of 32 images: 10.7 passes over 60
-    assert linear.number_of_views(cfg, 60) == 1
-    assert linear.number_of_views(cfg, 20) == 3
-    assert linear.number_of_views(cfg, 10**6) == 1
-    assert linear.number_of_views(common.load_settings(run, ["eval.linear.cached_share=1"]), 60) == 11
+    assert linear.count_crops(cfg, 60) == 1
+    assert linear.count_crops(cfg, 20) == 3
+    assert linear.count_crops(cfg, 10**6) == 1
+    assert linear.count_crops(common.load_settings(run, ["eval.linear.cached_fraction=1"]), 60) == 11
 
 
 def test_learning_rates_scale_with_the_batch(run):
@@ -159,8 +159,8 @@ def test_learning_rates_scale_with_the_batch(run):
     }
 
 
-@pytest.mark.parametrize("setting", ["protocol=quick", "cached_share=0", "cached_share=2"])
-def test_unknown_protocol_and_share(run, setting):
+@pytest.mark.parametrize("setting", ["protocol=quick", "cached_fraction=0", "cached_fraction=2"])
+def test_unknown_protocol_and_fraction(run, setting):
     with pytest.raises(ValueError, match=rf"eval\.linear\.{setting}"):
         probe(run, "eval.linear.protocol=cached", f"eval.linear.{setting}")
 

@@ -1,4 +1,4 @@
-"""Losses between two views against lightly's, value and gradient."""
+"""Losses between two crops against lightly's, value and gradient."""
 
 import pytest
 import torch

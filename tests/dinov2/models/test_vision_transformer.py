@@ -96,33 +96,33 @@ def test_image_that_does_not_divide_is_refused():
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.05, 0.3])
-def test_reading_some_tokens_gives_their_values_and_gradients(drop_path):
-    """What nobody reads does not go through the end of the last block; what is read does not notice."""
+def test_masked_indices_give_the_values_and_gradients_of_those_tokens(drop_path):
+    """Other patch tokens do not leave the last block; the values of these stay the same."""
     vit = VisionTransformer("vit_tiny", image_size=32, patch_size=8, depth=2, registers=2, drop_path=drop_path)
     fill_parameters(vit).train()
     generator = torch.Generator().manual_seed(0)
     crops = [torch.randn(3, 3, 32, 32, generator=generator), torch.randn(4, 3, 16, 16, generator=generator)]
     masks = [torch.rand(3, 16, generator=generator) < 0.4, None]
-    read = [masks[0].flatten().nonzero().squeeze(1), torch.tensor([0, 3, 9, 15])]
+    indices = [masks[0].flatten().nonzero().squeeze(1), torch.tensor([0, 3, 9, 15])]
 
     def run(chosen):
         torch.manual_seed(0)  # drop path
         outputs = vit(crops, masks, chosen)
         tokens = [out[name] for out in outputs for name in ("x_norm_clstoken", "x_norm_patchtokens")]
         if chosen is None:
-            tokens[1], tokens[3] = tokens[1].flatten(0, 1)[read[0]], tokens[3].flatten(0, 1)[read[1]]
+            tokens[1], tokens[3] = tokens[1].flatten(0, 1)[indices[0]], tokens[3].flatten(0, 1)[indices[1]]
         vit.zero_grad()
         sum((part * (k + 1)).sin().sum() for k, part in enumerate(tokens)).backward()
         return tokens, {name: p.grad.clone() for name, p in vit.named_parameters() if p.grad is not None}
 
-    tokens, gradients = run(read)
+    tokens, gradients = run(indices)
     all_tokens, all_gradients = run(None)
-    assert [part.shape for part in tokens] == [(3, 192), (len(read[0]), 192), (4, 192), (4, 192)]
+    assert [part.shape for part in tokens] == [(3, 192), (len(indices[0]), 192), (4, 192), (4, 192)]
     for part, wanted in zip(tokens, all_tokens, strict=True):
         torch.testing.assert_close(part, wanted, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, all_gradients[name], atol=1e-4, rtol=1e-4, msg=name)
     torch.manual_seed(0)
-    alone = vit(crops[0], masks[0], read[0])
+    alone = vit(crops[0], masks[0], indices[0])
     if drop_path == 0:
         torch.testing.assert_close(alone["x_norm_patchtokens"], tokens[1], atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Loss and gradients of the objectives that compare two views; as one of several ranks: torchrun -m … OUTPUT."""
+"""Loss and gradients of the objectives that compare two crops; as one of several ranks: torchrun -m … OUTPUT."""
 
 import sys
 
@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from dinov2.config import load_config
-from dinov2.objectives import OBJECTIVES, Batch
+from dinov2.objectives import OBJECTIVES, CropBatch
 from dinov2.train.trainer import shard
 from tests.dinov2.train.tiny import SETTINGS
 from utils import cli, distributed
@@ -22,11 +22,11 @@ def config_of(name: str, *more: str) -> DictConfig:
     return load_config([*settings, *SMALL, f"objective={name}", "output_dir=x", *more])
 
 
-def batch_of(rank: int = 0, ranks: int = 1) -> Batch:
+def batch_of(rank: int = 0, ranks: int = 1) -> CropBatch:
     """This rank's part of a batch of IMAGES images."""
     crops = torch.randn(2, IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     own = crops.unflatten(1, (ranks, -1))[:, rank].flatten(0, 1)
-    return Batch(own, own[:0], torch.zeros(len(own), 16, dtype=torch.bool))
+    return CropBatch(own, own[:0], torch.zeros(len(own), 16, dtype=torch.bool))
 
 
 def spread(network: torch.nn.Module) -> None:

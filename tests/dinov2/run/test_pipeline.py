@@ -111,6 +111,6 @@ def test_data_without_labels_is_evaluated_by_what_needs_none(tmp_path):
     assert steps[0].note.startswith("linear, knn: left out, ") and "has no labels" in steps[0].note
 
 
-def test_the_ceiling_comes_last_and_not_without_a_noise():
+def test_the_oracle_comes_last_and_not_without_a_noise():
     assert list(runs_of(Options(methods=["clean", "nct"])))[-1] == ("none", "clean")
     assert list(runs_of(Options(methods=["clean", "nct"], noises=["none"]))) == [("none", "nct")]

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from dinov2.config import load_defaults
 from dinov2.objectives import DINOv2
-from dinov2.objectives.objective import Batch
+from dinov2.objectives.objective import CropBatch
 from dinov2.train.anchor import with_anchor
 from dinov2.train.optim import apply_schedule, build_optimizer
 from dinov2.train.schedules import StepValues
@@ -67,12 +67,12 @@ def part_of(tensor: torch.Tensor, part: int, parts: int) -> torch.Tensor:
     return by_crop[:, part * size : (part + 1) * size].flatten(0, 1).contiguous()
 
 
-def recorded_batch(recorded: dict, step: int, part: int = 0, parts: int = 1, device: str = "cpu") -> Batch:
+def recorded_batch(recorded: dict, step: int, part: int = 0, parts: int = 1, device: str = "cpu") -> CropBatch:
     seeds = recorded[f"step{step}/input_seeds"]
     sizes = [(2 * BATCH, 3, 64, 64), (LOCAL * BATCH, 3, 32, 32), (2 * BATCH, 3, 64, 64)]
     crops = [part_of(seeded_input(seed, size), part, parts) for seed, size in zip(seeds, sizes, strict=True)]
     masks = part_of(torch.from_numpy(recorded[f"step{step}/masks"]), part, parts)
-    return Batch(*(tensor.to(device) for tensor in (crops[0], crops[1], masks, crops[2])))
+    return CropBatch(*(tensor.to(device) for tensor in (crops[0], crops[1], masks, crops[2])))
 
 
 def run_steps(
@@ -80,7 +80,7 @@ def run_steps(
 ) -> tuple[list[dict], dict]:
     """Three steps in the published order: terms and gradient norms of each, and the centres that the last step used.
 
-    micro: micro-batches a step. dtype: of autocast, if any. Runs on the model's device.
+    micro: micro-batches per step. dtype: of autocast, if any. Runs on the model's device.
     """
     recorded, device = golden(f"{name}.npz"), model.dino_center.center.device.type
     optimizer = build_optimizer(model.student, cfg)

@@ -7,7 +7,7 @@ import torch
 
 from dinov2.config import load_config
 from dinov2.train.__main__ import main
-from dinov2.train.collapse import Collapsed, CollapseWatch, Information, kind_of
+from dinov2.train.collapse import Collapsed, CollapseMonitor, Information, classify
 from tests.dinov2.train.tiny import make_tree, settings
 from utils.results import read_json_lines
 
@@ -44,17 +44,17 @@ def test_information_of_known_targets():
     ],
 )
 def test_both_collapses_are_told_apart(targets, kind):
-    assert kind_of(information_of(targets)) == kind
+    assert classify(information_of(targets)) == kind
 
 
 def test_a_window_holds_enough_crops_and_starts_anew(tmp_path, tree):
     cfg = load_config(settings(tree, tmp_path, "train.batch_size=40", "train.log_every=10"))
-    watch = CollapseWatch(cfg)
-    measured = [iteration for iteration in range(20) if watch.window(iteration)]
+    monitor = CollapseMonitor(cfg)
+    measured = [iteration for iteration in range(20) if monitor.window(iteration)]
     assert measured == [6, 7, 8, 9, 16, 17, 18, 19]  # four steps of 80 crops before each row
-    watch.window(9).add("cls", torch.eye(K))
-    assert watch.read(10, 10)["information_cls_share"] == pytest.approx(1)
-    assert watch.read(20, 10) == {}  # nothing was added since
+    monitor.window(9).add("cls", torch.eye(K))
+    assert monitor.read(10, 10)["information_cls_ratio"] == pytest.approx(1)
+    assert monitor.read(20, 10) == {}  # nothing was added since
 
 
 COLLAPSING = (
@@ -73,7 +73,7 @@ def test_a_run_forced_to_collapse_warns_once_and_at_its_end(tree, tmp_path, caps
     assert "teacher.temp=1" in said[0] and "dino.prototypes=32" in said[0] and "docs/small_data.md" in said[0]
     rows = [row for row in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "collapsed" in row]
     assert [row["collapsed"] for row in rows] == [""] * 5 + ["uniform"] * 3
-    assert rows[-1]["information_cls_share"] < 0.01 and rows[-1]["log_prototypes"] == pytest.approx(math.log(32))
+    assert rows[-1]["information_cls_ratio"] < 0.01 and rows[-1]["log_prototypes"] == pytest.approx(math.log(32))
 
 
 def test_a_run_forced_to_collapse_stops_when_told_to(tree, tmp_path):

@@ -16,7 +16,7 @@ from tests.fake_cuda import FakeCuda, without_backward
 ALLOWED = ["dinov2/train/trainer.py values"]  # of the losses of the step before
 REAL = torch.cuda.is_available()
 needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
-TWO_VIEWS = {"simclr", "mocov3", "simsiam"}
+TWO_CROPS = {"simclr", "mocov3", "simsiam"}
 KINDS = [("dinov2", False, "0.0"), ("dinov2", False, "0.1"), ("dinov2", False, "0.3"), ("dinov2", True, "0.0")]
 KINDS += [(name, False, "0.0") for name in OBJECTIVES if name != "dinov2"]  # objective, anchored, drop path
 
@@ -30,7 +30,7 @@ def trainer_of(tree, output, name: str, anchored: bool, drop_path: str) -> Train
     more = [
         f"objective={name}",
         f"model.drop_path={drop_path}",
-        *(["crops.local_number=0"] if name in TWO_VIEWS else []),
+        *(["crops.local_number=0"] if name in TWO_CROPS else []),
     ]
     cfg = load_config(
         settings(tree, output, "train.precision=bf16", "train.log_every=100", f"data.denoised_root={tree}", *more)
@@ -49,10 +49,10 @@ def few_steps(trainer: Trainer, number: int, last) -> None:
         with last() if iteration == number - 1 else nullcontext():
             data = next(batches)
             terms, _ = trainer.step(iteration, trainer.make_batches(data))
-            trainer.watch.read()
-            trainer.watch.put(iteration, terms)
-    trainer.watch.read()
-    assert trainer.watch.terms["total_loss"] > 0
+            trainer.monitor.read()
+            trainer.monitor.put(iteration, terms)
+    trainer.monitor.read()
+    assert trainer.monitor.terms["total_loss"] > 0
 
 
 @needs_cuda_build
@@ -74,7 +74,7 @@ def test_a_step_waits_for_the_losses_before_it_alone(tree, tmp_path, objective, 
             few_steps(trainer, 2, counted)
     assert seen["waits"] == ALLOWED
     views = 2 if anchored else 1
-    assert seen["copies"] == ["dinov2/data/loader.py _moved"] * views + ["dinov2/data/packed.py to"]
+    assert seen["copies"] == ["dinov2/data/loader.py _move"] * views + ["dinov2/data/packed.py to"]
 
 
 @needs_cuda_build

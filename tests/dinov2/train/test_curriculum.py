@@ -257,8 +257,8 @@ def test_three_levels_of_noise_one_after_another(tree, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"starts from {folders[0]}" in out and f"starts from {folders[1]}" in out
     planned = curriculum.plan(config(tree, run, "dinov2", *arguments))
-    assert [str(curriculum.dataset(stage).noise) for stage in planned] == list(levels)
-    images = [curriculum.dataset(stage)[0][0][0] for stage in planned]
+    assert [str(curriculum.make_dataset(stage).noise) for stage in planned] == list(levels)
+    images = [curriculum.make_dataset(stage)[0][0][0] for stage in planned]
     clean = np.asarray(Image.open(tree / "train" / "a" / "0.png")).astype(float)
     errors = [np.abs(image - clean).mean() for image in images]
     assert errors == sorted(errors) and errors[0] > 10
@@ -268,7 +268,7 @@ def test_a_mix_of_views_moves_over_the_stage(tree, tmp_path):
     run = tmp_path / "run"
     stages = f"curriculum.stages=[{{view: mix, mix: [1.0, 0.0], epochs: 4, stop: 2, dir: {run}}}]"
     (stage,) = curriculum.plan(config(tree, run, "dinov2", stages))
-    images = curriculum.dataset(stage)
+    images = curriculum.make_dataset(stage)
     assert images.mix == Mix(1.0, 0.0, 6, 0), "from the stage's first to its last iteration"
     assert {images.choose(index, 0)[0] for index in range(8)} == {"denoised"}
     assert {images.choose(index, 6)[0] for index in range(8)} == {"noisy"}
@@ -309,7 +309,7 @@ def test_anchor_is_the_teacher_of_another_run_and_epoch(n2n_run, nc_run, tree, t
 def test_both_views_of_an_anchored_batch_are_cut_alike(tree, tmp_path):
     """With the noisy images in place of the denoised ones, the anchor gets the crops of the student to the bit."""
     stage = curriculum.plan(config(tree, tmp_path / "x", "nct"))[1]
-    images = curriculum.dataset(stage)
+    images = curriculum.make_dataset(stage)
     assert images.views == ("noisy", "denoised")
     trainer = Trainer(stage.cfg, curriculum.build_model(stage), images, stage.stop_epoch)
     data = next(trainer.load_batches(6))

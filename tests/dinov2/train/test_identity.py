@@ -14,6 +14,7 @@ from dinov2.train import curriculum, identity
 from dinov2.train.__main__ import main
 from tests.dinov2.train.test_curriculum import SHORT, write_denoised
 from tests.dinov2.train.tiny import make_tree, settings
+from utils.nested import flatten
 
 WEIGHTS = "anchor.weights.gauss100=1.0"
 
@@ -32,7 +33,7 @@ def arguments(folder: Path, *more: str, method: str = "nct") -> list[str]:
 def forge(folder: Path, *more: str, method: str = "nct") -> None:
     """Finished runs of all stages, without their training."""
     for stage in curriculum.plan(load_config(arguments(folder, *more, method=method))):
-        mark = identity.record(stage, curriculum.dataset(stage))
+        mark = identity.record(stage, curriculum.make_dataset(stage))
         for epoch in {1, *stage.keep}:
             weights = {"backbone.x": torch.full((3,), float(epoch))}
             checkpoint.save(stage.run, {"x": torch.zeros(1)}, 3 * epoch, epoch, weights, 2, mark)
@@ -88,7 +89,7 @@ APART = ("output_dir", "model.pretrained", "anchor.pretrained")  # the last two 
 
 def keys() -> list[str]:
     defaults = OmegaConf.to_container(load_defaults())
-    flat = identity.flat(defaults)
+    flat = flatten(defaults)
     return [*(key for key in flat if key not in APART), "curriculum.noisy_set", "anchor.weights"]
 
 
@@ -117,7 +118,7 @@ def test_every_key_is_refused_by_name_or_listed_as_not_deciding(world, configure
     value, *others = given.split(" data.") if key == "data.in_chans" else [given]
     cfg = load_config(arguments(world, f"{key}={value}", *(f"data.{other}" for other in others)))
     assert OmegaConf.select(cfg, key) != OmegaConf.select(configured, key)
-    if identity.within(key, identity.NOT_DECIDING) and key not in DECIDING:
+    if identity.is_within(key, identity.NOT_DECIDING) and key not in DECIDING:
         curriculum.check_inputs(curriculum.plan(cfg))
     else:
         with pytest.raises(ValueError) as raised:
@@ -129,7 +130,7 @@ def test_every_key_is_refused_by_name_or_listed_as_not_deciding(world, configure
 @pytest.mark.parametrize(("key", "value"), [("model.pretrained", "weights.pth"), ("anchor.pretrained", True)])
 def test_public_weights_decide_too(configured, key, value):
     other = OmegaConf.merge(configured, OmegaConf.from_dotlist([f"{key}={value}"]))
-    assert identity.settings(other)[key] != identity.settings(configured)[key]
+    assert identity.deciding_settings(other)[key] != identity.deciding_settings(configured)[key]
 
 
 def test_both_values_and_the_way_out_are_said(world):

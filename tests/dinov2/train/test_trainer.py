@@ -244,7 +244,7 @@ def test_rows_of_lost_iterations_are_dropped_and_leftovers_removed(tree, tmp_pat
     run = tmp_path / "killed"
     main(settings(tree, run, one_stage(run, 2)))
     shutil.rmtree(checkpoint.latest(run).path)
-    gone = f"{locks.mine().rpartition('-')[0]}-{2**22 + 1}"
+    gone = f"{locks.process_tag().rpartition('-')[0]}-{2**22 + 1}"
     left = [
         run / f".config.yaml.tmp-{gone}",
         run / f".run.json.tmp-{gone}",
@@ -281,7 +281,7 @@ def test_resume_under_other_settings_is_refused(whole_run, tree):
     with pytest.raises(ValueError, match=r"model\.patch_size=4.*this one has 8: choose another output_dir"):
         run_stage(curriculum.plan(load_config(settings(tree, whole_run, "model.patch_size=8", "train.epochs=6")))[0])
     labelled = curriculum.plan(load_config(settings(tree, whole_run, "trial=true")))[0]
-    identity.check(labelled, last=True)  # a label alone
+    identity.check(labelled)  # a label alone
 
 
 def test_checkpoint_of_another_architecture_names_the_keys(whole_run, tree, tmp_path):

@@ -1,7 +1,7 @@
 """What SimCLR, MoCo v3 and SimSiam share: a backbone with a projector, over the two global crops of each image.
 
-Deviation: SimCLR and SimSiam were published with a ResNet-50 and LARS or SGD; here they have the ViT and the AdamW of
-the other objectives, as MoCo v3, so that all of them are compared on one backbone.
+Deviation: SimCLR and SimSiam were published with a ResNet-50 and LARS or SGD; here they use a ViT and AdamW, as MoCo v3
+and the other objectives do, so that all of them are compared on one backbone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dinov2.layers.projector import Projector
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives.diagnostics import diagnose_embeddings
-from dinov2.objectives.objective import GLOBAL_CROPS, Batch, Objective
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective
 
 
 def build_network(cfg: DictConfig, last_norm: bool, drop_path: bool = False) -> nn.ModuleDict:
@@ -24,26 +24,26 @@ def build_network(cfg: DictConfig, last_norm: bool, drop_path: bool = False) -> 
 
 
 def build_predictor(cfg: DictConfig, last_norm: bool) -> Projector:
-    """Two layers that map one view's embedding to the other's."""
+    """Two layers that map one crop's embedding to the other's."""
     return Projector(cfg.projector.dim, 2, cfg.projector.predictor, cfg.projector.dim, last_norm)
 
 
-class TwoViews(Objective):
-    """The views are the global crops; local ones, masks and a teacher's temperature have no part."""
+class TwoCrops(Objective):
+    """Compares the two global crops; there are no local crops, no masks and no teacher temperature."""
 
     def __init__(self, cfg: DictConfig):
         unused = {"crops.local_number": cfg.crops.local_number, "ibot.mask_probability": cfg.ibot.mask_probability}
         for key, value in unused.items():
             if value:
-                raise ValueError(f"objective={cfg.objective} compares two whole views: {key}={value} must be 0")
+                raise ValueError(f"objective={cfg.objective} compares two global crops: {key}={value} must be 0")
         super().__init__(cfg)
 
-    def cls_tokens(self, network: nn.ModuleDict, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Of the first and of the second view.  # two of [B, D]"""
-        tokens = network["backbone"](batch.global_crops, read=batch.masked[:0])["x_norm_clstoken"]
+    def cls_tokens(self, network: nn.ModuleDict, batch: CropBatch) -> tuple[Tensor, Tensor]:
+        """CLS tokens of the first and of the second crops.  # two of [B, D]"""
+        tokens = network["backbone"](batch.global_crops, masked_indices=batch.masked_indices[:0])["x_norm_clstoken"]
         return tokens.chunk(GLOBAL_CROPS)
 
     def observe(self, cls: tuple[Tensor, Tensor], embeddings: tuple[Tensor, Tensor]) -> None:
-        """embeddings: those that are compared, of both views [B, d]."""
+        """embeddings: those that are compared, of both crops [B, d]."""
         if self.observing:
             self.diagnostics = diagnose_embeddings(*cls, *embeddings)

@@ -1,0 +1,27 @@
+"""Phrases that the messages of several tools share."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str], before: str = "", after: str = "", cutoff: float = 0.6) -> str:
+    """ "did you mean X?" between `before` and `after`, X being the known word most like this one; "" without any.
+
+    cutoff: how alike they must be, in [0, 1].
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"{before}did you mean {close[0]}?{after}" if close else ""
+
+
+def list_some(names: Iterable[str], most: int = 5) -> str:
+    """The first of the sorted names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
