@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300, help="of each setting (default 300)")
     parser.add_argument("--each", type=int, default=10, help="runs that a pair of processes makes (default 10)")
-    parser.add_argument("--end", choices=("leave", "interpreter"), default="leave", help="how ranks end (default leave)")
+    parser.add_argument("--end", choices=("leave", "interpreter"), default="leave", help="default leave")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     options = parser.parse_args(argv)
     if options.end == "interpreter":
