@@ -19,4 +19,4 @@ if _OURS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # n
 # none at all costs a third on a quiet one (docs/performance.md). torch reads the variable when it is loaded, which
 # every package does after this; a user's own setting is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -15,11 +15,11 @@ OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 @pytest.mark.parametrize(
     "package,own,expected",
     [
-        ("utils", {}, "2000 False"),
-        ("dinov2", {}, "2000 False"),
-        ("Neighbor2Neighbor", {}, "2000 False"),
-        ("toy_mnist", {}, "2000 False"),
-        ("dinov2.run.task", {}, "2000 False"),
+        ("utils", {}, "1000 False"),
+        ("dinov2", {}, "1000 False"),
+        ("Neighbor2Neighbor", {}, "1000 False"),
+        ("toy_mnist", {}, "1000 False"),
+        ("dinov2.run.task", {}, "1000 False"),
         ("dinov2", {"GOMP_SPINCOUNT": "7"}, "7 False"),
         ("dinov2", {"OMP_WAIT_POLICY": "passive"}, "None False"),
     ],
