@@ -157,10 +157,11 @@ def _describe(pid: int) -> str:
 
 
 def _start(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did; None without such a process, "" where none can tell."""
+    """When a process began, in ticks since the machine did; None if there is none alive, "" where none can tell."""
     try:
         # The second field is the program's name in brackets, which may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]  # dead, in a container where nobody collects the dead
     except OSError:
         if Path("/proc/self/stat").exists():
             return None

@@ -49,6 +49,22 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, fields):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_dead_that_nobody_collects_hold_nothing(tmp_path):
+    """As in a container whose first process does not wait for the orphans."""
+    child = os.fork()
+    if not child:
+        try:
+            locks.acquire(tmp_path / ".lock")
+        finally:
+            os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it stays where it is
+    try:
+        with locked(tmp_path):
+            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    finally:
+        os.waitpid(child, 0)
+
+
 def test_the_lock_of_another_host_stays_unless_its_slurm_job_was_started_again(tmp_path, monkeypatch):
     left(tmp_path, space="another", pid=2**22 + 1)
     with pytest.raises(ValueError, match="in use"), locked(tmp_path):
