@@ -103,11 +103,11 @@ def embed(
     names, values = [name for name in dataset.relatives if name not in partial.bad], partial.values()
     for name, reason in partial.bad.items():
         print(f"left out: {name} ({reason})", file=sys.stderr)
-    if output is not None:
-        write_table(output, names, values)
-        partial.remove()
     if map is not None:
         _draw_map(Path(map), dataset, names, values)
+    if output is not None:  # last, as a call that finds the table is refused
+        write_table(output, names, values)
+        partial.remove()
     return names, values
 
 
