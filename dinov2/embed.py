@@ -32,6 +32,7 @@ from utils import cli, distributed
 from utils.feature_map import spread, thumbnail, write_map
 from utils.feature_table import PartialRows, check_table, names_path, write_table
 from utils.images import ImageError
+from utils.locks import sweep
 from utils.progress import Progress
 
 TOKENS = {  # name → of a backbone's output the features of each image
@@ -98,6 +99,8 @@ def embed(
     shape = _row_shape(backbone, cfg, tokens)
     dataset, output = _dataset(cfg), None if output is None else _checked(Path(output), Path(folder), shape)
     key = "" if output is None else _key(backbone, cfg, dataset, f"{tokens} {precision} {device.type}")
+    for written in filter(None, (output, map)):
+        sweep(Path(written).parent)
     partial = PartialRows(output, shape, key)
     _fill(partial, backbone.to(device).eval(), cfg, dataset, tokens, device, PRECISIONS[precision], skip_bad)
     names, values = [name for name in dataset.relatives if name not in partial.bad], partial.values()

@@ -74,11 +74,15 @@ def mine() -> str:
 
 
 def sweep(folder: Path | str) -> None:
-    """Remove the temporary files and folders in folder whose process, on this host, is gone: what kills left."""
+    """Remove what kills left in folder: temporary files and folders, and the lock, of processes that are gone."""
     for path in Path(folder).glob(".*.tmp-*"):
         host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
         if host in ("", _HOST) and pid.isdecimal() and _start(int(pid)) is None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    found = _read(Path(folder, NAME))
+    if found is not None and _is_stale(found):
+        with suppress(OSError, ValueError):  # read-only, or another one is at it
+            _take_over(Path(folder, NAME), found)
 
 
 def _leave(number: int, _: object) -> None:

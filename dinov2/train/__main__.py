@@ -29,7 +29,7 @@ from dinov2.train.curriculum import Stage
 from dinov2.train.trainer import Trainer
 from utils import cli, distributed
 from utils.environment import record_environment
-from utils.locks import locked
+from utils.locks import locked, sweep
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
 DEFAULT_LR = load_defaults().optim.base_lr
@@ -134,7 +134,9 @@ def main(arguments: list[str]) -> None:
             print(reason, flush=True)
         stages = curriculum.plan(cfg)
         with ExitStack() as locks:
-            distributed.on_main(lambda: [locks.enter_context(locked(s.run)) for s in stages if not s.finished])
+            distributed.on_main(
+                lambda: [sweep(s.run) if s.finished else locks.enter_context(locked(s.run)) for s in stages]
+            )
             curriculum.check_inputs(stages)
             for stage in stages:
                 run_stage(stage, stage is stages[-1])

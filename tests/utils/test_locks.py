@@ -41,6 +41,15 @@ def test_a_second_holder_is_told_who_holds_it_and_the_lock_goes_with_its_block(t
     assert not (tmp_path / "refused").exists(), "a folder of nothing but the lock goes with it"
 
 
+def test_sweeping_takes_the_lock_of_a_process_that_is_gone_alone(tmp_path):
+    left(tmp_path, pid=2**22 + 1)
+    locks.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    left(tmp_path)
+    locks.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("fields", [{"pid": 2**22 + 1}, {"boot": "another", "pid": os.getpid()}, {"start": None}])
 def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, fields):
     left(tmp_path, **fields)
