@@ -263,8 +263,9 @@ class Plan:
         parts = {"denoiser": stages.train_denoiser, "noise": stages.check_noise, "denoised copy": stages.denoise}
         parts = {} if self.copy else parts
         parts |= {"pretraining": stages.pretrain, "evaluation": stages.evaluate, "report": stages.report}
+        o.denoiser += ["--subsample", str(subsample)] if subsample else []
         if not o.dry:
-            self.outlook(subsample)
+            self.outlook()
         for name, stage in parts.items():
             print(f"== {name}", flush=True)
             run(stage(o))
@@ -274,7 +275,7 @@ class Plan:
             print(f"== features of this or any other folder: {embed}", flush=True)
         return Path(last)
 
-    def outlook(self, subsample: int | None) -> None:
+    def outlook(self) -> None:
         """Says what it costs, and decides by the noise whether the denoiser learns from every second pixel. Kept in
         <output>/outlook.json, so that a call that goes on is neither decided anew nor delayed.
         """
@@ -288,9 +289,9 @@ class Plan:
                 temporary.write_text(json.dumps(found))
         if found["verdict"]:
             print("noise: " + "; ".join(found["verdict"]))
-        if (chosen := subsample or found["subsample"]) > 1:
-            o.denoiser += ["--subsample", str(chosen)]
-            print(f"  denoiser --subsample {chosen}: {'as asked' if subsample else 'by the verdict above'}")
+        if "--subsample" not in o.denoiser and found["subsample"] > 1:
+            o.denoiser += ["--subsample", str(found["subsample"])]
+            print(f"  denoiser --subsample {found['subsample']}: by the verdict above")
         need, seconds = found["costs"].pop("disk"), found["costs"]
         check_disk(o.output, need)
         words = ", ".join(f"{name} {duration(part)}" for name, part in seconds.items())

@@ -109,8 +109,11 @@ def _crops(survey: Survey, hardware: Hardware, patch: int, given: dict[str, str]
     ]
     if side < 48:
         found.append(Choice("crops.flip", 0.5, f"a mirrored image is as good; 0 where it is not ({RULE})"))
-    evaluated = [("eval.crop", size), ("eval.resize", size * 9 // 8)]
-    return found + [Choice(key, value, "as large as the global crops") for key, value in evaluated]
+    return [
+        *found,
+        Choice("eval.crop", size, "as large as the global crops"),
+        Choice("eval.resize", size * 9 // 8, f"an eighth more, of which the centre is cut ({RULE})"),
+    ]
 
 
 def _schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) -> list[Choice]:
