@@ -170,8 +170,7 @@ def _read_all(survey: Survey, max_pixels: int) -> None:
             break
     if errors:
         raise ValueError(
-            f"{survey.root}: {len(errors)} of the {count} files read cannot be used, the first: {min(errors)}; move "
-            f"{'it' if len(errors) == 1 else 'them'} out of the folder"
+            f"{survey.root}: {len(errors)} of the {count} files read are of no use, the first: {min(errors)}"
         )
 
 
