@@ -104,6 +104,15 @@ def run_stage(stage: Stage, last: bool = True) -> None:
         raise ValueError(f"{error}; {way_on(stage)}") from None
 
 
+def hold(stages: list[Stage], locks: ExitStack) -> None:
+    """Locks the runs that will be trained, and sweeps from the others what a kill left."""
+    for stage in stages:
+        if stage.finished:
+            sweep(stage.run)
+        else:
+            locks.enter_context(locked(stage.run))
+
+
 def way_on(stage: Stage) -> str:
     """What to do after a divergence: words to add to the command as they are."""
     good = checkpoint.list_checkpoints(stage.run)
@@ -134,9 +143,7 @@ def main(arguments: list[str]) -> None:
             print(reason, flush=True)
         stages = curriculum.plan(cfg)
         with ExitStack() as locks:
-            distributed.on_main(
-                lambda: [sweep(s.run) if s.finished else locks.enter_context(locked(s.run)) for s in stages]
-            )
+            distributed.on_main(lambda: hold(stages, locks))
             curriculum.check_inputs(stages)
             for stage in stages:
                 run_stage(stage, stage is stages[-1])
