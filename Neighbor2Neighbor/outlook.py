@@ -2,9 +2,9 @@
 
     python -m Neighbor2Neighbor.outlook OPTIONS      those of Neighbor2Neighbor.train; nothing is written
 
-Prints a line of JSON: verdict (the sentences of Neighbor2Neighbor.check, over 64 images), subsample (2 where that makes
-the noise independent, else 1), step_s (seconds of a training step) and megapixel_s (of denoising 10^6 pixels), both of
-a few, the first ones left out.
+Prints a line of JSON: verdict (the sentences of Neighbor2Neighbor.check, over 64 images), subsample (as asked by
+--subsample; else 2 where that makes the noise independent, else 1), step_s (seconds of a training step) and megapixel_s
+(of denoising 10^6 pixels), both of a few with this subsample, the first ones left out.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 
 from Neighbor2Neighbor.check import is_independent_by_halves, measure, noisy_images, verdict
 from Neighbor2Neighbor.data import choose_crop, make_loader, training_images
-from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
+from Neighbor2Neighbor.denoisers import UNetDenoiser, by_phases, denoise_images
 from Neighbor2Neighbor.train import Training, parse_arguments
 from utils import cli, distributed, values
 from utils.noise import NoiseSpec
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     sample, args.values = [relatives[i] for i in spread_evenly(len(relatives), IMAGES)], str(rule)
     images = list(noisy_images(args, sample, spec, values.rule_for_reading(rule, args.data)))
     found = judge_noise(images, str(spec), sample)
+    args.subsample = found["subsample"] = args.subsample if args.subsample > 1 else found["subsample"]
     training = Training(args, sample, choose_crop(args.data, sample, args.crop, args.depth, args.subsample))
     found |= {"step_s": seconds_per_step(training), "megapixel_s": seconds_per_megapixel(training, images)}
     print(json.dumps(found))
@@ -70,7 +71,7 @@ def seconds_per_step(training: Training) -> float:
 
 
 def seconds_per_megapixel(training: Training, images: list[np.ndarray]) -> float:
-    denoiser = UNetDenoiser(training.network, training.device, "fp32")
+    denoiser = by_phases(UNetDenoiser(training.network, training.device, "fp32"), training.args.subsample)
     pixels, started = 0, 0.0
     for image in [images[0], *images]:
         denoise_images(denoiser, [image], distributed.device(), 1024)

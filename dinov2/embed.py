@@ -32,6 +32,7 @@ from utils import cli, distributed
 from utils.feature_map import MOST, thumbnail, write_map
 from utils.feature_table import PartialRows, check_table, names_path, write_table
 from utils.images import ImageError
+from utils.locks import sweep
 from utils.progress import Progress
 from utils.sampler import spread_evenly
 
@@ -99,16 +100,18 @@ def embed(
     shape = _row_shape(backbone, cfg, tokens)
     dataset, output = _dataset(cfg), None if output is None else _checked(Path(output), Path(folder), shape)
     key = "" if output is None else _key(backbone, cfg, dataset, f"{tokens} {precision} {device.type}")
+    for written in filter(None, (output, map)):
+        sweep(Path(written).parent)
     partial = PartialRows(output, shape, key)
     _fill(partial, backbone.to(device).eval(), cfg, dataset, tokens, device, PRECISIONS[precision], skip_bad)
     names, values = [name for name in dataset.relatives if name not in partial.bad], partial.values()
     for name, reason in partial.bad.items():
         print(f"left out: {name} ({reason})", file=sys.stderr)
-    if output is not None:
-        write_table(output, names, values)
-        partial.remove()
     if map is not None:
         _draw_map(Path(map), dataset, names, values)
+    if output is not None:  # last, as a call that finds the table is refused
+        write_table(output, names, values)
+        partial.remove()
     return names, values
 
 

@@ -54,6 +54,8 @@ TRIAL_IMAGES = 256  # that a trial looks at, at least
 # Keys that the denoiser must hear of too → the option that tells both.
 TOLD_BY = {"data.root": "DIR", "data.val": "--val", "data.stack": "--stack"}
 TOLD_BY |= {"data.in_chans": "--channels", "data.mixed": "--channels"}
+# What Neighbor2Neighbor.outlook would say.
+NO_DENOISER = {"verdict": [], "subsample": 1, "step_s": 0.0, "megapixel_s": 0.0}
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def pretrain(folder: Path | str, *settings: str, **options) -> Path:
         o.data = f"{o.output}/images-{len(names)}"
         link(request.folder, names, o.data, layout.labels)
         if layout.labels:
-            o.overrides.append("data.labels=labels.csv")
+            o.overrides.append(f"data.labels={o.data}/labels.csv")  # not one of this name in the working folder
         survey = request.look(o.data, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule))
     plan = Plan(o, survey, choices_of(request, o, survey), total)
     with locked(o.output, "-quickstart"):
@@ -152,7 +154,9 @@ def check_early(request: Request, o: Options) -> None:
 
 
 def trial_images(request: Request, o: Options) -> list[str]:
-    """The images that a trial is made on; none where it is all of them."""
+    """The images that a trial is made on; none where it is all of them, as where the user has a denoised copy."""
+    if o.given("data.denoised_root"):
+        return []
     relatives = list_images(request.folder, request.stack)
     wanted = max(TRIAL_IMAGES, request.steps * int(o.given("train.batch_size") or 16))
     return spread(relatives, wanted) if len(relatives) > 1.5 * wanted else []
@@ -181,6 +185,11 @@ class Plan:
     survey: Survey
     choices: list[Choice]
     total: int  # images of the whole folder
+
+    @property
+    def copy(self) -> str | None:
+        """A denoised copy that the user has made, by whatever denoiser."""
+        return self.o.given("data.denoised_root")
 
     def fill(self, evaluate: list[str]) -> None:
         """The options that the images decide, and <output>/plan.yaml, the overlay that the runs are trained under."""
@@ -234,7 +243,10 @@ class Plan:
         for note in survey.notes:
             print(f"  {'' if ':' in note[:9] else 'note: '}{note}")
         print(f"  noise     {o.noises[0]}; methods: {', '.join(o.methods)}; evaluation: {', '.join(o.evals)}")
-        print(f"  denoiser  {' '.join(o.denoiser)}\n            {self.denoiser_reason}")
+        if self.copy:
+            print(f"  denoiser  none: the denoised copy is {self.copy}")
+        else:
+            print(f"  denoiser  {' '.join(o.denoiser)}\n            {self.denoiser_reason}")
         given = {word.partition("=")[0]: word.partition("=")[2] for word in o.overrides}
         for choice in self.choices:
             value, reason = choice.value, choice.reason
@@ -249,9 +261,11 @@ class Plan:
         last = stages.run_folder(o, o.noises[0], o.methods[-1], o.seeds[-1])
         run = Runner(o.output, o.dry).run
         parts = {"denoiser": stages.train_denoiser, "noise": stages.check_noise, "denoised copy": stages.denoise}
+        parts = {} if self.copy else parts
         parts |= {"pretraining": stages.pretrain, "evaluation": stages.evaluate, "report": stages.report}
+        o.denoiser += ["--subsample", str(subsample)] if subsample else []
         if not o.dry:
-            self.outlook(subsample)
+            self.outlook()
         for name, stage in parts.items():
             print(f"== {name}", flush=True)
             run(stage(o))
@@ -261,7 +275,7 @@ class Plan:
             print(f"== features of this or any other folder: {embed}", flush=True)
         return Path(last)
 
-    def outlook(self, subsample: int | None) -> None:
+    def outlook(self) -> None:
         """Says what it costs, and decides by the noise whether the denoiser learns from every second pixel. Kept in
         <output>/outlook.json, so that a call that goes on is neither decided anew nor delayed.
         """
@@ -269,14 +283,15 @@ class Plan:
         of = sums(o.overlay) + json.dumps([o.denoiser, o.reading, o.data, o.methods, o.seeds, o.gpus, o.overrides])
         found = json.loads(path.read_text()) if path.is_file() else {}
         if found.get("of") != of:
-            found = self._ask_denoiser()
-            found |= {"of": of, "costs": costs_of(o, self.survey, found)}
+            found = NO_DENOISER if self.copy else self._ask_denoiser()
+            found = found | {"of": of, "costs": costs_of(o, self.survey, found)}
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(found))
-        print("noise: " + "; ".join(found["verdict"]))
-        if (chosen := subsample or found["subsample"]) > 1:
-            o.denoiser += ["--subsample", str(chosen)]
-            print(f"  denoiser --subsample {chosen}: {'as asked' if subsample else 'by the verdict above'}")
+        if found["verdict"]:
+            print("noise: " + "; ".join(found["verdict"]))
+        if "--subsample" not in o.denoiser and found["subsample"] > 1:
+            o.denoiser += ["--subsample", str(found["subsample"])]
+            print(f"  denoiser --subsample {found['subsample']}: by the verdict above")
         need, seconds = found["costs"].pop("disk"), found["costs"]
         check_disk(o.output, need)
         words = ", ".join(f"{name} {duration(part)}" for name, part in seconds.items())

@@ -5,6 +5,9 @@
 #   sh exps/miniature.sh [--data imagenette96] [--dry-run] [key=value]
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
+case " $* " in
+    *" -h "* | *" --help "*) exec sed -n '2,/^set/s/^# \{0,1\}//p' "$0" ;;
+esac
 
 for job in gauss100:0 gauss100:1 gauss100:2 gauss255:0; do
     for method in dinov2 n2n nc nct clean; do

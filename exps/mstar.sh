@@ -5,6 +5,9 @@
 #   sh exps/mstar.sh --data mstar64 [--dry-run] [key=value]
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
+case " $* " in
+    *" -h "* | *" --help "*) exec sed -n '2,/^set/s/^# \{0,1\}//p' "$0" ;;
+esac
 
 for seed in 0 1 2; do
     for method in dinov2 n2n nc nct; do

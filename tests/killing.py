@@ -38,9 +38,13 @@ def start(main: Callable[[list[str]], int], argv: list[str], log: Path) -> int:
 
 
 def end(child: int, sign: int | None = None) -> int:
-    """Signal the process, wait for its end, return its exit code (negative: the signal that ended it)."""
+    """Signal the process, wait for its end, return its exit code (negative: the signal that ended it).
+
+    SIGKILL goes to its whole group where it leads one, as when a machine goes down.
+    """
     if sign is not None:
-        os.kill(child, sign)
+        leads = sign == signal.SIGKILL and os.getpgid(child) == child
+        (os.killpg if leads else os.kill)(child, sign)
     for _ in range(SECONDS * 100):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:

@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 # While one of our programs is still loading under `python -m`, which takes seconds, Ctrl-C ends it without a traceback;
 # later utils.cli handles it. sys.argv[0] is -m until the program itself runs. Other programs are not touched.
 _MODULE = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if sys.argv[:1] == ["-m"] else []
 _OURS = _MODULE and _MODULE[0].partition(".")[0] in ("dinov2", "Neighbor2Neighbor", "toy_mnist", "utils")
-if _OURS and {"-h", "--help"} & set(sys.argv[1:]):
+_SCRIPT = Path(*sys.argv[:1]).resolve().parent == Path(__file__).resolve().parents[1] / "exps"
+if (_OURS or _SCRIPT) and {"-h", "--help"} & set(sys.argv[1:]):
     from utils import quick_help
 
     quick_help.install()

@@ -74,11 +74,15 @@ def process_tag() -> str:
 
 
 def sweep(folder: Path | str) -> None:
-    """Remove the temporary files and folders in folder whose process, on this host, is gone: what kills left."""
+    """Remove what kills left in folder: temporary files and folders, and the lock, of processes that are gone."""
     for path in Path(folder).glob(".*.tmp-*"):
         host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
         if host in ("", _HOST) and pid.isdecimal() and _process_start(int(pid)) is None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    found = _read(Path(folder, NAME))
+    if found is not None and _is_stale(found):
+        with suppress(OSError, ValueError):  # read-only, or another one is at it
+            _take_over(Path(folder, NAME), found)
 
 
 def _exit_on_signal(number: int, _: object) -> None:
@@ -157,10 +161,11 @@ def _describe(pid: int) -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did; None without such a process, "" where none can tell."""
+    """When a process began, in ticks since the machine did; None if there is none alive, "" where none can tell."""
     try:
         # The second field is the program's name in brackets, which may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]  # dead, in a container where nobody collects the dead
     except OSError:
         if Path("/proc/self/stat").exists():
             return None

@@ -71,13 +71,7 @@ def choose(
         reason = "no more than crops in some batches (measured: 256 on 1,442 images, 1,024 on 9,469)"
         found += [Choice(f"{head}.prototypes", prototypes, reason) for head in ("dino", "ibot")]
     if weights is not None:
-        rate = base.get("optim", {}).get("base_lr", 0.004) / 10
-        found.append(
-            Choice("optim.base_lr", rate, "a tenth, so that the weights are not destroyed (usual advice, not measured)")
-        )
-        found.append(
-            Choice("optim.head_warmup_epochs", 5, "the fresh heads train alone first (usual advice, not measured)")
-        )
+        found += _continued(base, next(choice.value for choice in found if choice.key == "curriculum.restart_epoch"))
     return [choice for choice in found if not own or OmegaConf.select(OmegaConf.create(base), choice.key) is None]
 
 
@@ -115,8 +109,11 @@ def _crops(survey: Survey, hardware: Hardware, patch: int, given: dict[str, str]
     ]
     if side < 48:
         found.append(Choice("crops.flip", 0.5, f"a mirrored image is as good; 0 where it is not ({RULE})"))
-    evaluated = [("eval.crop", size), ("eval.resize", size * 9 // 8)]
-    return found + [Choice(key, value, "as large as the global crops") for key, value in evaluated]
+    return [
+        *found,
+        Choice("eval.crop", size, "as large as the global crops"),
+        Choice("eval.resize", size * 9 // 8, f"an eighth more, of which the centre is cut ({RULE})"),
+    ]
 
 
 def _schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) -> list[Choice]:
@@ -155,6 +152,18 @@ def _schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) ->
         Choice("train.keep_last", 1, "for resuming"),
         Choice(
             "train.knn_every", max(1, total // 10) if survey.labelled and survey.val else 0, "where there are labels"
+        ),
+    ]
+
+
+def _continued(base: dict, epochs: int) -> list[Choice]:
+    """What keeps a backbone that was trained elsewhere. epochs: of the stage that starts from it."""
+    rate = base.get("optim", {}).get("base_lr", 0.004) / 10
+    alone = min(5, -(-epochs // 10))
+    return [
+        Choice("optim.base_lr", rate, "a tenth, so that the weights are not destroyed (usual advice, not measured)"),
+        Choice(
+            "optim.head_warmup_epochs", alone, f"the fresh heads train alone first, a tenth of {epochs} epochs ({RULE})"
         ),
     ]
 

@@ -289,5 +289,6 @@ def _shorten(options: Options) -> None:
 def _short_schedule(steps: int) -> Iterator[str]:
     yield from ("train.epochs=2", f"train.epoch_length={(steps + 1) // 2}", "train.eval_every=1")
     yield from ("curriculum.restart_epoch=1", "curriculum.noisy_epochs=1", "anchor.epoch=1")
+    yield "optim.head_warmup_epochs=0"  # the backbone is tried too
     for key in ("teacher.warmup_temp_epochs=1", "optim.warmup_epochs=0"):
         yield from (key, f"curriculum.noisy_set.{key}")

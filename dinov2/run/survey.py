@@ -1,11 +1,13 @@
 """What a folder of images holds, looked at before anything is decided: how many, how large, of which values and labels.
 
-All files are listed, and a sample of SAMPLE of them, spread evenly over the sorted list, is opened.
+All files are listed, and a sample of SAMPLE of them, spread evenly over the sorted list, is opened. Then as many of all
+are read as READ_S allows: a broken one is named now, not in the midst of a training.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from utils.images import MAX_PIXELS, ImageError, of_channels, own_shape, read_im
 from utils.sampler import spread_evenly
 
 SAMPLE = 64
+READ_S = 5.0  # seconds
 LEAST = 16  # images: two batches of eight, each image compared with the others
 SMALLEST = 16  # px of the shorter side: two patches of eight
 
@@ -91,6 +94,7 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixe
         raise ValueError(
             f"{root}: images of {found.side} px per side are too small for crops: enlarge them to {SMALLEST} px or more"
         )
+    _read_all(found, max_pixels)
     return found
 
 
@@ -152,6 +156,23 @@ def _shapes(
     if set(counts) == {1, 3}:
         notes.append(f"channels: {counts[1]} grey and {counts[3]} colour images of {len(sample)}: all are read as RGB")
     return shapes, layout
+
+
+def _read_all(survey: Survey, max_pixels: int) -> None:
+    """ValueError for files that cannot be read, by all that READ_S allows, in a fixed order that mixes the folder."""
+    errors, relatives, end, count = [], survey.relatives, time.monotonic() + READ_S, 0
+    for place in np.random.default_rng(0).permutation(len(relatives)):
+        count += 1
+        try:
+            read_image(Path(survey.root, relatives[place]), survey.channels, "native", survey.rule, max_pixels)
+        except ImageError as error:
+            errors.append(str(error))
+        if time.monotonic() > end:
+            break
+    if errors:
+        raise ValueError(
+            f"{survey.root}: {len(errors)} of the {count} files read are of no use, the first: {min(errors)}"
+        )
 
 
 def _reads_as(found: int, wanted: int) -> bool:

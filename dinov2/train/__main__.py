@@ -29,7 +29,7 @@ from dinov2.train.curriculum import Stage
 from dinov2.train.trainer import Trainer
 from utils import cli, distributed
 from utils.environment import record_environment
-from utils.locks import locked
+from utils.locks import locked, sweep
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
 DEFAULT_LR = load_defaults().optim.base_lr
@@ -104,6 +104,15 @@ def run_stage(stage: Stage) -> None:
         raise ValueError(f"{error}; {way_on(stage)}") from None
 
 
+def hold(stages: list[Stage], locks: ExitStack) -> None:
+    """Locks the runs that will be trained, and sweeps from the others what a kill left."""
+    for stage in stages:
+        if stage.finished:
+            sweep(stage.run)
+        else:
+            locks.enter_context(locked(stage.run))
+
+
 def way_on(stage: Stage) -> str:
     """What to do after a divergence: words to add to the command."""
     good = checkpoint.list_checkpoints(stage.run)
@@ -134,7 +143,7 @@ def main(arguments: list[str]) -> None:
             print(reason, flush=True)
         stages = curriculum.plan(cfg)
         with ExitStack() as locks:
-            distributed.on_main(lambda: [locks.enter_context(locked(s.run)) for s in stages if not s.finished])
+            distributed.on_main(lambda: hold(stages, locks))
             curriculum.check_inputs(stages)
             for stage in stages:
                 run_stage(stage)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from Neighbor2Neighbor import check, denoise
+from Neighbor2Neighbor import check, denoise, outlook
 from Neighbor2Neighbor import train as denoiser
 from Neighbor2Neighbor.denoisers import NonLocalMeans, PhaseDenoiser, denoise_images
 from tests.conftest import ROOT
@@ -154,3 +154,15 @@ def test_another_denoiser_goes_by_phases_too(tmp_path):
     denoise.main(["--denoiser", "nlm", "--data", str(root), "--noise", "gauss50", "--subsample", "2", "--workers", "0",
                   "--output", str(tmp_path / "copy")])  # fmt: skip
     assert NonLocalMeans.channels == 3 and images.read_manifest(tmp_path / "copy")["denoiser"].endswith("subsample 2")
+
+
+def test_a_plan_costs_the_denoiser_as_it_will_be_trained(tmp_path, monkeypatch, capsys):
+    """On every second pixel where the verdict says so, or as asked: crops of half the side."""
+    monkeypatch.setattr(outlook, "SECONDS", 0.0)
+    monkeypatch.setattr(outlook, "seconds_per_step", lambda training: training.crops.side)
+    root = scenes(tmp_path / "scenes", noise=box_noise(2))
+    options = ["--data", str(root), "--noise", "none", "--output", "x", "--channels", "1", "--crop", "128"]
+    for more, stride in ([], 2), (["--subsample", "4"], 4):
+        outlook.main([*options, "--depth", "2", "--batch-size", "2", *more])
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (found["subsample"], found["step_s"]) == (stride, 128 // stride) and found["megapixel_s"] > 0

@@ -242,7 +242,7 @@ def test_an_image_without_finite_features_is_named(run, folder):
         dinov2.embed(backbone, folder)
 
 
-def test_a_map_beside_the_table(run, folder, tmp_path, capsys):
+def test_a_map_beside_the_table(run, folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "0.png").write_bytes(b"no image")
@@ -253,3 +253,11 @@ def test_a_map_beside_the_table(run, folder, tmp_path, capsys):
     for arguments in (["--map", "map.jpg"], ["--map", "map.png", "--tokens", "patches"]):
         with pytest.raises(ValueError, match="name a .png, and tokens that give one row per image"):
             main([str(run), str(broken), "--output", str(tmp_path / "g.npy"), *arguments])
+
+
+def test_the_table_is_the_last_that_is_written(run, folder, tmp_path, monkeypatch):
+    """A call that was killed while it drew the map finds no table, which would refuse it, and goes on."""
+    drawn = []
+    monkeypatch.setattr("dinov2.embed.write_map", lambda *parts: drawn.append((tmp_path / "f.npy").exists()))
+    main([str(run), str(folder), "--output", str(tmp_path / "f.npy"), "--map", str(tmp_path / "map.png")])
+    assert drawn == [False] and (tmp_path / "f.npy").exists()

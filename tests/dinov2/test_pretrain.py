@@ -150,6 +150,16 @@ def test_files_that_cannot_be_read(tmp_path):
     assert re.search(r"1 of the 20 files looked at cannot be read, the first: .*003\.png", refused(folder))
 
 
+def test_a_broken_file_beside_the_sample_is_named_too(tmp_path, monkeypatch):
+    """Its header is whole; the sample, one of three files, does not hold it."""
+    folder = make_images(tmp_path / "d", number=200)
+    whole = (folder / "038.png").read_bytes()
+    (folder / "038.png").write_bytes(whole[: len(whole) // 2])
+    assert re.search(r"1 of the 200 files read are of no use, the first: .*038\.png cannot be read", refused(folder))
+    monkeypatch.setattr("dinov2.run.survey.READ_S", 0.0)
+    assert look_at(str(folder), Layout(), None, "auto").count == 200
+
+
 def test_mixed_channels_are_counted_and_the_majority_kept_on_request(tmp_path, capsys):
     make_images(tmp_path / "d/five", channels=5)
     folder = make_images(tmp_path / "d/two", number=3, channels=2).parent
@@ -258,6 +268,19 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch, capsys):
                      capsys.readouterr().out)  # fmt: skip
 
 
+def test_a_denoised_copy_of_the_users_takes_the_denoisers_place(tmp_path, monkeypatch, capsys):
+    folder, run = make_images(tmp_path / "d"), []
+    words = [str(folder), "--output", str(tmp_path / "o"), f"data.denoised_root={tmp_path / 'copy'}"]
+    assert main([*words, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "denoiser  none: the denoised copy is" in printed and "Neighbor2Neighbor" not in printed
+    assert f"data.denoised_root={tmp_path / 'copy'}" in printed and "dinov2.train" in printed
+    monkeypatch.setattr("dinov2.outlook.measure_training", lambda stage: (1.0, 10**6))
+    monkeypatch.setattr("dinov2.pretrain.Runner.run", lambda runner, steps: run.append(steps))
+    assert main(words) == 0 and len(run) == 3
+    assert "denoiser 0 s, denoised copy 0 s, n2n 12 min, nct 5 min" in capsys.readouterr().out
+
+
 # --- trials and large folders ---------------------------------------------------------------------------------------
 def test_a_part_of_a_folder_keeps_its_folders_and_its_labels(tmp_path):
     folder = make_images(tmp_path / "d", folders=("a", "b"))
@@ -271,11 +294,13 @@ def test_a_part_of_a_folder_keeps_its_folders_and_its_labels(tmp_path):
 
 def test_a_trial_of_a_large_folder_is_made_on_a_part_of_it(tmp_path, monkeypatch, capsys):
     folder = make_images(tmp_path / "d", number=200, folders=("a", "b"))
-    table = write_rows(tmp_path / "l.csv", [[name, name[0]] for name in list_images(folder)])
+    write_rows(tmp_path / "labels.csv", [[name, name[0]] for name in list_images(folder)])
+    monkeypatch.chdir(tmp_path)  # where the part has a labels.csv of its own, this one names images that it lacks
     monkeypatch.setattr("dinov2.pretrain.Plan.run", lambda plan, subsample: plan)
-    plan = dinov2.pretrain(folder, output=tmp_path / "o", steps=1, labels=str(table), group=r"\d+")
-    assert plan.o.data == str(tmp_path / "o/images-256") and len(list_images(plan.o.data)) == 256
-    assert plan.survey.labelled and plan.o.given("data.labels") == "labels.csv" and plan.survey.count == 256
+    plan = dinov2.pretrain("d", output="o", steps=1, labels="labels.csv", group=r"\d+")
+    assert plan.o.data == "o/images-256" and len(list_images(plan.o.data)) == 256
+    assert plan.survey.labelled and plan.o.given("data.labels") == "o/images-256/labels.csv"
+    assert plan.survey.count == 256
     assert len(plan.survey.val.relatives) in (25, 26, 27)
     assert "a trial on 256 of 400 images, linked in" in capsys.readouterr().out
 

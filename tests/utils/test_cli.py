@@ -61,15 +61,28 @@ def programs() -> list[str]:
     return sorted(set(names) - {"utils.locks"})  # which scripts alone call
 
 
-@pytest.mark.parametrize("program", programs())
+def scripts() -> list[str]:
+    """Those of exps/ that users call; the shell scripts there call exps/pipeline.py."""
+    files = [f for f in (ROOT / "exps").glob("*.py") if 'if __name__ == "__main__":' in f.read_text()]
+    return sorted(f"exps/{file.name}" for file in files if file.name != "pipeline.py")
+
+
+@pytest.mark.parametrize("program", [*programs(), *scripts()])
 def test_help_does_not_wait_for_what_loads_slowly(program):
+    command = [program] if program.endswith(".py") else ["-m", program]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    shown = subprocess.run([sys.executable, "-m", program, "--help"], cwd=ROOT, text=True, capture_output=True)
+    shown = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, text=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime  # of a core: others may be busy
     assert shown.returncode == 0 and not shown.stderr, shown.stderr
-    assert program.rpartition(".")[2] in shown.stdout
+    assert program.removesuffix(".py").replace("/", ".").rpartition(".")[2] in shown.stdout
     assert seconds < 2
+
+
+@pytest.mark.parametrize("script", ["mstar.sh", "miniature.sh"])
+def test_a_script_of_many_runs_explains_itself_once(script):
+    shown = subprocess.run(["sh", ROOT / "exps" / script, "--help"], cwd=ROOT, text=True, capture_output=True)
+    assert shown.returncode == 0 and shown.stdout.count(f"exps/{script}") == 1 and "set -eu" not in shown.stdout
 
 
 def test_a_rank_leaves_without_taking_the_interpreter_down(tmp_path):

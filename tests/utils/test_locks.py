@@ -41,12 +41,37 @@ def test_a_second_holder_is_told_who_holds_it_and_the_lock_goes_with_its_block(t
     assert not (tmp_path / "refused").exists(), "a folder of nothing but the lock goes with it"
 
 
+def test_sweeping_takes_the_lock_of_a_process_that_is_gone_alone(tmp_path):
+    left(tmp_path, pid=2**22 + 1)
+    locks.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    left(tmp_path)
+    locks.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("fields", [{"pid": 2**22 + 1}, {"boot": "another", "pid": os.getpid()}, {"start": None}])
 def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, fields):
     left(tmp_path, **fields)
     with locked(tmp_path):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dead_that_nobody_collects_hold_nothing(tmp_path):
+    """As in a container whose first process does not wait for the orphans."""
+    child = os.fork()
+    if not child:
+        try:
+            locks.acquire(tmp_path / ".lock")
+        finally:
+            os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it stays where it is
+    try:
+        with locked(tmp_path):
+            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    finally:
+        os.waitpid(child, 0)
 
 
 def test_the_lock_of_another_host_stays_unless_its_slurm_job_was_started_again(tmp_path, monkeypatch):

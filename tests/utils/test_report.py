@@ -190,6 +190,24 @@ def test_a_run_that_has_just_begun(tmp_path):
     assert "not yet" in text and "No pictures of the data" in text
 
 
+def test_a_run_without_labels_and_without_a_clean_view(tmp_path):
+    """No table of accuracies, which it cannot have, and no column for clean pictures."""
+    run = make_run(tmp_path / "run", "dinov2", make_images(tmp_path / "set", count=2))
+    row = read_results(run)[-1] | {"metric": "rankme", "value": 9.0}
+    (run / "results.jsonl").write_text(json.dumps(row) + "\n")
+    with np.load(run / "pca.npz") as file:
+        content = dict(file)
+    noisy = content["views"].tolist().index("noisy")
+    for key in ("views", "images", "components"):
+        axis = 0 if key == "views" else 1
+        content[key] = content[key].take([noisy], axis=axis)
+    np.savez(run / "pca.npz", **content)
+    text = make_page(find_runs([run]), "x")
+    assert "which need labels" in text and '<th>Method</th><th class="wide">Pretrained on' not in text
+    assert "<th>input</th>" in text and "<th>clean</th>" not in text
+    assert "which need labels" in markdown(table_of([run]))
+
+
 def test_errors_of_the_user(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         report.main([str(tmp_path / "none")])

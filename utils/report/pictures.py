@@ -102,24 +102,28 @@ def pca(table: Table) -> dict | None:
                 print(f"warning: {damaged[-1]}", file=sys.stderr)
                 continue
             groups.setdefault(tuple(content["names"].tolist()), []).append((run, content))
-    tables = [(len(names), pca_rows(members)) for names, members in groups.items()]
+    tables = [pca_table(members) for members in groups.values()]
     return {"tables": tables, "damaged": damaged} if tables or damaged else None
 
 
-def pca_rows(members: list[tuple[Run, dict]]) -> list[tuple[str, str, list[Picture | None]]]:
-    """Pictures on top, below them the components: a row for each run and each view besides the clean one."""
+def pca_table(members: list[tuple[Run, dict]]) -> tuple[list[str], list[tuple[str, str, list[Picture | None]]]]:
+    """Heads of the columns, "clean" where there is such a view, and rows: pictures on top, below them the components, a
+    row for each run and each view besides the clean one.
+    """
     count, runs = len(members[0][1]["names"]), [run for run, _ in members]
+    clean = ["clean"] * any("clean" in content["views"] for _, content in members)
     inputs = [(run, content, view) for run, content in members for view in content["views"].tolist() if view != "clean"]
     inputs += [(run, content, "clean only") for run, content in members if content["views"].tolist() == ["clean"]]
 
     def row(title: str, content: dict, view: str, kind: str) -> tuple[str, str, list[Picture | None]]:
         at = {name: v for v, name in enumerate(content["views"].tolist())}
-        shown = [content[kind][i, at[v]] if v in at else None for i in range(count) for v in ("clean", view)]
+        shown = [content[kind][i, at[v]] if v in at else None for i in range(count) for v in (*clean, view)]
         return title, view, [make_picture(one, side=THUMBNAIL) for one in shown]
 
     pictures = {view: content for _, content, view in inputs}
     rows = [row("image", content, view, "images") for view, content in pictures.items() if view != "clean only"]
-    return rows + [row(label(run, runs), content, view, "components") for run, content, view in inputs]
+    rows += [row(label(run, runs), content, view, "components") for run, content, view in inputs]
+    return [*clean, "input"] * count, rows
 
 
 def rankings(name: str, path: Path) -> dict:

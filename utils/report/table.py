@@ -81,6 +81,11 @@ class Table:
     def trial(self) -> bool:
         return any(run.trial for run in self.runs)
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the runs were evaluated, and none by an accuracy."""
+        return not self.metrics and any(run.rows for run in self.runs)
+
     def by_objective(self) -> dict[str, list[Run]]:
         """The runs of each objective, whose losses and curves have nothing in common with those of another."""
         names = dict.fromkeys(run.objective for run in self.runs)
@@ -233,6 +238,8 @@ def title_of(metric: str) -> str:
 
 def markdown(table: Table) -> str:
     """The table for a terminal or a README: top-1 in percent, best over the checkpoints and final."""
+    if table.unlabelled:
+        return f"{table.title}: no linear probe and no kNN, which need labels; the page has the other figures"
     head = ["Method", "Pretrained on", "Evaluated on"]
     head += [f"{title_of(metric)}, {kind}" for metric in table.metrics for kind in KINDS] + ["Learned"]
     body = [

@@ -29,10 +29,8 @@ def scenes() -> list[np.ndarray]:
     return [np.asarray(image.resize((768, 512), Image.Resampling.BICUBIC)) for image in coarse]
 
 
-@pytest.fixture(scope="module")
-def landmarks(tmp_path_factory) -> Path:
-    """datasets/small/{jpg/,gnd_small.pkl}: for five scenes each a query in a box, two easy, two hard, one junk."""
-    root = tmp_path_factory.mktemp("datasets")
+def write_landmarks(root: Path) -> Path:
+    """root/small/{jpg/,gnd_small.pkl}: for five scenes each a query in a box, two easy, two hard, one junk."""
     images, queries, truth = [], [], []
     for s, scene in enumerate(scenes()):
         height, width = scene.shape[:2]
@@ -53,6 +51,11 @@ def landmarks(tmp_path_factory) -> Path:
     truth[-1] |= {"hard": []}  # a query without a hard image is skipped at that level
     (root / "small/gnd_small.pkl").write_bytes(pickle.dumps({"imlist": images, "qimlist": queries, "gnd": truth}))
     return root
+
+
+@pytest.fixture(scope="module")
+def landmarks(tmp_path_factory) -> Path:
+    return write_landmarks(tmp_path_factory.mktemp("datasets"))
 
 
 def recognise(run, root, *settings):
