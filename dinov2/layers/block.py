@@ -7,11 +7,20 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dinov2.layers.attention import Attention, Packing
 
 MLP_RATIO = 4  # hidden width of the MLP to that of the tokens
 SUBSET_ABOVE = 0.1  # drop-path rate above which skipping dropped sequences pays for gathering the kept ones [DINOv2]
+
+
+def activated(x: Tensor, activation: Callable[[Tensor], Tensor], linear: nn.Linear) -> Tensor:
+    """linear(activation(x)). Of the two a GPU keeps x alone for the backward pass, which computes the activation again:
+    where it compiles, the compiler sees to that (`train.trainer.compile_parts`); a CPU has memory rather than time."""
+    if not (x.is_cuda and x.requires_grad) or torch.compiler.is_compiling():
+        return linear(activation(x))
+    return checkpoint(lambda x: linear(activation(x)), x, use_reentrant=False, preserve_rng_state=False)
 
 
 class Mlp(nn.Module):
@@ -23,7 +32,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return activated(self.fc1(x), F.gelu, self.fc2)
+
+
+def silu_gated(x: Tensor) -> Tensor:  # [..., 2 * D] → [..., D]
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
 
 
 class SwiGLU(nn.Module):
@@ -36,8 +50,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return activated(self.w12(x), silu_gated, self.w3)
 
 
 FFN = {"mlp": Mlp, "swiglu": SwiGLU}

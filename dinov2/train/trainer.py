@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch._functorch import config as partitioner
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -90,6 +91,8 @@ def compiling(cfg: DictConfig, device: torch.device) -> bool:
 def compile_parts(network: nn.ModuleDict) -> None:
     """torch.compile of blocks and heads. Of what is inside them: FSDP's gathering and diagnostics stay around it."""
     torch._dynamo.config.recompile_limit = 64  # all blocks of all networks are one function: of several shapes
+    # Activations and normalised tokens are made again in the backward pass rather than kept for its matrix products.
+    partitioner.ban_recompute_materialized_backward = False
     for module in network.values():
         for part in getattr(module, "blocks", None) or module.children():
             part.forward = torch.compile(part.forward)

@@ -9,6 +9,8 @@ import torch
 from dinov2.data import augment, resample
 from dinov2.data.augment import Augment, AugmentParameters, Normalize
 from dinov2.data.packed import Packed
+from dinov2.layers.attention import Packing
+from dinov2.layers.block import Block
 from dinov2.loss import prototypes
 from dinov2.objectives.distillation import build_network
 from dinov2.train.trainer import compile_parts
@@ -51,6 +53,9 @@ def test_targets_and_losses_traced_are_the_same(kept):
     for place, way in zip(gradients, (lambda f: f, traced), strict=True):
         way(prototypes._gradient_into.__wrapped__)(place, student, log_sum, 0.1, [(out[0], torch.ones(6, 1))])
     torch.testing.assert_close(gradients[0], gradients[1])
+    target = out[0].clone()  # whose memory the gradient may take
+    traced(prototypes._gradient_into.__wrapped__)(target, student, log_sum, 0.1, [(target, torch.ones(6, 1))])
+    torch.testing.assert_close(target, gradients[0].to(kept))
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.1])
@@ -71,3 +76,16 @@ def test_blocks_and_heads_are_traced_whole(drop_path):
     compiled = outputs()
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
     assert "blocks.0.attn.qkv.weight" in network["backbone"].state_dict()
+
+
+def test_a_compiled_block_keeps_what_matrix_products_give_alone():
+    """Neither activations nor normalised tokens, which elementwise passes make again."""
+    block, x, kept = Block(64, 2, "mlp", 1e-5, drop_path=0.0), torch.randn(2 * 300, 64, requires_grad=True), {}
+    with mock.patch("torch.compile", partial(torch.compile, backend="aot_eager_decomp_partition", fullgraph=True)):
+        compile_parts(torch.nn.ModuleDict({"network": torch.nn.ModuleDict({"block": block})}))
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        block(x, Packing(((2, 300),)))
+    widths = [(t.shape[1], t.dtype) for t in kept.values() if len(t) == len(x) and t.shape[1] > 1]
+    # The tokens that enter; what fc1 gives; what attention, its projection and fc2 give.
+    assert sorted(widths, key=str) == [(256, torch.bfloat16), *[(64, torch.bfloat16)] * 3, (64, torch.float32)]
