@@ -113,14 +113,14 @@ class _CrossEntropy(torch.autograd.Function):
     """Keeps logits and targets alone for the backward pass, which computes the softmax again, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, temp: float, *targets: Tensor) -> Tensor:
+    def forward(ctx, student: Tensor, temp: float, consumed: bool, *targets: Tensor) -> Tensor:
         losses = torch.empty(len(targets), len(student), device=student.device)  # [A, n]
         log_sums = torch.empty(len(student), 1, device=student.device)
         for rows in row_chunks(student):
             log_sums[rows], parts = _row_losses(student[rows], temp, [target[rows] for target in targets])
             for loss, part in zip(losses, parts, strict=True):
                 loss[rows] = part
-        ctx.temp = temp
+        ctx.temp, ctx.consumed = temp, consumed
         ctx.save_for_backward(student, log_sums, *targets)
         return losses
 
@@ -128,19 +128,22 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         student, log_sums, *targets = ctx.saved_tensors
         factors = (grad / ctx.temp)[..., None]  # [A, n, 1]
-        out = torch.empty_like(student)
+        fits = targets[0].dtype == student.dtype and targets[0].stride() == student.stride()
+        out = targets[0] if ctx.consumed and fits else torch.empty_like(student)
         for rows in row_chunks(student):
             parts = [(target[rows], factor[rows]) for target, factor in zip(targets, factors, strict=True)]
-            _gradient_into(out[rows], student[rows], log_sums[rows], ctx.temp, parts)
-        return out, None, *(None for _ in targets)
+            chunk = parts[0][0] if out is targets[0] else out[rows]  # as one argument, not as two of one memory
+            _gradient_into(chunk, student[rows], log_sums[rows], ctx.temp, parts)
+        return out, None, None, *(None for _ in targets)
 
 
-def cross_entropy(student: Tensor, targets: Sequence[Tensor], temp: float) -> Tensor:
+def cross_entropy(student: Tensor, targets: Sequence[Tensor], temp: float, consumed: bool = False) -> Tensor:
     """-Σ_k targets * log_softmax(student / temp) of each row, in float32, against each of A teachers at once.
 
     student: [n, K]; targets: A tensors [n, K] without gradient → [A, n]
+    consumed: nobody reads the targets later: where its type is theirs, the gradient takes the place of the first ones.
     """
-    return _CrossEntropy.apply(student, temp, *targets)
+    return _CrossEntropy.apply(student, temp, consumed, *targets)
 
 
 def dino_loss(student: Tensor, targets: Sequence[Tensor], temp: float = 0.1) -> Tensor:
@@ -157,6 +160,6 @@ def ibot_loss(student: Tensor, targets: Sequence[Tensor], weights: Tensor, crops
     """Cross-entropy on masked patches: mean over the mask of each crop, sum over crops / number of crops.
 
     student: logits [M, K] of the masked patches; targets: of A teachers, each [M, K]; weights: [M], 1 / masked patches
-    of that crop → [A]
+    of that crop → [A]. The targets are consumed.
     """
-    return (cross_entropy(student, targets, temp) * weights).sum(dim=1) / crops
+    return (cross_entropy(student, targets, temp, consumed=True) * weights).sum(dim=1) / crops

@@ -1,9 +1,10 @@
 """Losses, targets and centres against numbers recorded from the public DINOv2."""
 
 import numpy as np
+import pytest
 import torch
 
-from dinov2.loss import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from dinov2.loss import Center, cross_entropy, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from tests.conftest import golden
 
 CLOSE = dict(atol=1e-5, rtol=1e-5)
@@ -77,3 +78,22 @@ def test_koleo_of_one_image_is_zero_without_gradient():
     loss = koleo_loss(x)
     loss.backward()
     assert loss.item() == 0.0 and x.grad.abs().max() == 0.0
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_the_gradient_takes_the_memory_of_consumed_targets_of_its_type(kept):
+    torch.manual_seed(0)
+    student = torch.randn(6, 40, requires_grad=True)
+    targets = [torch.randn(6, 40).softmax(dim=1).to(kept) for _ in range(2)]
+    weights, places = torch.rand(2, 6), []
+    expected = -(torch.stack(targets).float() * (student / 0.1).log_softmax(dim=1)).sum(dim=2)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), student)
+    logits = student.clone()
+    logits.register_hook(lambda gradient: places.append(gradient.data_ptr()))
+    loss = (cross_entropy(logits, targets, 0.1, consumed=True) * weights).sum()
+    (found,) = torch.autograd.grad(loss, student, retain_graph=True)
+    torch.testing.assert_close(found, wanted)
+    if kept == student.dtype:
+        assert places == [targets[0].data_ptr()]
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # they are used up
+            loss.backward()
