@@ -117,6 +117,16 @@ def test_a_public_backbone_may_be_of_another_architecture(data, tmp_path):
     assert [line.method for line in table_of(run).floors] == ["public"]
 
 
+def test_figures_without_labels_keep_no_floor_out(data, tmp_path):
+    """They are of training images, and more of them."""
+    run = make_run(tmp_path / "out/gauss255/dinov2", "dinov2", data)
+    make_floor(tmp_path / "out", "pixels", data)
+    row = read_results(run)[-1] | {"metric": "rankme", "details": {"images": 7 * IMAGES, "split": "train"}}
+    append_result(run / "results.jsonl", row)
+    table = table_of(tmp_path / "out")
+    assert "kept out" not in said(table) and [line.method for line in table.floors] == ["pixels"]
+
+
 def test_floors_without_rows_or_of_other_data_are_kept_out(data, tmp_path):
     run = make_run(tmp_path / "dinov2", "dinov2", data)
     (make_floor(tmp_path, "pixels", data) / "results.jsonl").unlink()

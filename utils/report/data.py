@@ -55,8 +55,12 @@ class Run:
         self.rank = sort_key(OBJECTIVES, objective), sort_key(SYSTEMS, self.method), self.seed
 
     def detail(self, key: str) -> Any:
-        """A detail of the last row that has it: images, classes, crop, architecture; None in older rows."""
-        return next((row["details"][key] for row in reversed(self.rows) if key in row["details"]), None)
+        """A detail of the last row that has it: images, classes, crop, architecture; None in older rows.
+
+        Figures without labels may be of the training images: those rows are left out.
+        """
+        rows = (row["details"] for row in reversed(self.rows) if row["details"].get("split") != "train")
+        return next((details[key] for details in rows if key in details), None)
 
     @property
     def crop(self) -> int | None:
