@@ -1,4 +1,4 @@
-"""The projection head: MLP, L2 normalisation, weight-normalised linear layer to the prototypes."""
+"""The projection head: MLP, L2 normalisation, weight-normalised linear layer to the prototypes, if any."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class WeightNormLinear(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """dim → hidden → … → bottleneck → prototypes. Public names: mlp.0, mlp.2, mlp.4, last_layer.weight_{g,v}."""
+    """dim → hidden → … → bottleneck → prototypes. Public names: mlp.0, mlp.2, mlp.4, last_layer.weight_{g,v}.
+
+    Without prototypes (0) it ends at the bottleneck, in unit vectors.
+    """
 
     def __init__(self, dim: int, prototypes: int, layers: int = 3, hidden: int = 2048, bottleneck: int = 256):
         super().__init__()
@@ -33,11 +36,11 @@ class DINOHead(nn.Module):
             modules += [linear, nn.GELU()]
         # A head of one layer is a lone linear layer under the name "mlp", as the public code has it.
         self.mlp = nn.Sequential(*modules[:-1]) if layers > 1 else modules[0]
-        self.last_layer = WeightNormLinear(bottleneck, prototypes)
+        self.last_layer = WeightNormLinear(bottleneck, prototypes) if prototypes else nn.Identity()
         self.observing = False  # when set, forward keeps what it normalises in `bottleneck`
         self.bottleneck: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:  # [..., D] → [..., K]
+    def forward(self, x: Tensor) -> Tensor:  # [..., D] → [..., K] or [..., d]
         x = self.mlp(x)
         if self.observing:
             self.bottleneck = x.detach()

@@ -9,6 +9,7 @@ from dinov2.objectives.ibot import IBOT
 from dinov2.objectives.mocov3 import MoCoV3
 from dinov2.objectives.objective import CropBatch, Objective
 from dinov2.objectives.simclr import SimCLR
+from dinov2.objectives.simdinov2 import SimDINOv2
 from dinov2.objectives.simsiam import SimSiam
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -18,6 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simclr": SimCLR,
     "mocov3": MoCoV3,
     "simsiam": SimSiam,
+    "simdinov2": SimDINOv2,
 }
 
 __all__ = ["OBJECTIVES", "CropBatch", "DINOv2", "Objective"]

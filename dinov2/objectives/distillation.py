@@ -84,7 +84,14 @@ def total_and_terms(losses: Tensor, displayed: dict[str, Tensor], targets: list[
 class SelfDistillation(Objective):
     """Student, EMA teacher, centres. `losses` is the objective's own."""
 
+    over_prototypes = True  # else the heads have none, and `logits` are unit embeddings
+
     def __init__(self, cfg: DictConfig):
+        for key, head in (("dino", cfg.dino), ("ibot", cfg.ibot))[: 2 if cfg.ibot.separate_head else 1]:
+            if bool(head.prototypes) != self.over_prototypes:
+                what, least = ("learns over", "at least 1") if self.over_prototypes else ("has no", "0")
+                given = f"{key}.prototypes={head.prototypes}"
+                raise ValueError(f"objective={cfg.objective} {what} prototypes: {given} must be {least}")
         super().__init__(cfg)
         self.student = build_network(cfg, drop_path=True)
         self.teacher = build_network(cfg)

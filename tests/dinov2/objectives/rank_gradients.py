@@ -11,7 +11,8 @@ from dinov2.train.trainer import shard
 from tests.dinov2.train.tiny import SETTINGS
 from utils import cli, distributed
 
-NAMES = ("simclr", "mocov3", "simsiam")
+TWO_VIEWS = ("simclr", "mocov3", "simsiam")
+NAMES = (*TWO_VIEWS, "simdinov2")  # whose loss looks at other images of the batch
 SMALL = ["projector.hidden=16", "projector.dim=8", "projector.predictor=8", "model.drop_path=0.0", "data.root=x"]
 SMALL += ["model.layerscale=1.0"]
 IMAGES = 6
@@ -19,7 +20,8 @@ IMAGES = 6
 
 def config_of(name: str, *more: str) -> DictConfig:
     settings = [setting for setting in SETTINGS if not setting.startswith("crops.local_number")]
-    return load_config([*settings, *SMALL, f"objective={name}", "output_dir=x", *more])
+    own = ["dino.prototypes=0", "ibot.mask_probability=0.0"] if name == "simdinov2" else []
+    return load_config([*settings, *SMALL, f"objective={name}", *own, "output_dir=x", *more])
 
 
 def batch_of(rank: int = 0, ranks: int = 1) -> CropBatch:

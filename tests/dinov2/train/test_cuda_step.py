@@ -31,6 +31,7 @@ def trainer_of(tree, output, name: str, anchored: bool, drop_path: str) -> Train
         f"objective={name}",
         f"model.drop_path={drop_path}",
         *(["crops.local_number=0"] if name in TWO_CROPS else []),
+        *(["dino.prototypes=0"] if name == "simdinov2" else []),
     ]
     cfg = load_config(
         settings(tree, output, "train.precision=bf16", "train.log_every=100", f"data.denoised_root={tree}", *more)
