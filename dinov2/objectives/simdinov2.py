@@ -38,7 +38,9 @@ class SimDINOv2(SelfDistillation):
         if self.observing:
             self.diagnostics = diagnose_embeddings(*student.cls_tokens, *student.global_cls)
 
-    def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self, student: StudentOutputs, targets: list[Targets], batch: CropBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean distance over all pairs of different crops, and over masked patches, less the coding rate."""
         pairs = (len(student.local_cls) + GLOBAL_CROPS - 1) * GLOBAL_CROPS
         global_pairs = [distance(student.global_cls, target.cls).mean(dim=1).sum() for target in targets]

@@ -11,8 +11,8 @@ from dinov2.train.trainer import shard
 from tests.dinov2.train.tiny import SETTINGS
 from utils import cli, distributed
 
-TWO_VIEWS = ("simclr", "mocov3", "simsiam")
-NAMES = (*TWO_VIEWS, "simdinov2")  # whose loss looks at other images of the batch
+TWO_CROPS = ("simclr", "mocov3", "simsiam")
+NAMES = (*TWO_CROPS, "simdinov2")  # whose loss looks at other images of the batch
 SMALL = ["projector.hidden=16", "projector.dim=8", "projector.predictor=8", "model.drop_path=0.0", "data.root=x"]
 SMALL += ["model.layerscale=1.0"]
 IMAGES = 6

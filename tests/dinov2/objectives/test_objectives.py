@@ -10,7 +10,7 @@ from dinov2.train import curriculum
 from dinov2.train.__main__ import main
 from dinov2.train.anchor import can_be_anchored
 from tests.conftest import fill_parameters, golden
-from tests.dinov2.objectives.rank_gradients import NAMES, TWO_VIEWS, batch_of, config_of, gradients, spread
+from tests.dinov2.objectives.rank_gradients import NAMES, TWO_CROPS, batch_of, config_of, gradients, spread
 from tests.dinov2.train.steps import DISPLAYED, recorded_batch, steps_config
 from tests.dinov2.train.test_curriculum import SHORT, write_denoised
 from tests.dinov2.train.tiny import make_tree, settings
@@ -29,7 +29,7 @@ def tree(tmp_path_factory):
 
 
 def command(tree, run, name: str, *more: str) -> list[str]:
-    own = {"simdinov2": ["dino.prototypes=0"], **dict.fromkeys(TWO_VIEWS, ["crops.local_number=0"])}.get(name, [])
+    own = {"simdinov2": ["dino.prototypes=0"], **dict.fromkeys(TWO_CROPS, ["crops.local_number=0"])}.get(name, [])
     return settings(tree, run, f"objective={name}", *own, *SMALL, *more)
 
 
@@ -56,7 +56,7 @@ def test_it_learns_and_goes_on_bit_for_bit(tree, tmp_path, name):
 @pytest.mark.parametrize("name", OTHERS)
 def test_steps_on_one_batch_lower_its_loss(name):
     torch.manual_seed(0)
-    cfg = config_of(name) if name in TWO_VIEWS else config_of(name, "crops.local_number=0")
+    cfg = config_of(name) if name in TWO_CROPS else config_of(name, "crops.local_number=0")
     model = OBJECTIVES[name](cfg).train()
     for network in model.trained():
         spread(network)
@@ -142,8 +142,8 @@ def test_wrong_objectives_are_one_sentence():
         ValueError, match=r"objective=simclear must be one of dino, dinov2, ibot, mocov3, simclr, simdinov2, simsiam"
     ):
         load_config(["quickstart", "objective=simclear", "data.root=x", "output_dir=x"])
-    wrong = [("crops.local_number=2", "simclr"), ("ibot.mask_probability=0.5", "dino"), ("dino.prototypes=8", "simdinov2")]
-    for more, name in wrong:
+    wrong = {"simclr": "crops.local_number=2", "dino": "ibot.mask_probability=0.5", "simdinov2": "dino.prototypes=8"}
+    for name, more in wrong.items():
         cfg = load_config(["quickstart", f"objective={name}", more, "data.root=x", "output_dir=x"])
         with pytest.raises(ValueError, match=rf"objective={name} .*{more} must be 0"):
             OBJECTIVES[name](cfg)
