@@ -53,7 +53,7 @@ def few_steps(trainer: Trainer, number: int, last) -> None:
             trainer.monitor.read()
             trainer.monitor.put(iteration, terms)
     trainer.monitor.read()
-    assert trainer.monitor.terms["total_loss"] > 0
+    assert trainer.monitor.terms["total_loss"] != 0  # simdinov2: below 0
 
 
 @needs_cuda_build
