@@ -66,7 +66,7 @@ def choose(
     found = _data(survey, hardware)
     found += _crops(survey, hardware, patch, given) if small else []
     found += _schedule(survey, base, given, small)
-    if small and weights is None:
+    if small and weights is None and given.get("objective", "dinov2") in ("dinov2", "dino", "ibot"):
         prototypes = 256 if len(survey.train.relatives) < 2000 else 1024
         reason = "no more than crops in some batches (measured: 256 on 1,442 images, 1,024 on 9,469)"
         found += [Choice(f"{head}.prototypes", prototypes, reason) for head in ("dino", "ibot")]

@@ -235,6 +235,11 @@ def check_settings(o: Options) -> DictConfig:
     from dinov2.config import load_config  # here, as it loads slowly
 
     runs = [load_config([*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides]) for run in runs_of(o)]
+    for cfg in runs:
+        if cfg.objective != "dinov2":
+            from dinov2.train.curriculum import check_objective  # here, as it loads PyTorch
+
+            check_objective(cfg)
     return runs[-1]
 
 

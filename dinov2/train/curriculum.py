@@ -27,7 +27,7 @@ from utils.images import read_manifest
 from utils.noise import NoiseSpec
 
 # Keys and sections in which a stage and the run that it builds on must agree.
-SHARED = ("objective", "model", "dino", "ibot", "projector", "crops", "seed")
+SHARED = ("objective", "model", "dino", "ibot", "coding_rate", "projector", "crops", "seed")
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,21 @@ class Stage:
         return all(any(c.epoch == e and c.evaluate for c in checkpoint.list_checkpoints(self.run)) for e in self.keep)
 
 
-def plan(cfg: DictConfig) -> list[Stage]:
-    entries = cfg.curriculum.stages
-    objective = cfg.objective
-    if any(entry.get("anchor") for entry in entries) and not can_be_anchored(objective):
+def check_objective(cfg: DictConfig) -> None:
+    """ValueError where the objective refuses a setting or an anchor; nothing is computed."""
+    if any(entry.get("anchor") for entry in cfg.curriculum.stages) and not can_be_anchored(cfg.objective):
         able = ", ".join(name for name in OBJECTIVES if can_be_anchored(name))
         raise ValueError(
-            f"objective={objective} learns from no teacher's targets, which an anchor (nct) could give too: "
+            f"objective={cfg.objective} learns from no teacher's targets, which an anchor (nct) could give too: "
             f"take nc, or an objective of {able}"
         )
+    with torch.device("meta"):
+        OBJECTIVES[cfg.objective](cfg)
+
+
+def plan(cfg: DictConfig) -> list[Stage]:
+    entries = cfg.curriculum.stages
+    check_objective(cfg)
     anchors = {number: anchor_source(cfg, number) for number, entry in enumerate(entries) if entry.get("anchor")}
     stages: list[Stage] = []
     for number, entry in enumerate(entries):
