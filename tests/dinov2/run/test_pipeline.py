@@ -12,7 +12,7 @@ import pytest
 
 from dinov2.run.options import Options, finish, from_root
 from dinov2.run.pipeline import CommandFailed, Runner, Step, tree_state
-from dinov2.run.stages import evaluate, runs_of
+from dinov2.run.stages import check_settings, evaluate, runs_of
 from tests.conftest import ROOT
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
@@ -37,6 +37,17 @@ def test_a_command_is_run_again_only_for_a_change_or_a_failure(tmp_path, capfd):
     (tmp_path / ".done/a").write_text("python -m something\n\n1234 5 file")  # of another form, or damaged
     runner.run([step(log, "z", name="a", state="2"), step(log), step(log)])  # those without a name are run each time
     assert log.read_text() == "xxxxxyzxx"
+
+
+def test_what_an_objective_refuses_is_refused_before_anything_is_trained(tmp_path):
+    options = Options(scale="quickstart", data=str(tmp_path), output=str(tmp_path), methods=["nc", "nct"])
+    options.overrides = ["objective=simclr"]
+    finish(options)
+    with pytest.raises(ValueError, match="objective=simclr learns from no teacher's targets.*take nc"):
+        check_settings(options)
+    options.methods, options.overrides = ["nc"], ["objective=simdinov2", "dino.prototypes=8"]
+    with pytest.raises(ValueError, match="objective=simdinov2 has no prototypes: dino.prototypes=8 must be 0"):
+        check_settings(options)
 
 
 def test_a_dry_run_prints_and_leaves_no_trace(tmp_path, capsys):
