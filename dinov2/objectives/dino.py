@@ -15,10 +15,14 @@ from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms
 class DINO(SelfDistillation):
     """No patch is masked, and the prototypes have unit length (norm_last_layer in the public code)."""
 
-    def __init__(self, cfg: DictConfig):
+    @classmethod
+    def check(cls, cfg: DictConfig) -> None:
+        super().check(cfg)
         if cfg.ibot.mask_probability:
             given = f"ibot.mask_probability={cfg.ibot.mask_probability}"
             raise ValueError(f"objective=dino masks no patches: {given} must be 0")
+
+    def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.student["dino_head"].last_layer.weight_g.requires_grad_(False)
 

@@ -86,12 +86,15 @@ class SelfDistillation(Objective):
 
     over_prototypes = True  # else the heads have none, and `logits` are unit embeddings
 
-    def __init__(self, cfg: DictConfig):
+    @classmethod
+    def check(cls, cfg: DictConfig) -> None:
         for key, head in (("dino", cfg.dino), ("ibot", cfg.ibot))[: 2 if cfg.ibot.separate_head else 1]:
-            if bool(head.prototypes) != self.over_prototypes:
-                what, least = ("learns over", "at least 1") if self.over_prototypes else ("has no", "0")
+            if bool(head.prototypes) != cls.over_prototypes:
+                what, least = ("learns over", "at least 1") if cls.over_prototypes else ("has no", "0")
                 given = f"{key}.prototypes={head.prototypes}"
                 raise ValueError(f"objective={cfg.objective} {what} prototypes: {given} must be {least}")
+
+    def __init__(self, cfg: DictConfig):
         super().__init__(cfg)
         self.student = build_network(cfg, drop_path=True)
         self.teacher = build_network(cfg)

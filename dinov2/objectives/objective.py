@@ -56,12 +56,17 @@ class Objective(nn.Module):
 
     def __init__(self, cfg: DictConfig):
         super().__init__()
+        self.check(cfg)
         keep_freed_memory()
         self.cfg = cfg
         self.teacher: nn.ModuleDict | None = None
         self.observing = False  # when set, forward also fills `diagnostics`
         self.diagnostics: dict[str, float] = {}  # columns of metrics.jsonl
         self.information: Information | None = None  # when set, forward adds its targets over prototypes, if any, to it
+
+    @classmethod
+    def check(cls, cfg: DictConfig) -> None:
+        """ValueError for settings that the objective has no use for; called before anything is built."""
 
     def forward(self, batch: CropBatch, teacher_temp: float, progress: float = 0.0) -> LossAndTerms:
         """Loss and terms; progress: fraction of the schedule that is done, in [0, 1]."""

@@ -31,12 +31,12 @@ def build_predictor(cfg: DictConfig, last_norm: bool) -> Projector:
 class TwoCrops(Objective):
     """Compares the two global crops; there are no local crops, no masks and no teacher temperature."""
 
-    def __init__(self, cfg: DictConfig):
+    @classmethod
+    def check(cls, cfg: DictConfig) -> None:
         unused = {"crops.local_number": cfg.crops.local_number, "ibot.mask_probability": cfg.ibot.mask_probability}
         for key, value in unused.items():
             if value:
                 raise ValueError(f"objective={cfg.objective} compares two global crops: {key}={value} must be 0")
-        super().__init__(cfg)
 
     def cls_tokens(self, network: nn.ModuleDict, batch: CropBatch) -> tuple[Tensor, Tensor]:
         """CLS tokens of the first and of the second crops.  # two of [B, D]"""

@@ -59,8 +59,7 @@ def check_objective(cfg: DictConfig) -> None:
             f"objective={cfg.objective} learns from no teacher's targets, which an anchor (nct) could give too: "
             f"take nc, or an objective of {able}"
         )
-    with torch.device("meta"):
-        OBJECTIVES[cfg.objective](cfg)
+    OBJECTIVES[cfg.objective].check(cfg)
 
 
 def plan(cfg: DictConfig) -> list[Stage]:
