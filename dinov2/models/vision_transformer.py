@@ -25,7 +25,11 @@ ARCHS = {  # embedding dim, blocks, heads
 
 
 class PatchEmbed(nn.Module):
-    """[B, C, H, W] → [B, h * w, D]. Public name: proj."""
+    """[B, C, H, W] → [B, h * w, D]. Public name: proj.
+
+    The convolution's weights, but a matrix product: patches that do not overlap are rows of one, and libraries take the
+    gradient of the convolution up to 25 times as long (docs/performance.md).
+    """
 
     def __init__(self, patch_size: int, in_chans: int, dim: int):
         super().__init__()
@@ -39,7 +43,13 @@ class PatchEmbed(nn.Module):
         height, width = x.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image of {height}x{width} is no multiple of the patch size {self.patch_size}")
-        return self.proj(x).flatten(2).transpose(1, 2)
+        return F.linear(self.patches(x), self.proj.weight.flatten(1), self.proj.bias)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """The values of each patch in one row.  # [B, C, H, W] → [B, h * w, C * p * p]"""
+        size = self.patch_size
+        grid = x.unflatten(3, (-1, size)).unflatten(2, (-1, size))  # [B, C, h, p, w, p]
+        return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 class VisionTransformer(nn.Module):
