@@ -30,6 +30,7 @@ from Neighbor2Neighbor.denoisers import (
     training_options,
 )
 from utils import cli, distributed, images
+from utils.memory import keep_freed_memory
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     text = _values_text(args)
     stride = args.subsample or training_options(args.model).get("subsample", 1)
     device = distributed.device()
+    keep_freed_memory()
     with worker_pool(args.workers) as pool:
         denoiser = make_denoiser(args.denoiser, spec, args.model, device, args.precision)
         denoiser = by_phases(denoiser, stride)

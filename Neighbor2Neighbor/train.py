@@ -36,6 +36,7 @@ from utils import cli, distributed, values
 from utils.files import atomic_path
 from utils.images import ImageError, describe_source, source_files
 from utils.locks import locked
+from utils.memory import keep_freed_memory
 from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
@@ -324,6 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     NoiseSpec.parse(args.noise)
     distributed.init()
+    keep_freed_memory()
     try:
         root = Path(args.data)
         kept = args.channels if args.mixed == "keep" else None

@@ -22,7 +22,7 @@ from dinov2.data.resample import ATTEMPTS, cut, random_boxes
 from utils.fused import fused
 from utils.memory import keep_freed_memory
 
-CPU_IMAGES = 8  # a CPU takes the batch in parts that stay in its cache: twice as fast as 64 images at once
+CPU_PIXELS = 800_000  # of a part's crops; a CPU takes the batch in parts that stay in its cache: 8 images at 2 x 224 px
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,10 @@ class Augment:
         ends = parameters.boxes[..., :2] + parameters.boxes[..., 2:]
         assert bool((ends <= sizes).all()), "parameters drawn for other image sizes"
         out = torch.empty(n, batch, canvas.shape[1], size, size)
-        for start in range(0, batch, CPU_IMAGES):
-            part = slice(start, start + CPU_IMAGES)
-            drawn = parameters.slice(start, start + CPU_IMAGES)
+        images = max(1, CPU_PIXELS // (n * size**2))
+        for start in range(0, batch, images):
+            part = slice(start, start + images)
+            drawn = parameters.slice(start, start + images)
             out[:, part] = self._crops(canvas[part], drawn, size).unflatten(0, (n, -1))
         return out.flatten(0, 1)
 

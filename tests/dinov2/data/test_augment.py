@@ -195,7 +195,7 @@ def test_the_size_of_the_parts_on_a_cpu_does_not_show(monkeypatch):
     canvas, sizes, _ = batch(11)
     parameters = augment.sample(sizes, generator())
     whole = augment.apply_global(canvas, sizes, parameters)
-    monkeypatch.setattr(module, "CPU_IMAGES", 3)
+    monkeypatch.setattr(module, "CPU_PIXELS", 3 * 2 * augment.crops.global_size**2)  # 3 images
     torch.testing.assert_close(augment.apply_global(canvas, sizes, parameters), whole, atol=1e-6, rtol=0)
 
 
