@@ -6,7 +6,7 @@ import torch
 
 from dinov2.layers.attention import Packing, attend_per_size
 from dinov2.layers.dino_head import DINOHead
-from dinov2.models.vision_transformer import VisionTransformer
+from dinov2.models.vision_transformer import PatchEmbed, VisionTransformer
 from tests.conftest import fill_parameters, golden, seeded_input
 
 SETTINGS = {
@@ -87,6 +87,20 @@ def test_drop_path_keeps_the_mean(rate):
         block.mlp.fc2.weight.zero_()
         mean = torch.stack([block(x, packing) - x for _ in range(600)]).mean(0)
     assert torch.allclose(mean, expected, atol=6 * float(expected.abs().max()) * (rate / (1 - rate) / 600) ** 0.5)
+
+
+@pytest.mark.parametrize("channels, height, width", [(3, 32, 32), (1, 16, 40), (5, 24, 8)])
+def test_the_patch_embedding_is_the_convolution(channels, height, width):
+    torch.manual_seed(0)
+    embed = PatchEmbed(8, channels, 12)
+    images = torch.randn(2, channels, height, width)
+    expected = embed.proj(images).flatten(2).transpose(1, 2)
+    for x in (images, images.contiguous(memory_format=torch.channels_last), images.flip(-1).flip(-1)):
+        torch.testing.assert_close(embed(x), expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn_like(expected)
+    of_product = torch.autograd.grad((embed(images) * weights).sum(), list(embed.parameters()))
+    of_convolution = torch.autograd.grad((expected * weights).sum(), list(embed.parameters()))
+    torch.testing.assert_close(of_product, of_convolution, atol=1e-4, rtol=1e-4)
 
 
 def test_image_that_does_not_divide_is_refused():
