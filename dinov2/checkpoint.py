@@ -59,8 +59,7 @@ def _folder(run: Path | str) -> Path:
 @cache
 def _warn(sentence: str) -> None:
     """Warns once per process: the same folders are looked at many times."""
-    if distributed.is_main():
-        print(f"warning: {sentence}", file=sys.stderr)
+    distributed.print_on_main(f"warning: {sentence}", file=sys.stderr)
 
 
 def _read_checkpoint(path: Path) -> Checkpoint | None:

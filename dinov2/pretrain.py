@@ -24,6 +24,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from dinov2 import CommandModule
+from dinov2.config import load_config
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS
 from dinov2.outlook import check_disk, costs_of
@@ -44,7 +45,7 @@ from dinov2.run.pipeline import CommandFailed, Runner, environment, sums
 from dinov2.run.subset import link, spread
 from dinov2.run.survey import Survey, look_at
 from utils import cli
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.images import list_images
 from utils.locks import locked
 from utils.readers import STACKS
@@ -148,8 +149,6 @@ def check_early(request: Request, o: Options) -> None:
     probe = replace(o, scale=request.scale or "imagenette", evals=list(request.evaluate), data="x")
     probe.overrides, probe.eval_overrides = list(o.overrides), list(o.eval_overrides)
     finish(probe)
-    from dinov2.config import load_config  # here, as it loads slowly
-
     load_config([probe.scale, *o.overrides, *o.eval_overrides], validated=False)
 
 
@@ -221,10 +220,7 @@ class Plan:
         scale, *others = self.choices
         head = [f"# Chosen by python -m dinov2.pretrain, over the scale {scale.value} ({scale.reason}):"]
         head += [f"#   {choice.key}: {choice.reason}" for choice in others]
-        path = Path(self.o.overlay)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text("\n".join(head) + "\n" + OmegaConf.to_yaml(content))
+        write_text(self.o.overlay, "\n".join(head) + "\n" + OmegaConf.to_yaml(content))
 
     # --- in words ---------------------------------------------------------------------------------------------------
     def describe(self) -> None:
@@ -285,8 +281,7 @@ class Plan:
         if found.get("of") != of:
             found = NO_DENOISER if self.copy else self._ask_denoiser()
             found = found | {"of": of, "costs": costs_of(o, self.survey, found)}
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(found))
+            write_text(path, json.dumps(found))
         if found["verdict"]:
             print("noise: " + "; ".join(found["verdict"]))
         if "--subsample" not in o.denoiser and found["subsample"] > 1:

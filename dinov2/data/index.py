@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dinov2.data.splits import SPLITS, Layout, assign, has_splits
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images, of_channels
 from utils.locks import sweep
 from utils.progress import progress
@@ -104,10 +104,8 @@ def _list_split(root: Path, split: str, cache: Path | str | None, stack: str, fl
     content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
     for file in files:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             sweep(file.parent)
-            with atomic_path(file) as temporary:
-                temporary.write_text(content)
+            write_text(file, content)
             break
         except OSError:
             continue  # read-only: try the next place; without any, the index is built at each start

@@ -95,8 +95,9 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     chosen = choose_checkpoints(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
-    if len(todo) < len(jobs) and distributed.is_main():
-        print(f"{name}: {len(jobs) - len(todo)} of {len(jobs)} evaluations are there already, skipped")
+    if len(todo) < len(jobs):
+        done = f"{len(jobs) - len(todo)} of {len(jobs)}"
+        distributed.print_on_main(f"{name}: {done} evaluations are there already, skipped")
     with Progress(len(todo), name, "evaluation", enabled=distributed.is_main() and len(todo) > 1) as bar:
         for checkpoint, variant in todo:
             evaluate_one(folder, name, evaluate, checkpoint, variant)
@@ -108,8 +109,8 @@ def run_label_free(name: str, reason: str, argv: list[str]) -> int:
     """Runs label_free in place of an evaluator that needs labels."""
     from dinov2.eval import label_free
 
-    if distributed.is_main():
-        print(f"{name} needs labels, but {reason}. The figures without labels are made instead (label_free):")
+    instead = "The figures without labels are made instead (label_free)"
+    distributed.print_on_main(f"{name} needs labels, but {reason}. {instead}:")
     return run("label_free", label_free.evaluate, label_free.__doc__, lambda cfg: [cfg], argv)
 
 
@@ -234,8 +235,9 @@ def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) ->
     whole = [details for details in rows if details.get("last") and details.get("evaluator") == name]
     if any(mark.items() <= details.items() for details in whole):
         return True
-    if whole and distributed.is_main():
-        print(f"{name}, epoch {checkpoint.epoch}: the existing rows are of other images or settings; evaluated again")
+    if whole:
+        why = "the existing rows are of other images or settings; evaluated again"
+        distributed.print_on_main(f"{name}, epoch {checkpoint.epoch}: {why}")
     return False
 
 

@@ -95,8 +95,8 @@ def build(cfg: DictConfig) -> nn.Module:
     """The backbone of a floor's config. Raises ValueError if the weights do not fit the crop or the channels."""
     if cfg.method == "pixels":
         side = pixel_side(cfg)
-        if side < cfg.eval.crop and distributed.is_main():
-            print(f"pixels: the crop of {cfg.eval.crop} pixels per side is averaged to {side}")
+        if side < cfg.eval.crop:
+            distributed.print_on_main(f"pixels: the crop of {cfg.eval.crop} pixels per side is averaged to {side}")
         return Pixels(side, cfg.data.in_chans)
     if cfg.method == "untrained":
         torch.manual_seed(cfg.seed)  # as training starts
@@ -134,8 +134,7 @@ def run(argv: list[str]) -> int:
     distributed.init()
     keep_freed_memory()
     if reason := without_labels(cfg):
-        if distributed.is_main():
-            print(f"no floors: {reason}")
+        distributed.print_on_main(f"no floors: {reason}")
         return 0
     place = Path(own.get("output") or default_output(folder)) / "floors" / f"{cfg.noise}-{eval_view(cfg)}"
     names = [*FLOORS, *(["public"] if own.get("weights") else [])]
@@ -149,8 +148,7 @@ def make(folder: Path, cfg: DictConfig, evaluators: list[str]) -> None:
     cfg.output_dir = escaped(str(folder))
     origin = Checkpoint(folder, iteration=0, epoch=0, evaluate=True)
     missing = [name for name in evaluators if not common.is_done(folder, name, origin, cfg)]
-    if distributed.is_main():
-        print(f"{folder}: {', '.join(missing) if missing else 'there already, skipped'}", flush=True)
+    distributed.print_on_main(f"{folder}: {', '.join(missing) if missing else 'there already, skipped'}")
     if not missing:
         return
     backbone = build(cfg).to(distributed.device()).eval()

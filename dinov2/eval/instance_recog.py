@@ -30,7 +30,7 @@ from dinov2.data.loader import make_eval_loader
 from dinov2.eval import common, revisited
 from dinov2.eval.features import autocast, check_finite, cls_tokens, eval_view
 from utils import distributed
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.images import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
@@ -221,8 +221,7 @@ def write_rankings(
                 _write_entry(folder, name, f"{q}-{place}", kinds.get(i, "wrong"), database, i, truth.images[i])
             )
         rankings.append({"query": entries[0], "found": entries[1:]})
-    with atomic_path(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps({"dataset": name, "rankings": rankings}))
+    write_text(folder / f"{name}.json", json.dumps({"dataset": name, "rankings": rankings}))
 
 
 def _write_entry(folder: Path, name: str, stem: str, kind: str, images: Landmarks, index: int, title: str) -> dict:

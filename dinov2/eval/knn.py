@@ -91,8 +91,8 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
 def limit_neighbours(ks: list[int], images: int) -> list[int]:
     """Those of `ks` that a training set of so many images allows, at least one; prints what was changed."""
     kept = [k for k in ks if k <= images] or [images]
-    if kept != ks and distributed.is_main():
-        print(f"knn: eval.knn.k={ks} becomes {kept}, as there are {images} training images", flush=True)
+    if kept != ks:
+        distributed.print_on_main(f"knn: eval.knn.k={ks} becomes {kept}, as there are {images} training images")
     return kept
 
 

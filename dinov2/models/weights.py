@@ -74,6 +74,11 @@ def read_weights(path: Path | str) -> Weights:
     return Weights(path, public, model, _image_keys(described, _json(file.with_name("preprocessor_config.json"))))
 
 
+def read_model_keys(path: Path | str) -> dict[str, object]:
+    """The keys of a config's section model that a file of weights decides."""
+    return read_weights(path).model
+
+
 def _tensors(file: Path) -> dict:
     if file.suffix != ".safetensors":
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinov2.run.options import PYTHON
-from utils.files import atomic_path
+from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]  # of the packages
 
@@ -64,9 +64,7 @@ class Runner:
         if code := execute(step.command):
             raise CommandFailed(code)
         if step.name:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(mark) as temporary:
-                temporary.write_text(content)
+            write_text(mark, content)
         return None
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from dinov2.config import load_config
 from dinov2.data.index import build_index, has_images
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS, FLOORED
@@ -232,14 +233,13 @@ def why_no_accuracy(o: Options) -> str:
 
 def check_settings(o: Options) -> DictConfig:
     """The last run's settings. ValueError for what any run would refuse, before the first command."""
-    from dinov2.config import load_config  # here, as it loads slowly
+    from dinov2.models.weights import read_model_keys  # here, as these load PyTorch
+    from dinov2.train.curriculum import check_objective
 
-    runs = [load_config([*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides]) for run in runs_of(o)]
+    words = [[*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides] for run in runs_of(o)]
+    runs = [load_config(arguments, read_model_keys=read_model_keys) for arguments in words]
     for cfg in runs:
-        if cfg.objective != "dinov2":
-            from dinov2.train.curriculum import check_objective  # here, as it loads PyTorch
-
-            check_objective(cfg)
+        check_objective(cfg)
     return runs[-1]
 
 

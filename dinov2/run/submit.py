@@ -139,7 +139,9 @@ def task_of(command: Sequence[str]) -> Task:
     if module is None:
         raise ValueError(f"unknown command {name!r}: name a module, as train, eval.linear or Neighbor2Neighbor.train")
     if module == "dinov2.train":
-        load_config(arguments)
+        from dinov2.models.weights import read_model_keys  # here, as it loads PyTorch
+
+        load_config(arguments, read_model_keys=read_model_keys)
     return Task(module, tuple(arguments))
 
 

@@ -91,8 +91,7 @@ class CollapseMonitor:
         if self.cfg.train.on_collapse == "stop":
             raise Collapsed(self.sentence())
         self.warned = True
-        if distributed.is_main():
-            print(f"warning: {self.sentence()}", flush=True)
+        distributed.print_on_main(f"warning: {self.sentence()}")
 
     def sentence(self) -> str:
         what = {

@@ -141,9 +141,8 @@ def initialise(stage: Stage, model: Objective, optimizer: torch.optim.Optimizer)
     checkpoint.load(source, state)
     if stage.init == "continue":
         load_optimizer_state(model.student, optimizer, state["optimizer"])
-    if distributed.is_main():
-        what = "student, teacher, centres" + (" and optimiser" if stage.init == "continue" else "")
-        print(f"starts from {source.path} (epoch {source.epoch}): {what}", flush=True)
+    what = "student, teacher, centres" + (" and optimiser" if stage.init == "continue" else "")
+    distributed.print_on_main(f"starts from {source.path} (epoch {source.epoch}): {what}")
 
 
 def load_anchor(stage: Stage, model: Objective) -> None:
@@ -153,14 +152,12 @@ def load_anchor(stage: Stage, model: Objective) -> None:
     run, epoch = stage.anchor
     if epoch is None:
         model.load_anchor_file(run)
-        if distributed.is_main():
-            print(f"anchored to the backbone of {run}", flush=True)
+        distributed.print_on_main(f"anchored to the backbone of {run}")
         return
     _check_same(stage.cfg, run)
     source = checkpoint.at_epoch(run, epoch)
     model.load_anchor(source)
-    if distributed.is_main():
-        print(f"anchored to the teacher of {source.path} (epoch {source.epoch})", flush=True)
+    distributed.print_on_main(f"anchored to the teacher of {source.path} (epoch {source.epoch})")
 
 
 def _check_same(cfg: DictConfig, run: Path) -> None:
@@ -217,8 +214,7 @@ def _finished_images(stage: Stage) -> ImageDataset | None:
         held = load_run_config(stage.run).data
         if any(held[key] != stage.cfg.data[key] for key in ("root", "denoised_root")):
             raise
-        if distributed.is_main():
-            print(f"{stage.run}: its images are not looked at: {error}", flush=True)
+        distributed.print_on_main(f"{stage.run}: its images are not looked at: {error}")
         return None
 
 

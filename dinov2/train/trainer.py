@@ -286,8 +286,7 @@ class Trainer:
         load_optimizer_state(self.model.student, self.optimizer, state["optimizer"])
         own = self.scaler.state_dict()  # empty without fp16; some of its values are integers, and must be so again
         self.scaler.load_state_dict({k: type(v)(state["scaler"][k].item()) for k, v in own.items()})
-        if distributed.is_main():
-            print(f"resumes from {found.path} (iteration {found.iteration})", flush=True)
+        distributed.print_on_main(f"resumes from {found.path} (iteration {found.iteration})")
         return found.iteration
 
     def save(self, evaluate: bool) -> None:
