@@ -17,10 +17,10 @@ import shutil
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -147,16 +147,11 @@ def _sync_and_hash(path: Path) -> str:
     """
     with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
         synced = pool.submit(os.fsync, file.fileno())
-        digest = _hash_in_memory(file)
+        empty = not os.fstat(file.fileno()).st_size  # which cannot be mapped
+        with nullcontext(b"") if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            digest = xxhash.xxh3_64_hexdigest(content)
         synced.result()
     return digest
-
-
-def _hash_in_memory(file: BinaryIO) -> str:
-    if not os.fstat(file.fileno()).st_size:
-        return xxhash.xxh3_64_hexdigest(b"")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return xxhash.xxh3_64_hexdigest(content)
 
 
 def _sum_over_ranks(values: list[int]) -> list[int]:
@@ -266,20 +261,10 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
     """
     check(checkpoint)
     description = read_description(checkpoint.path)
-    described = {
-        name: tuple(item.size) if hasattr(item, "size") else None  # None: no tensor
-        for name, item in description.state_dict_metadata.items()
-    }
-    wrong = []
-    for name, value in flatten(state).items():
-        assert isinstance(value, Tensor), name
-        if name not in described:
-            wrong.append(f"{name} is missing")
-        elif described[name] != tuple(value.shape):
-            wrong.append(f"{name} is {list(described[name] or ())}, the model wants {list(value.shape)}")
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(f"{checkpoint.path} is of another architecture: {'; '.join(wrong[:3])}{more}")
+    # What is no tensor has no size: it fits none.
+    sizes = {name: getattr(item, "size", None) for name, item in description.state_dict_metadata.items()}
+    wanted = {name: value.shape for name, value in flatten(state).items() if isinstance(value, Tensor)}
+    _refuse_misfits(checkpoint.path, [], sizes, wanted)
     load_tensors_into(state, checkpoint.path, description, _is_single_process())
     return state
 
@@ -300,14 +285,18 @@ def load_tensors(path: Path | str) -> dict:
 def load_strict(module: torch.nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
     """load_state_dict whose error names the file and the first keys that do not fit."""
     own = module.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is unknown to the model" for name in state if name not in own]
-    wrong += [
-        f"{name} is {list(state[name].shape)}, the model wants {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    unknown = [f"{name} is unknown to the model" for name in state if name not in own]
+    sizes, wanted = ({name: value.shape for name, value in tensors.items()} for tensors in (state, own))
+    _refuse_misfits(source, unknown, sizes, wanted)
+    module.load_state_dict(state)
+
+
+def _refuse_misfits(source: Path | str, wrong: list[str], sizes: dict, wanted: dict[str, torch.Size]) -> None:
+    """ValueError that names the first tensors of a file that are missing or of another size, or `wrong` otherwise."""
+    wrong = [f"{name} is missing" for name in wanted if name not in sizes] + wrong
+    for name, size in wanted.items():
+        if name in sizes and sizes[name] != size:
+            wrong.append(f"{name} is {list(sizes[name] or ())}, the model wants {list(size)}")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ValueError(f"{source} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(state)

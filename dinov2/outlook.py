@@ -9,7 +9,6 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dinov2.config import load_config
 from dinov2.run import stages
 from dinov2.run.options import Options
 from dinov2.run.survey import Survey
@@ -19,14 +18,12 @@ MEASURED_S = 3.0  # seconds of training steps that the estimate is made of
 
 def costs_of(o: Options, survey: Survey, found: dict) -> dict[str, float]:
     """Seconds of the parts by name, and bytes of disk as "disk". found: what Neighbor2Neighbor.outlook says."""
-    from dinov2.models.weights import read_model_keys  # these load PyTorch
-    from dinov2.train import curriculum
+    from dinov2.train import curriculum  # here, as it loads PyTorch
 
     depth = 4 if survey.deep or o.copies == "npy" else 1
     runs = {}
     for method in o.methods:
-        arguments = stages.train_arguments(o, o.noises[0], method, o.seeds[0])
-        cfg = load_config(arguments, read_model_keys=read_model_keys)
+        cfg = stages.load_settings(stages.train_arguments(o, o.noises[0], method, o.seeds[0]))
         runs |= {str(stage.run): stage for stage in curriculum.plan(cfg)}
     steps = int(o.denoiser[o.denoiser.index("--steps") + 1])
     costs = {"denoiser": steps * found["step_s"]}

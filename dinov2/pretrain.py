@@ -35,9 +35,10 @@ from dinov2.run.options import (
     PYTHON,
     Options,
     Parser,
+    check_names,
     finish,
     number,
-    seed,
+    number_from_0,
     split_words,
     tidy,
 )
@@ -49,7 +50,7 @@ from utils.files import write_text
 from utils.images import list_images
 from utils.locks import locked
 from utils.readers import STACKS
-from utils.text import did_you_mean, duration
+from utils.text import duration
 
 TRIAL_IMAGES = 256  # that a trial looks at, at least
 # Keys that the denoiser must hear of too → the option that tells both.
@@ -134,9 +135,7 @@ def check_early(request: Request, o: Options) -> None:
     inside, root = Path(o.output).resolve(), Path(request.folder).resolve()
     if root in (inside, *inside.parents):
         raise ValueError(f"the output {o.output} lies inside {root}, whose images would be read too: give --output")
-    if request.stack not in STACKS:
-        hint = did_you_mean(request.stack, STACKS, ": ")
-        raise ValueError(f"--stack {request.stack} is none of {', '.join(STACKS)}{hint}")
+    check_names("--stack", [request.stack], STACKS)
     if request.weights is not None and not Path(request.weights).exists():
         raise ValueError(
             f"--from {request.weights} is missing: name weights that are there, see docs/public_weights.md"
@@ -167,7 +166,7 @@ def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
     first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, hardware.gpu, weights)
     o.scale = str(first.value)
     base = OmegaConf.to_container(OmegaConf.load(o.scale_file))
-    given = dict(word.split("=", 1) for word in o.overrides)
+    given = o.settings
     patch = int(given.get("model.patch_size", base.get("model", {}).get("patch_size", 16)))
     if weights is not None:
         from dinov2.models.weights import read_weights
@@ -243,11 +242,10 @@ class Plan:
             print(f"  denoiser  none: the denoised copy is {self.copy}")
         else:
             print(f"  denoiser  {' '.join(o.denoiser)}\n            {self.denoiser_reason}")
-        given = {word.partition("=")[0]: word.partition("=")[2] for word in o.overrides}
         for choice in self.choices:
             value, reason = choice.value, choice.reason
-            if choice.key in given:
-                value, reason = given[choice.key], "a trial" if o.steps else "as asked"
+            if choice.key in o.settings:
+                value, reason = o.settings[choice.key], "a trial" if o.steps else "as asked"
             print(f"  {choice.key} = {value}    {reason}")
         print("Any of it is changed by key=value, --scale, --method …; see --help.", flush=True)
 
@@ -345,7 +343,7 @@ def make_parser() -> Parser:
         metavar="NAME",
         help="may be repeated [linear, knn with labels; label_free, pca, map]",
     )
-    add("--seed", dest="seeds", action="append", type=seed, metavar="N", help="may be repeated [the scale's]")
+    add("--seed", dest="seeds", action="append", type=number_from_0, metavar="N", help="may be repeated [the scale's]")
     add("--gpus", type=number, default=1, metavar="N", help="processes, one per GPU [1]")
     add("--dry-run", action="store_true", help="print plan and commands, train nothing")
     return parser

@@ -28,7 +28,7 @@ MAY_IMPORT = {
                      "dinov2.config", "dinov2.checkpoint"),
     "dinov2.train.__main__": ("dinov2", "utils"),  # wires the live kNN figure: train and eval know no other
     "dinov2.eval": ("dinov2.layers", "dinov2.models", "dinov2.data", "utils", "dinov2.config",
-                    "dinov2.checkpoint", "dinov2.load_backbone"),
+                    "dinov2.keys", "dinov2.checkpoint"),
     "dinov2.config": ("dinov2.keys", "utils"),
     "dinov2.run": ("dinov2.config", "dinov2.data", "dinov2.eval.EVALUATORS", "dinov2.eval.FLOORED", "utils",
                    "dinov2.train.curriculum.check_objective",

@@ -87,6 +87,16 @@ def has_images(root: Path | str, split: str, cache: Path | str | None = None, la
         return False
 
 
+def why_no_accuracy(root: Path | str, cache: Path | str | None = None, layout: Layout | None = None) -> str:
+    """Why the data gives no accuracies: a split without images, or with none that has a label; "" where it does."""
+    for split in SPLITS:
+        if not has_images(root, split, cache, layout):
+            return f"{root} has no {split} images (data.val=0.1 takes a tenth of a folder that has no split)"
+        if not (build_index(root, split, cache, layout).labels >= 0).any():
+            return f"{root}/{split} has no labels: accuracies need class folders, or data.labels=FILE.csv"
+    return ""
+
+
 def as_it_lies(root: Path | str, layout: Layout) -> bool:
     """Whether train and val are folders and their folders the classes, because no key says otherwise."""
     return has_splits(root) and not layout.drawn

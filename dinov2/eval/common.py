@@ -22,14 +22,15 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from dinov2.checkpoint import Checkpoint, list_checkpoints
-from dinov2.config import config_hash, load_run_config, parse_value, suggest_key
+from dinov2.config import config_hash, load_run_config, parse_value
 from dinov2.data.dataset import dataset_from_config
 from dinov2.eval import EVALUATORS
-from dinov2.eval.features import Features, eval_view, without_labels
+from dinov2.eval.features import Features, eval_view, why_without_labels
+from dinov2.keys import keys, suggest_key
+from dinov2.models.pretrained import read_backbone
 from utils import cli, distributed
 from utils.locks import sweep
 from utils.memory import keep_freed_memory
-from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results, what_is_learned
@@ -90,7 +91,7 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     if distributed.is_main():
         sweep(folder)
     keep_freed_memory()
-    if EVALUATORS.get(name) and (reason := without_labels(cfg)):
+    if EVALUATORS.get(name) and (reason := why_without_labels(cfg)):
         return run_label_free(name, reason, argv)
     chosen = choose_checkpoints(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
@@ -100,7 +101,8 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
         distributed.print_on_main(f"{name}: {done} evaluations are there already, skipped")
     with Progress(len(todo), name, "evaluation", enabled=distributed.is_main() and len(todo) > 1) as bar:
         for checkpoint, variant in todo:
-            evaluate_one(folder, name, evaluate, checkpoint, variant)
+            backbone, _ = read_backbone(checkpoint.path)
+            evaluate_backbone(folder, name, evaluate, backbone.to(distributed.device()), checkpoint, variant)
             bar.update(1)
     return 0
 
@@ -135,22 +137,19 @@ def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], 
 def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
     """The run's config, changed by key=value of OPEN_SECTIONS.
 
-    Raises ValueError naming a key that does not exist, with the nearest one that does, or a value of the wrong type.
+    Raises ValueError naming a key that does not exist, with the nearest one that does, or a value that it cannot have.
     """
-    cfg = load_run_config(folder)
+    cfg, known = load_run_config(folder), [name for name in keys() if name.split(".")[0] in OPEN_SECTIONS]
     for override in overrides:
         key, _, text = override.partition("=")
-        known = [name for name in flatten(OmegaConf.to_container(cfg)) if name.split(".")[0] in OPEN_SECTIONS]
         if key not in known:
             raise ValueError(f"{key} is no key of an evaluation{suggest_key(key, known, cutoff=0.3)}")
         try:
             value = parse_value(key, text)
         except (OmegaConfBaseException, YAMLError) as error:
             raise ValueError(f"{override!r} can't be read: {' '.join(str(error).split())}") from error
-        old = OmegaConf.select(cfg, key)
-        numeric = isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool)
-        if old is not None and value is not None and type(old) is not type(value) and not numeric:
-            raise ValueError(f"{key}={text} should be of the kind of its default, {old}")
+        keys()[key].check_kind(key, value)
+        keys()[key].check_bounds(key, value)
         OmegaConf.update(cfg, key, value)
     cfg.noise = str(NoiseSpec.parse(cfg.noise))
     if cfg.eval.crop % cfg.model.patch_size:
@@ -239,14 +238,6 @@ def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) ->
         why = "the existing rows are of other images or settings; evaluated again"
         distributed.print_on_main(f"{name}, epoch {checkpoint.epoch}: {why}")
     return False
-
-
-def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Checkpoint, cfg: DictConfig) -> list[dict]:
-    """Loads a checkpoint's backbone and evaluates it."""
-    from dinov2 import load_backbone
-
-    backbone = load_backbone(checkpoint.path).to(distributed.device()).eval()
-    return evaluate_backbone(folder, name, evaluate, backbone, checkpoint, cfg)
 
 
 def evaluate_backbone(

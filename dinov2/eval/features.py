@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from dinov2.data.dataset import ImageDataset, dataset_from_config
+from dinov2.data.dataset import ImageDataset, dataset_from_config, layout_of
 from dinov2.data.eval_transforms import CentreCrop
-from dinov2.data.index import MissingSplit
+from dinov2.data.index import MissingSplit, why_no_accuracy
 from dinov2.data.loader import ImageBatch, ResidentImages, make_eval_loader
 from utils import distributed
 from utils.progress import progress
@@ -81,31 +81,18 @@ def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([*(cls for _, cls in outputs), *means], dim=1).float()
 
 
-class NoLabels(ValueError):
-    """A split without any labelled image."""
-
-
 def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
-    """Labelled images of a split in the run's evaluation view. Raises NoLabels when there are none."""
+    """Labelled images of a split in the run's evaluation view. Raises ValueError when there are none."""
     dataset = dataset_from_config(cfg, split, views=(eval_view(cfg),))
     known = np.flatnonzero(dataset.labels >= 0)
     if not len(known):
-        raise NoLabels(
-            f"{cfg.data.root}/{split} has no class folders: accuracies need <class>/<image>, or data.labels=FILE.csv"
-        )
+        raise ValueError(why_without_labels(cfg))
     return dataset.keep(known)
 
 
-def without_labels(cfg: DictConfig) -> str:
+def why_without_labels(cfg: DictConfig) -> str:
     """Why the data set gives no accuracies; empty if it does."""
-    try:
-        labelled_dataset(cfg, "train")
-        labelled_dataset(cfg, "val")
-    except MissingSplit:
-        return f"{cfg.data.root} has no validation images (data.val=0.1 takes a tenth of a folder that has no split)"
-    except NoLabels as error:
-        return str(error)
-    return ""
+    return why_no_accuracy(cfg.data.root, cfg.data.index_cache, layout_of(cfg))
 
 
 def shown_dataset(cfg: DictConfig, views: tuple[str, ...]) -> ImageDataset:

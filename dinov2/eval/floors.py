@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dinov2.checkpoint import Checkpoint
 from dinov2.config import escaped, load_defaults, load_run_config, save_run_config
 from dinov2.eval import common, knn, linear
-from dinov2.eval.features import eval_view, labelled_dataset, without_labels
+from dinov2.eval.features import eval_view, labelled_dataset, why_without_labels
 from dinov2.models.pretrained import read_backbone
 from dinov2.models.vision_transformer import build_backbone
 from utils import cli, distributed
@@ -133,7 +133,7 @@ def run(argv: list[str]) -> int:
     cfg = common.load_settings(folder, overrides)
     distributed.init()
     keep_freed_memory()
-    if reason := without_labels(cfg):
+    if reason := why_without_labels(cfg):
         distributed.print_on_main(f"no floors: {reason}")
         return 0
     place = Path(own.get("output") or default_output(folder)) / "floors" / f"{cfg.noise}-{eval_view(cfg)}"

@@ -49,23 +49,19 @@ class Runner:
     def run(self, steps: Iterable[Step]) -> None:
         """Each in turn; a step is asked for when the one before has ended. CommandFailed ends it."""
         for step in steps:
+            mark, content = Path(self.output, ".done", step.name), json.dumps([step.command, step.state])
             if step.note:
                 print(step.note, flush=True)
+            elif step.name and not self.dry and mark.is_file() and mark.read_text(errors="replace") == content:
+                say("finished before:", step.command)
             else:
-                self.once(step)
-
-    def once(self, step: Step) -> None:
-        mark, content = Path(self.output, ".done", step.name), json.dumps([step.command, step.state])
-        if step.name and not self.dry and mark.is_file() and mark.read_text(errors="replace") == content:
-            return say("finished before:", step.command)
-        say("+", step.command)
-        if self.dry:
-            return None
-        if code := execute(step.command):
-            raise CommandFailed(code)
-        if step.name:
-            write_text(mark, content)
-        return None
+                say("+", step.command)
+                if self.dry:
+                    continue
+                if code := execute(step.command):
+                    raise CommandFailed(code)
+                if step.name:
+                    write_text(mark, content)
 
 
 def say(mark: str, command: list[str]) -> None:
