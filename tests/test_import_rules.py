@@ -152,7 +152,9 @@ def test_top_level_is_fixed():
 
 def test_loop_and_objectives_know_no_curriculum():
     """Any objective is trained by any curriculum: neither has the other's words."""
-    files = [ROOT / "dinov2/train/trainer.py", *(ROOT / "dinov2/objectives").glob("*.py")]
+    loop = ("trainer", "batches", "loss_monitor", "placement", "optim")
+    files = [ROOT / f"dinov2/train/{name}.py" for name in loop]
+    files += (ROOT / "dinov2/objectives").glob("*.py")
     for file in files:
         source = file.read_text().lower()
         for word in ("anchor", "denoised", "curriculum"):

@@ -84,3 +84,12 @@ def optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer) ->
 def load_optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     whole = get_optimizer_state_dict(student, optimizer, options=FLAT)
     set_optimizer_state_dict(student, optimizer, whole | state, options=FLAT)
+
+
+def clip_gradients(student: nn.ModuleDict, limit: float) -> dict[str, Tensor]:
+    """Clips each sub-module by itself; its gradient norms before that."""
+    norms = {}
+    for name, module in student.items():
+        norm = nn.utils.clip_grad_norm_(module.parameters(), limit or float("inf"))
+        norms[name] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return norms
