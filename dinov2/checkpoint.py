@@ -100,6 +100,11 @@ def list_checkpoints(run: Path | str) -> list[Checkpoint]:
     return sorted((c for c in found if c is not None), key=lambda c: c.iteration)
 
 
+def list_kept(run: Path | str) -> list[Checkpoint]:
+    """Those of list_checkpoints that are kept for evaluation."""
+    return [checkpoint for checkpoint in list_checkpoints(run) if checkpoint.evaluate]
+
+
 def latest(run: Path | str) -> Checkpoint | None:
     """The last undamaged checkpoint; damaged ones are named in a warning. All ranks call it."""
     for checkpoint in reversed(list_checkpoints(run)):
@@ -160,14 +165,11 @@ def _sum_over_ranks(values: list[int]) -> list[int]:
 
 def at_epoch(run: Path | str, epoch: int) -> Checkpoint:
     """The checkpoint at the end of an epoch. ValueError that lists those that exist."""
-    checkpoints = [c for c in list_checkpoints(run) if c.evaluate]
-    for checkpoint in checkpoints:
-        if checkpoint.epoch == epoch:
-            return checkpoint
-    epochs = ", ".join(str(c.epoch) for c in checkpoints) or "none"
-    raise ValueError(
-        f"{run} has no kept checkpoint at epoch {epoch} (kept: {epochs}); train it further or choose one of these"
-    )
+    by_epoch = {checkpoint.epoch: checkpoint for checkpoint in list_kept(run)}
+    if epoch not in by_epoch:
+        there = f"at epoch {epoch} (kept: {', '.join(map(str, by_epoch)) or 'none'})"
+        raise ValueError(f"{run} has no kept checkpoint {there}; train it further or choose one of these")
+    return by_epoch[epoch]
 
 
 def save(
@@ -275,10 +277,8 @@ def load_tensors(path: Path | str) -> dict:
     checkpoint = _read_checkpoint(path.parent) if (path.parent / MARK).is_file() else None
     wanted = checkpoint.hashes.get(path.name) if checkpoint else None
     if wanted and _differs(path, wanted):
-        raise ValueError(
-            f"{path} is damaged: it is not what was written; remove {path.parent} and train on, "
-            "which goes on from the checkpoint before it"
-        )
+        way = f"remove {path.parent} and train on, which goes on from the checkpoint before it"
+        raise ValueError(f"{path} is damaged: it is not what was written; {way}")
     return tensor_files.load_tensors(path)
 
 

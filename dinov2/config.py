@@ -277,14 +277,12 @@ def _validate_stages(cfg: DictConfig) -> None:
         require(warmup <= stage.epochs, f"optim.warmup_epochs={warmup} is longer than {name}.epochs={stage.epochs}")
         if stage.get("from_epoch") is not None:
             end = stage_end(before) if before else 0
-            require(
-                init != "scratch" and 0 < stage.from_epoch <= end,
-                f"{name}.from_epoch={stage.from_epoch} must lie within the stage before it, which ends at epoch {end}",
-            )
+            within = init != "scratch" and 0 < stage.from_epoch <= end
+            ends = f"within the stage before it, which ends at epoch {end}"
+            require(within, f"{name}.from_epoch={stage.from_epoch} must lie {ends}")
         mix = stage.get("mix")
-        require(
-            (stage.view == "mix") == (mix is not None), f"{name}.mix: [start, end] belongs to view mix, and to it alone"
-        )
+        belongs = (stage.view == "mix") == (mix is not None)
+        require(belongs, f"{name}.mix: [start, end] belongs to view mix, and to it alone")
         require(mix is None or len(mix) == 2, f"{name}.mix={mix} must be [start, end], two fractions")
         NoiseSpec.parse(stage.get("noise") or cfg.noise)
         if stage.get("anchor"):
@@ -292,10 +290,8 @@ def _validate_stages(cfg: DictConfig) -> None:
     folders = [str(Path(stage.dir)) for stage in stages]
     for folder in folders:
         require(folders.count(folder) == 1, f"two curriculum.stages have dir={folder}: give each a folder of its own")
-    require(
-        folders[-1] == str(Path(cfg.output_dir)),
-        f"the last stage must train in output_dir={cfg.output_dir}, not in {stages[-1].dir}",
-    )
+    last = f"the last stage must train in output_dir={cfg.output_dir}, not in {stages[-1].dir}"
+    require(folders[-1] == str(Path(cfg.output_dir)), last)
 
 
 def _validate_anchor(cfg: DictConfig, number: int) -> None:

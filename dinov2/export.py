@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dinov2.keys import check_choice
 from dinov2.layers.block import MLP_RATIO, SwiGLU
 from dinov2.layers.rope import BASE
 from dinov2.models.formats import to_huggingface, to_timm
@@ -196,8 +197,7 @@ def export(model: VisionTransformer, cfg: DictConfig, format: str, output: Path 
 
     ValueError for an unknown format or a folder that holds something.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format={format} must be one of {', '.join(FORMATS)}")
+    check_choice("format", format, FORMATS)
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"output={output} exists already: choose a folder that does not")

@@ -234,7 +234,7 @@ class Plan:
         parts = f"{len(survey.train.relatives)} train, {len(survey.val.relatives)} val" if survey.val else "all train"
         labels = f"{len(survey.train.classes)} classes" if survey.labelled else "no labels"
         print(f"  images    {some}: {parts}, {labels}")
-        print(f"  sizes     {_sizes(survey)}; {survey.channels} channel{'s' * (survey.channels > 1)}")
+        print(f"  sizes     {_describe_sizes(survey)}; {survey.channels} channel{'s' * (survey.channels > 1)}")
         for note in survey.notes:
             print(f"  {'' if ':' in note[:9] else 'note: '}{note}")
         print(f"  noise     {o.noises[0]}; methods: {', '.join(o.methods)}; evaluation: {', '.join(o.evals)}")
@@ -300,7 +300,7 @@ class Plan:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def _sizes(survey: Survey) -> str:
+def _describe_sizes(survey: Survey) -> str:
     """The shapes of the sample in words."""
     shapes = sorted(survey.shapes)
     if len(shapes) == 1:

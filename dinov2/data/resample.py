@@ -29,10 +29,10 @@ def random_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], rat
     """
     height, width = sizes.double().unbind(-1)  # [B]
     areas = (height * width).unsqueeze(-1) * torch.lerp(
-        *_to_tensors(scale), uniform[..., :ATTEMPTS]
+        *_as_doubles(scale), uniform[..., :ATTEMPTS]
     )  # [..., B, ATTEMPTS]
     low, high = (math.log(end) for end in ratio)
-    aspects = torch.exp(torch.lerp(*_to_tensors((low, high)), uniform[..., ATTEMPTS : 2 * ATTEMPTS]))
+    aspects = torch.exp(torch.lerp(*_as_doubles((low, high)), uniform[..., ATTEMPTS : 2 * ATTEMPTS]))
     w = torch.round(torch.sqrt(areas * aspects))
     h = torch.round(torch.sqrt(areas / aspects))
     fits = (w > 0) & (w <= width.unsqueeze(-1)) & (h > 0) & (h <= height.unsqueeze(-1))
@@ -75,7 +75,7 @@ def cut(
     return out.div_(255) if canvas.dtype == torch.uint8 else out.clamp_(0, 1)
 
 
-def _to_tensors(pair):
+def _as_doubles(pair):
     return (torch.tensor(float(end), dtype=torch.float64) for end in pair)
 
 

@@ -11,6 +11,7 @@ import base64
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from dinov2.checkpoint import Checkpoint, list_checkpoints
+from dinov2.checkpoint import Checkpoint, list_kept
 from dinov2.config import config_hash, load_run_config, parse_value
 from dinov2.data.dataset import dataset_from_config
 from dinov2.eval import EVALUATORS
@@ -159,7 +160,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
 
 def choose_checkpoints(folder: Path, which: str) -> list[Checkpoint]:
     """The run's kept checkpoints that `which` selects, in order. Raises ValueError if there are none."""
-    kept = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.evaluate]
+    kept = list_kept(folder)
     if not kept:
         raise ValueError(f"{folder} has no complete checkpoint to evaluate yet (checkpoints/*/teacher_checkpoint.pth)")
     if which == "all":
@@ -185,10 +186,8 @@ def find_best(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
         candidates = [row for row in rows if row["metric"] == metric]
         if candidates:
             return by_iteration[max(candidates, key=lambda row: row["value"])["iteration"]]
-    raise ValueError(
-        f"checkpoints=best: {folder} has no linear probe, kNN or label-free figures yet; evaluate with checkpoints=all "
-        "first"
-    )
+    missing = f"{folder} has no linear probe, kNN or label-free figures yet"
+    raise ValueError(f"checkpoints=best: {missing}; evaluate with checkpoints=all first")
 
 
 PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: only the images count, not where they are
@@ -199,7 +198,7 @@ def settings_hash(name: str, cfg: DictConfig) -> str:
     evaluator's own section.
     """
     own = {"linear", "knn"} if name == "robustness" else {"retrieval" if name == "instance_recog" else name}
-    reduced = OmegaConf.create(OmegaConf.to_container(cfg))
+    reduced = deepcopy(cfg)
     reduced.eval = {k: v for k, v in reduced.eval.items() if not isinstance(v, DictConfig) or k in own | {name}}
     reduced.data = {k: v for k, v in reduced.data.items() if k not in PLACES}
     reduced.data.name = dataset_name(cfg)

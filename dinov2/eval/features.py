@@ -42,9 +42,8 @@ class Features:
         for label, name in enumerate(self.classes):
             own = np.flatnonzero(labels == label)
             if len(own) < n:
-                raise ValueError(
-                    f"n_per_class={n}, but class {name} has {len(own)} training images: take a smaller number"
-                )
+                found = f"class {name} has {len(own)} training images"
+                raise ValueError(f"n_per_class={n}, but {found}: take a smaller number")
             chosen.append(rng.permutation(own)[:n])
         few = np.sort(np.concatenate(chosen))
         return self.take(few), self.take(np.setdiff1d(np.arange(len(labels)), few))
@@ -73,9 +72,8 @@ def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
 def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
     """Normalised CLS tokens of the last four blocks (or all, if there are fewer), then the mean patch token, if there
     are patches: [B, 5 D]."""
-    outputs = backbone.get_intermediate_layers(
-        images, n=min(LAST_BLOCKS, len(backbone.blocks)), return_class_token=True
-    )
+    last = min(LAST_BLOCKS, len(backbone.blocks))
+    outputs = backbone.get_intermediate_layers(images, n=last, return_class_token=True)
     patches = outputs[-1][0]
     means = [patches.mean(dim=1)] if patches.shape[1] else []
     return torch.cat([*(cls for _, cls in outputs), *means], dim=1).float()

@@ -106,10 +106,9 @@ def build(cfg: DictConfig) -> nn.Module:
     if channels != cfg.data.in_chans:
         raise ValueError(f"{file} reads {channels} channels, the run data.in_chans={cfg.data.in_chans}: leave it out")
     if cfg.eval.crop % patch:
-        raise ValueError(
-            f"eval.crop={cfg.eval.crop} is no multiple of the patch size {patch} of {file}: give weights of another "
-            f"patch size, or evaluate runs and floors with eval.crop={max(cfg.eval.crop // patch, 1) * patch}"
-        )
+        near = f"evaluate runs and floors with eval.crop={max(cfg.eval.crop // patch, 1) * patch}"
+        wrong = f"eval.crop={cfg.eval.crop} is no multiple of the patch size {patch} of {file}"
+        raise ValueError(f"{wrong}: give weights of another patch size, or {near}")
     return backbone
 
 

@@ -53,9 +53,8 @@ def accuracies(train: Features, test: Features, ks: list[int], temperature: floa
     The ranks share the test images. Raises ValueError if a k is larger than the training set.
     """
     if max(ks) > len(train.labels):
-        raise ValueError(
-            f"eval.knn.k={max(ks)} is larger than the training set of {len(train.labels)} images: give smaller numbers"
-        )
+        images = f"the training set of {len(train.labels)} images"
+        raise ValueError(f"eval.knn.k={max(ks)} is larger than {images}: give smaller numbers")
     gallery = torch.nn.functional.normalize(train.values, dim=1)
     queries = torch.nn.functional.normalize(test.values, dim=1)[distributed.rank() :: distributed.world_size()]
     truth = test.labels[distributed.rank() :: distributed.world_size()]

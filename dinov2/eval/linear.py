@@ -130,7 +130,7 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
         dataset, batch_size, cfg.seed, start, stop, rank, ranks, cfg.data.workers, distributed.device(), resident
     )
     for batch in loader:
-        drawn = draw_crops(batch_size, _generator(cfg.seed, 0, batch.iteration))  # for any number of ranks
+        drawn = draw_crops(batch_size, _make_generator(cfg.seed, 0, batch.iteration))  # for any number of ranks
         images = transform(batch.canvases[0], batch.sizes, drawn.chunk(ranks)[rank])
         with torch.inference_mode(), autocast(cfg):
             features = block_tokens(backbone, images)
@@ -155,7 +155,7 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
         rows = torch.tensor(indices)
         features = values[passes % crops, rows].float()
         if means is not None:
-            drawn = _generator(cfg.seed, 2, iteration)  # for any number of ranks
+            drawn = _make_generator(cfg.seed, 2, iteration)  # for any number of ranks
             others = torch.randint(n, (batch_size,), generator=drawn).chunk(ranks)[rank]
             of_these = torch.randint(crops, (batch_size,), generator=drawn).chunk(ranks)[rank]
             features.add_(values[of_these, others] - means[others], alpha=(crops - 1) ** -0.5)
@@ -191,12 +191,12 @@ def cache_crops(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     total, values = crops * -(-len(dataset) // (size * ranks)), None
     with Progress(total, f"features of {crops} crops per image", "batch", enabled=distributed.is_main()) as bar:
         for k, batch in enumerate(ordered_batches(cfg, dataset, resident, size)):
-            draws = spread_crops(len(batch.sizes), crops, _generator(cfg.seed, 1, k * ranks + distributed.rank()))
+            draws = spread_crops(len(batch.sizes), crops, _make_generator(cfg.seed, 1, k * ranks + distributed.rank()))
             for crop, drawn in enumerate(draws):
                 with autocast(cfg, quick=True):
                     rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, drawn))
                 if values is None:
-                    values = _cache((crops, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
+                    values = _allocate((crops, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
                 values[crop, batch.indices] = rows.cpu().half()
                 bar.update(1)
     if ranks > 1:  # each row comes from one rank and is zero on the others
@@ -206,7 +206,7 @@ def cache_crops(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     return values, torch.from_numpy(dataset.labels)
 
 
-def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
+def _allocate(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
     """Zeros of float16: in memory or, above the limit, in a file that is mapped."""
     if 2 * math.prod(shape) <= limit_gib * 2**30:
         return torch.zeros(shape, dtype=torch.float16)
@@ -222,7 +222,7 @@ def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
     return torch.from_numpy(mapped)
 
 
-def _generator(seed: int, stream: int, number: int) -> torch.Generator:
+def _make_generator(seed: int, stream: int, number: int) -> torch.Generator:
     """A CPU generator that depends only on these three."""
     return torch.Generator().manual_seed(
         int(np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0] >> 1)

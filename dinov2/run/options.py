@@ -229,8 +229,8 @@ def finish(options: Options) -> None:
     check_names("--method", options.methods, METHODS)
     check_names("--eval", options.evals, tuple(EVALUATORS))
     _set_channels(options)
-    _place(options)
-    _shorten(options)
+    _place_folders(options)
+    _shorten_trial(options)
     for noise in options.noises:
         check_lambda(options, noise)
 
@@ -266,7 +266,7 @@ def _set_channels(options: Options) -> None:
         options.overrides.append(f"data.max_pixels={options.max_pixels}")
 
 
-def _place(options: Options) -> None:
+def _place_folders(options: Options) -> None:
     """Where the data is and where runs and copies go."""
     trial = (f"-{options.per_class}" if options.per_class else "") + ("-trial" if options.steps else "")
     options.output = options.output or f"runs/{os.path.basename(options.data) or options.scale_name}{trial}"
@@ -281,7 +281,7 @@ def _place(options: Options) -> None:
     options.trees = options.trees or (beside if writable else f"{options.output}/trees")
 
 
-def _shorten(options: Options) -> None:
+def _shorten_trial(options: Options) -> None:
     """A trial: two epochs of a denoised run, a restart after the first, and one noisy epoch."""
     if options.steps or options.per_class:
         options.overrides.append("trial=true")

@@ -101,17 +101,17 @@ def tree_state(*folders: str) -> str:
     """
     digest = hashlib.sha256()
     for folder in folders:
-        for line in _state(folder, 0):
+        for line in _describe_entries(folder, 0):
             digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-def _state(folder: str, depth: int) -> Iterable[str]:
+def _describe_entries(folder: str, depth: int) -> Iterable[str]:
     try:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if not entry.name.startswith(".") and (depth == 0 or entry.is_dir()):
                 yield f"{entry.path} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
                 if depth < 1 and entry.is_dir():
-                    yield from _state(entry.path, depth + 1)
+                    yield from _describe_entries(entry.path, depth + 1)
     except OSError as error:
         yield str(error.strerror)

@@ -29,26 +29,26 @@ Steps = Iterator[Step]
 
 # --- names ----------------------------------------------------------------------------------------------------------
 def noisy_tree(o: Options, noise: str) -> str:
-    return _tree(o, f"noisy_{os.path.basename(o.data)}-{noise}")
+    return _find_tree(o, f"noisy_{os.path.basename(o.data)}-{noise}")
 
 
 def denoised_tree(o: Options, noise: str) -> str:
     name = os.path.basename(o.data)
-    return _tree(o, f"{name}-denoised" if noise == "none" else f"noisy_{name}-{noise}-denoised")
+    return _find_tree(o, f"{name}-denoised" if noise == "none" else f"noisy_{name}-{noise}-denoised")
 
 
-def _tree(o: Options, name: str) -> str:
+def _find_tree(o: Options, name: str) -> str:
     """A copy beside the data, or in Neighbor2Neighbor/, where the published steps move them."""
     places = [os.path.join(place, name).removeprefix("./") for place in (o.trees, "Neighbor2Neighbor")]
     return next(filter(os.path.isdir, places), places[0])
 
 
 def run_folder(o: Options, noise: str, method: str, seed: int | None) -> str:
-    parts = [o.output, *([] if method == "clean" else [noise]), method + _of_seed(seed)]
+    parts = [o.output, *([] if method == "clean" else [noise]), method + _seed_suffix(seed)]
     return "/".join(parts)
 
 
-def _of_seed(seed: int | None) -> str:
+def _seed_suffix(seed: int | None) -> str:
     return f"-seed{seed}" if seed else ""
 
 
@@ -143,7 +143,7 @@ def pretrain(o: Options) -> Steps:
         for noise, method in runs_of(o):
             read = o.scale_file, o.overlay, CONFIGS / "default.yaml", CONFIGS / f"{method}.yaml"
             state = [tree_state(o.data), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
-            name = f"pretrain-{noise}-{method}{_of_seed(seed)}"
+            name = f"pretrain-{noise}-{method}{_seed_suffix(seed)}"
             yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state))
 
 
@@ -170,7 +170,7 @@ def evaluate(o: Options) -> Steps:
     for seed in o.seeds:
         for noise, method in runs_of(o):
             yield from _evaluate_run(o, noise, method, seed)
-    yield from _floors(o)
+    yield from _evaluate_floors(o)
 
 
 def _evaluate_run(o: Options, noise: str, method: str, seed: int | None) -> Steps:
@@ -181,14 +181,14 @@ def _evaluate_run(o: Options, noise: str, method: str, seed: int | None) -> Step
     marks = sums(f"{folder}/config.yaml", *sorted(Path(folder).glob("checkpoints/*/COMPLETE")))
     for name in o.evals:
         command = ["-m", f"dinov2.eval.{name}", *evaluate_arguments(o, folder)]
-        yield Step(command, f"{name}-{noise}-{method}{_of_seed(seed)}", f"{tree_state(o.data)}\n{marks}")
+        yield Step(command, f"{name}-{noise}-{method}{_seed_suffix(seed)}", f"{tree_state(o.data)}\n{marks}")
 
 
 def evaluate_arguments(o: Options, folder: str) -> list[str]:
     return [f"run={folder}", f"checkpoints={o.checkpoints}", *o.eval_overrides]
 
 
-def _floors(o: Options) -> Steps:
+def _evaluate_floors(o: Options) -> Steps:
     """Of each view that the methods are evaluated on, from the settings of the first seed's first pretrained run."""
     seen = set()
     for noise, method in runs_of(o):

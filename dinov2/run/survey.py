@@ -70,35 +70,33 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixe
 
     ValueError, which names the way out, for a folder of which nothing can be trained.
     """
-    notes = [*_outside(root)]
-    train, val, layout = _split(root, layout, notes)
+    notes = [*_describe_unread_folders(root)]
+    train, val, layout = _list_splits(root, layout, notes)
     relatives = [*train.relatives, *(val.relatives if val else [])]
     if len(relatives) < LEAST:
         images = "one image" if len(relatives) == 1 else f"{len(relatives)} images"
         raise ValueError(f"{root} holds {images}: training compares images with each other, give at least {LEAST}")
     sample = [relatives[i] for i in spread_evenly(len(relatives), SAMPLE)]
-    shapes, layout = _shapes(root, sample, layout, channels, len(relatives), notes)
+    shapes, layout = _read_shapes(root, sample, layout, channels, len(relatives), notes)
     if layout.only is not None:
         relatives, left_out = of_channels(root, relatives, layout.only)
-        train, val, _ = _split(root, layout, [])
-        shapes = {name: shape for name, shape in shapes.items() if _reads_as(shape[2], layout.only)}
+        train, val, _ = _list_splits(root, layout, [])
+        shapes = {name: shape for name, shape in shapes.items() if _is_readable_as(shape[2], layout.only)}
         notes.append(left_out)
     number = layout.only or max(shape[2] for shape in shapes.values())
     rule, reason = values.resolve(text, root, train.relatives, number, max_pixels)
     deep = rule.kind != "full" or values.is_deep(root, train.relatives, number, max_pixels)
     counts = Counter(shape[:2] for shape in shapes.values())
-    found = Survey(
-        root, layout, train, val, len(shapes), counts, number, deep, rule, tuple(filter(None, [*notes, reason]))
-    )
+    sentences = tuple(filter(None, [*notes, reason]))
+    found = Survey(root, layout, train, val, len(shapes), counts, number, deep, rule, sentences)
     if found.side < SMALLEST:
-        raise ValueError(
-            f"{root}: images of {found.side} px per side are too small for crops: enlarge them to {SMALLEST} px or more"
-        )
+        small = f"images of {found.side} px per side are too small for crops"
+        raise ValueError(f"{root}: {small}: enlarge them to {SMALLEST} px or more")
     _read_all(found, max_pixels)
     return found
 
 
-def _outside(root: str) -> list[str]:
+def _describe_unread_folders(root: str) -> list[str]:
     """A sentence on what lies beside train/ and val/, and is not read."""
     if not has_splits(root):
         return []
@@ -108,7 +106,7 @@ def _outside(root: str) -> list[str]:
     return [f"not read, as it lies beside train/ and val/: {', '.join(others[:5])}"] if others else []
 
 
-def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | None, Layout]:
+def _list_splits(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | None, Layout]:
     """Train and val. Of labelled images without val a tenth is drawn, as nothing could be evaluated else."""
     train = build_index(root, "train", layout=layout)
     if has_images(root, "val", layout=layout):
@@ -122,7 +120,7 @@ def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | 
     return train, None, layout
 
 
-def _shapes(
+def _read_shapes(
     root: str, sample: list[str], layout: Layout, channels: str | None, total: int, notes: list[str]
 ) -> tuple[dict[str, tuple[int, int, int]], Layout]:
     """(height, width, channels) of the sample by name, and the layout, which keeps one number of channels where asked.
@@ -136,23 +134,20 @@ def _shapes(
         except ImageError as error:
             errors.append(str(error))
     if errors:
-        some = "none" if not shapes else f"{len(errors)}"
-        raise ValueError(
-            f"{root}: {some} of the {len(sample)} files looked at {'can' if not shapes else 'cannot'} be read, "
-            f"the first: {errors[0]}"
-        )
+        some, can = (f"{len(errors)}", "cannot") if shapes else ("none", "can")
+        looked_at = f"{some} of the {len(sample)} files looked at {can} be read"
+        raise ValueError(f"{root}: {looked_at}, the first: {errors[0]}")
     counts = Counter(shape[2] for shape in shapes.values())
     if channels is not None:
         wanted = counts.most_common(1)[0][0] if channels == "majority" else int(channels)
-        mixed = not all(_reads_as(number, wanted) for number in counts)
+        mixed = not all(_is_readable_as(number, wanted) for number in counts)
         return shapes, replace(layout, only=wanted) if mixed or channels != "majority" else layout
     if len(counts) > 1 and set(counts) != {1, 3}:
         first = {number: next(name for name, shape in shapes.items() if shape[2] == number) for number in counts}
         found = ", ".join(f"{count} of {number} (such as {first[number]})" for number, count in counts.most_common())
-        raise ValueError(
-            f"{root} mixes images of several channel counts: {found}, by {len(sample)} of {total} images; "
-            "--channels majority keeps the most frequent ones, --channels N those of N"
-        )
+        found += f", by {len(sample)} of {total} images"
+        way = "--channels majority keeps the most frequent ones, --channels N those of N"
+        raise ValueError(f"{root} mixes images of several channel counts: {found}; {way}")
     if set(counts) == {1, 3}:
         notes.append(f"channels: {counts[1]} grey and {counts[3]} colour images of {len(sample)}: all are read as RGB")
     return shapes, layout
@@ -170,12 +165,11 @@ def _read_all(survey: Survey, max_pixels: int) -> None:
         if time.monotonic() > end:
             break
     if errors:
-        raise ValueError(
-            f"{survey.root}: {len(errors)} of the {count} files read are of no use, the first: {min(errors)}"
-        )
+        found = f"{len(errors)} of the {count} files read are of no use"
+        raise ValueError(f"{survey.root}: {found}, the first: {min(errors)}")
 
 
-def _reads_as(found: int, wanted: int) -> bool:
+def _is_readable_as(found: int, wanted: int) -> bool:
     """Whether an image of so many channels can be read with the number that is wanted."""
     return found == wanted or {found, wanted} == {1, 3}
 

@@ -108,7 +108,7 @@ def digest_images(images: ImageDataset | None) -> dict[str, str]:
 
 def _describe_weights(run: Path, epoch: int) -> str | None:
     """Identifies the weights of a run's kept epoch; None if they do not exist (yet)."""
-    found = [c for c in checkpoint.list_checkpoints(run) if c.evaluate and c.epoch == epoch]
+    found = [c for c in checkpoint.list_kept(run) if c.epoch == epoch]
     return f"weights {found[0].hashes[checkpoint.TEACHER]}" if found and found[0].hashes else None
 
 
@@ -154,10 +154,10 @@ def check(stage: Stage, images: ImageDataset | None = None) -> None:
     for key, (old, new) in differences(stage, images).items():
         if is_within(key, stage.cfg.resume.allow) and not (stage.is_last_stage and stage.finished):
             continue
-        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_suggest(stage, key)}")
+        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_suggest_way_on(stage, key)}")
 
 
-def _suggest(stage: Stage, key: str) -> str:
+def _suggest_way_on(stage: Stage, key: str) -> str:
     other = "choose another output_dir" if stage.is_last_stage else "choose another folder for it"
     if stage.is_last_stage and stage.finished:
         return f"it is finished, and nothing would be trained under the new value; {other}"
