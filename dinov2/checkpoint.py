@@ -44,8 +44,8 @@ class Checkpoint:
     iteration: int  # iterations done
     epoch: int  # whole epochs done
     evaluate: bool  # kept for evaluation: it has a teacher_checkpoint.pth
-    identity: str = ""  # of the run that wrote it, see dinov2.train.identity; "" before there was one
-    hashes: dict[str, str] = field(default_factory=dict)  # xxh3 of its files; none of those written before there were
+    identity: str = ""  # of the run that wrote it, see dinov2.train.identity; "" in checkpoints of older versions
+    hashes: dict[str, str] = field(default_factory=dict)  # xxh3 by file; empty in checkpoints of older versions
 
     @property
     def teacher(self) -> Path:

@@ -25,7 +25,7 @@ from dinov2.config import config_hash
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop, Preprocess
 from dinov2.data.loader import make_eval_loader
-from dinov2.eval.features import check_finite
+from dinov2.eval.features import PRECISIONS, check_finite
 from dinov2.keys import check_choice
 from dinov2.models import pretrained
 from dinov2.models.vision_transformer import VisionTransformer
@@ -43,7 +43,6 @@ TOKENS = {  # name → of a backbone's output the features of each image
     "cls+mean": lambda out: torch.cat((TOKENS["cls"](out), TOKENS["mean"](out)), dim=1),  # [B, 2 D]
     "patches": lambda out: out["x_norm_patchtokens"],  # [B, N, D]
 }
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_backbone(path: Path | str, epoch: int | None = None) -> VisionTransformer:

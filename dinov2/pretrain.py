@@ -137,9 +137,8 @@ def check_early(request: Request, o: Options) -> None:
         raise ValueError(f"the output {o.output} lies inside {root}, whose images would be read too: give --output")
     check_names("--stack", [request.stack], STACKS)
     if request.weights is not None and not Path(request.weights).exists():
-        raise ValueError(
-            f"--from {request.weights} is missing: name weights that are there, see docs/public_weights.md"
-        )
+        way = "name weights that are there, see docs/public_weights.md"
+        raise ValueError(f"--from {request.weights} is missing: {way}")
     for word in request.settings:
         if "=" not in word:
             raise ValueError(f"{word} is no key=value")
@@ -207,10 +206,8 @@ class Plan:
         finish(o)
         size = stages.check_settings(o).crops.global_size
         if size > 2 * survey.side:
-            raise ValueError(
-                f"crops.global_size={size} would enlarge images of {survey.side} px more than twice: give a "
-                "smaller one, or leave it and --scale out"
-            )
+            enlarged = f"crops.global_size={size} would enlarge images of {survey.side} px more than twice"
+            raise ValueError(f"{enlarged}: give a smaller one, or leave it and --scale out")
 
     def write(self) -> None:
         content = OmegaConf.create({})
@@ -226,11 +223,8 @@ class Plan:
         o, survey = self.o, self.survey
         trial = survey.count < self.total
         print(f"PLAN for {o.data}, written to {o.overlay}")
-        some = (
-            f"a trial on {survey.count} of {self.total} images, linked in {o.data}"
-            if trial
-            else f"{survey.count} images"
-        )
+        part = f"a trial on {survey.count} of {self.total} images, linked in {o.data}"
+        some = part if trial else f"{survey.count} images"
         parts = f"{len(survey.train.relatives)} train, {len(survey.val.relatives)} val" if survey.val else "all train"
         labels = f"{len(survey.train.classes)} classes" if survey.labelled else "no labels"
         print(f"  images    {some}: {parts}, {labels}")
@@ -311,14 +305,8 @@ def _describe_sizes(survey: Survey) -> str:
 
 # --- the command line -----------------------------------------------------------------------------------------------
 def make_parser() -> Parser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        "python -m dinov2.pretrain",
-        "%(prog)s DIR [options] [key=value ...]",
-        __doc__,
-        formatter_class=raw,
-        allow_abbrev=False,
-    )
+    usage, raw = "%(prog)s DIR [options] [key=value ...]", argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m dinov2.pretrain", usage, __doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     add("--output", metavar="DIR", help="runs, results and report [runs/<name of DIR>]")
     add("--noise", metavar="NAME", default="none", help="added while loading, to study one [none: noisy by nature]")
@@ -336,13 +324,8 @@ def make_parser() -> Parser:
     add("--stack", default="refuse", metavar="HOW", help="files of several pages: refuse, pages, max [refuse]")
     add("--subsample", type=number, metavar="N", help="the denoiser learns from every N-th pixel [2 where noise is "
         "correlated over one]")  # fmt: skip
-    add(
-        "--eval",
-        dest="evaluate",
-        action="append",
-        metavar="NAME",
-        help="may be repeated [linear, knn with labels; label_free, pca, map]",
-    )
+    evals = "may be repeated [linear, knn with labels; label_free, pca, map]"
+    add("--eval", dest="evaluate", action="append", metavar="NAME", help=evals)
     add("--seed", dest="seeds", action="append", type=number_from_0, metavar="N", help="may be repeated [the scale's]")
     add("--gpus", type=number, default=1, metavar="N", help="processes, one per GPU [1]")
     add("--dry-run", action="store_true", help="print plan and commands, train nothing")

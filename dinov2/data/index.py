@@ -65,15 +65,13 @@ def _build(root: Path, split: str | None, cache: Path | str | None, layout: Layo
     if as_it_lies(root, layout):
         return _list_split(root, split, cache, layout.stack)
     parts = [part for part in SPLITS if (root / part).is_dir()] if has_splits(root) else [""]
-    relatives = [
-        relative for part in parts for relative in _list_split(root, part, cache, layout.stack, True).relatives
-    ]
+    indices = [_list_split(root, part, cache, layout.stack, flat=True) for part in parts]
+    relatives = [relative for index in indices for relative in index.relatives]
     splits, labels, classes = assign(root, relatives, layout)
     own = [place for place, name in enumerate(splits) if name == split]
     if not own:
-        raise MissingSplit(
-            f"{root} has no {split} images: give data.val=0.1 for a tenth of its images, or DIR/{split}/"
-        )
+        way = f"give data.val=0.1 for a tenth of its images, or DIR/{split}/"
+        raise MissingSplit(f"{root} has no {split} images: {way}")
     return Index([relatives[place] for place in own], labels[own], classes)
 
 

@@ -71,14 +71,19 @@ def main(
     variants: Callable[[DictConfig], list[DictConfig]] = lambda cfg: [cfg],
 ) -> None:
     """The main program of an evaluator; `variants` gives the settings to evaluate each checkpoint with."""
+    run_program(lambda argv: run(name, evaluate, help_text, variants, argv))
 
-    def program() -> int:
+
+def run_program(program: Callable[[list[str]], int]) -> None:
+    """Runs a program on the words of the command line; whatever happens, the ranks part at its end."""
+
+    def run_and_part() -> int:
         try:
-            return run(name, evaluate, help_text, variants, sys.argv[1:])
+            return program(sys.argv[1:])
         finally:
             distributed.close()
 
-    cli.run(program)
+    cli.run(run_and_part)
 
 
 def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str]) -> int:

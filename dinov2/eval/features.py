@@ -20,6 +20,7 @@ from utils import distributed
 from utils.progress import progress
 
 LAST_BLOCKS = 4  # whose CLS tokens the linear probe uses
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,8 @@ def eval_view(cfg: DictConfig) -> str:
 
 def autocast(cfg: DictConfig, quick: bool = False) -> AbstractContextManager:
     """The precision of the run's training on a GPU; on a CPU float32 unless `quick`."""
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    device = distributed.device().type
-    if cfg.train.precision not in dtypes or (device == "cpu" and not quick):
-        return nullcontext()
-    return torch.autocast(device, dtypes[cfg.train.precision])
+    dtype, device = PRECISIONS[cfg.train.precision], distributed.device().type
+    return nullcontext() if dtype is None or (device == "cpu" and not quick) else torch.autocast(device, dtype)
 
 
 def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:

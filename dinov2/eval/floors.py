@@ -10,7 +10,6 @@ with weights=, a public frozen backbone, evaluated on the images and by the prot
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from dinov2.eval import common, knn, linear
 from dinov2.eval.features import eval_view, labelled_dataset, why_without_labels
 from dinov2.models.pretrained import read_backbone
 from dinov2.models.vision_transformer import build_backbone
-from utils import cli, distributed
+from utils import distributed
 from utils.memory import keep_freed_memory
 
 EVALUATORS = {"knn": knn.evaluate, "linear": linear.evaluate}
@@ -157,12 +156,5 @@ def make(folder: Path, cfg: DictConfig, evaluators: list[str]) -> None:
         common.evaluate_backbone(folder, name, EVALUATORS[name], backbone, origin, cfg)
 
 
-def main() -> int:
-    try:
-        return run(sys.argv[1:])
-    finally:
-        distributed.close()
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    common.run_program(run)

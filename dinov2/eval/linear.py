@@ -208,9 +208,9 @@ def cache_crops(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
 
 def _allocate(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
     """Zeros of float16: in memory or, above the limit, in a file that is mapped."""
-    if 2 * math.prod(shape) <= limit_gib * 2**30:
+    size = 2 * math.prod(shape)  # bytes
+    if size <= limit_gib * 2**30:
         return torch.zeros(shape, dtype=torch.float16)
-    size = 2 * math.prod(shape)
     try:
         with naming_errors(file), open(file, "wb") as created:
             if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapping would kill the process
@@ -224,9 +224,8 @@ def _allocate(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tens
 
 def _make_generator(seed: int, stream: int, number: int) -> torch.Generator:
     """A CPU generator that depends only on these three."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0] >> 1)
-    )
+    mixed = np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> 1))
 
 
 if __name__ == "__main__":

@@ -90,14 +90,14 @@ def environment() -> dict[str, str]:
 
 
 def sums(*files: Path | str) -> str:
-    """What tells the content of files from another; nothing of those that are not there."""
+    """Names and checksums of the files that exist: another text, once the content of one has changed."""
     found = [(str(file), hashlib.sha256(Path(file).read_bytes()).hexdigest()) for file in files if Path(file).is_file()]
     return " ".join(f"{name} {digest[:16]}" for name, digest in found)
 
 
 def tree_state(*folders: str) -> str:
-    """What tells data folders from others: what lies in them by itself, and the times of their splits and class
-    folders, not every image. Hidden files, such as the list of images, are left out.
+    """A checksum that changes with the data: names, sizes and times of what lies in the folders and in their splits'
+    class folders, without a look at every image. Hidden files, such as the list of images, are left out.
     """
     digest = hashlib.sha256()
     for folder in folders:

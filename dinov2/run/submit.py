@@ -68,9 +68,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--nodes", type=number, default=1)
-    parser.add_argument("--gpus", type=number_from_0, default=1, help="a node, one task each; 0: a CPU run of --tasks")
+    parser.add_argument("--gpus", type=number_from_0, default=1, help="per node, a task each; 0: a CPU run of --tasks")
     parser.add_argument("--tasks", type=number, default=1, help="tasks per node, for --gpus 0")
-    parser.add_argument("--cpus", type=number, default=8, help="a task: loader workers and the training process")
+    parser.add_argument("--cpus", type=number, default=8, help="per task: loader workers and the training process")
     parser.add_argument("--partition")
     parser.add_argument("--time", default="1-00:00:00", help="limit in Slurm's form; reached, the job is requeued")
     parser.add_argument("--mem", help="memory per node, such as 128G")

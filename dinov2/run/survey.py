@@ -66,9 +66,10 @@ class Survey:
 
 
 def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixels: int = MAX_PIXELS) -> Survey:
-    """The survey of a folder. channels: "majority", a number, or None: what all have. text: as data.values.
+    """Looks at a folder of images. ValueError, which names the way out, where nothing can be trained on it.
 
-    ValueError, which names the way out, for a folder of which nothing can be trained.
+    channels: "majority" or a number: images of other channels are left out; None: all must have the same.
+    text: the rule of data.values.
     """
     notes = [*_describe_unread_folders(root)]
     train, val, layout = _list_splits(root, layout, notes)
@@ -175,7 +176,7 @@ def _is_readable_as(found: int, wanted: int) -> bool:
 
 
 def mean_and_std(survey: Survey, max_pixels: int = MAX_PIXELS) -> tuple[list[float], list[float]]:
-    """Of each channel over 16 training images scaled to [0, 1]."""
+    """Mean and standard deviation of each channel, over 16 training images scaled to [0, 1]."""
     relatives, pixels = survey.train.relatives, []
     for i in spread_evenly(len(relatives), 16):
         image = read_image(Path(survey.root, relatives[i]), survey.channels, "native", survey.rule, max_pixels)

@@ -15,8 +15,8 @@ AT_DEPTH_ZERO = ("pos_embed", "patch_embed", "mask_token", "cls_token", "registe
 def lr_multiplier(name: str, blocks: int, decay: float, patch_embed: float, frozen: int = 0) -> float:
     """Multiplier of a backbone parameter: decay ** (distance from the top), the patch embedding slower still.
 
-    blocks: number of transformer blocks; 0 for a head, whose multiplier is 1. frozen: of so many first blocks, and of
-    what lies before them, it is 0.
+    blocks: number of transformer blocks; 0 for a head, whose multiplier is 1. frozen: number of first blocks that are
+    not trained, nor is what lies before them: their multiplier is 0.
     """
     if blocks == 0:
         return 1.0
