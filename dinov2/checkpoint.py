@@ -7,8 +7,6 @@ checksums: a folder without it, or whose files do not fit it, is not used. teach
 a plain file with public DINOv2 names: {"teacher": {"backbone.…": tensor, "dino_head.…": tensor}}.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import mmap

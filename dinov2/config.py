@@ -7,8 +7,6 @@ key that holds text (a path, a name) takes the text literally; other keys take Y
 belong in overlays.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -8,8 +8,6 @@ folder or .safetensors of Hugging Face or timm. DIR: images at any depth, as the
 needed. A killed call goes on where it was when it is given once more.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import sys

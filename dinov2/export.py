@@ -11,8 +11,6 @@ onnx: model.onnx reads images [B, C, crop, crop] of any B, as preprocessor_confi
 patches [B, N, D]. It needs onnx and onnxscript.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

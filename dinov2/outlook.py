@@ -1,7 +1,5 @@
 """What a plan of dinov2.pretrain costs: bytes on the disk, and seconds by the first batches on this machine."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time

@@ -8,8 +8,6 @@ setting with its reason, the disk it needs and the time, by the first batches on
 refused before anything is trained. The same command goes on where a killed one was.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

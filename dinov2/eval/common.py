@@ -5,8 +5,6 @@ that is a field of the result row (noise, view, dataset, protocol) replaces the 
 details.
 """
 
-from __future__ import annotations
-
 import base64
 import sys
 import time

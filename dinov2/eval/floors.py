@@ -8,8 +8,6 @@ with weights=, a public frozen backbone, evaluated on the images and by the prot
 <output>/floors/<noise>-<view>/{untrained-0,untrained-1,pixels,public} and serve all runs of that noise and view.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -12,8 +12,6 @@ demands, or left whole, as in the code of the paper (eval.retrieval.crop_queries
 rankings of a few queries go to <run>/retrieval/ for the report.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from copy import deepcopy

@@ -7,8 +7,6 @@ Cosine similarity to every training image; the k most similar vote for their cla
 temperature).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

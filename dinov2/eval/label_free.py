@@ -7,8 +7,6 @@ realisations of the noise, if it is synthetic and the view noisy, else two rando
 what each figure tells, and how checkpoints=best uses them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

@@ -9,8 +9,6 @@ crop each time a training image is used; protocol=cached computes features of a 
 turn. A killed probe resumes where it was.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

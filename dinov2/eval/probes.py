@@ -1,7 +1,5 @@
 """The linear classifiers of the probe, trained side by side, with one matrix product per feature set."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

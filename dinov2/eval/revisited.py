@@ -10,8 +10,6 @@ Images that are left out are removed from the ranking before positions are count
 a level is skipped.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass

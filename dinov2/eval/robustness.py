@@ -6,8 +6,6 @@ Training and validation images of kNN and probe have the same noise, as everywhe
 another one. No denoiser is used for any method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from copy import deepcopy
 

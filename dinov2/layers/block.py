@@ -1,7 +1,5 @@
 """The transformer block on packed tokens: attention and feed-forward residuals, LayerScale, stochastic depth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -5,8 +5,6 @@ version of transformers. timm: as vit_*_patch14_dinov2, vit_*_patch14_reg4_dinov
 A backbone without pos_embed is a DINOv3; its registers have the name that DINOv2 gave them.
 """
 
-from __future__ import annotations
-
 import re
 
 import torch

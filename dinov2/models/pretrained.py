@@ -1,7 +1,5 @@
 """Backbones from files: runs of this project, teacher checkpoints, public DINOv2 and DINOv3 weights of any form."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

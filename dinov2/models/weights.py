@@ -3,8 +3,6 @@
 A .pth of this project, of Meta's DINOv2 or DINOv3; a folder or .safetensors of Hugging Face or timm.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Student and teacher are compared by the cosine of what their heads give, of the 
 patch; the coding rate of the CLS tokens' embeddings, which is maximised, takes the place of all that forbids collapse.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

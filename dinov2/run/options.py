@@ -3,8 +3,6 @@
 Paths are the caller's: parse() makes them what they are from the project's root, where the scripts run their commands.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -78,9 +76,9 @@ class Options:
     def scale_name(self) -> str:
         return self.scale_file.stem
 
-    def of_scale(self, key: str, default: object = None) -> object:
-        """A key of the scale's own file."""
-        return OmegaConf.select(OmegaConf.load(self.scale_file), key, default=default)
+    def of_scale(self, key: str) -> object:
+        """A key of the scale's own file; None where it does not set it."""
+        return OmegaConf.select(OmegaConf.load(self.scale_file), key)
 
     def given(self, key: str) -> str | None:
         """The text of key=value on the command line."""

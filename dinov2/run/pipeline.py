@@ -1,7 +1,5 @@
 """How the commands of a pipeline are run: one after another, each once, printed, until the first that fails."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -7,8 +7,6 @@ noisy_<name>-<noise> and noisy_<name>-<noise>-denoised; runs lie in <output>/<no
 every noise, in <output>/clean.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Callable, Iterator

@@ -11,8 +11,6 @@ A sweep is one job array; `{key}` in the command stands for the swept value:
         train imagenet100 nc data.root=mini-imagenet output_dir=runs/{noise}/nc-{seed}
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import itertools

@@ -1,7 +1,5 @@
 """A smaller data folder for trials: links to some images of another."""
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from pathlib import Path, PurePosixPath

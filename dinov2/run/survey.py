@@ -4,8 +4,6 @@ All files are listed, and a sample of SAMPLE of them, spread evenly over the sor
 are read as READ_S allows: a broken one is named now, not in the midst of a training.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter
@@ -18,7 +16,7 @@ import numpy as np
 from dinov2.data.index import Index, build_index, has_images
 from dinov2.data.splits import SPLITS, Layout, has_splits
 from utils import values
-from utils.images import MAX_PIXELS, ImageError, of_channels, own_shape, read_image
+from utils.images import ImageError, of_channels, own_shape, read_image
 from utils.sampler import spread_evenly
 
 SAMPLE = 64
@@ -50,6 +48,10 @@ class Survey:
     def relatives(self) -> list[str]:
         return [*self.train.relatives, *(self.val.relatives if self.val else [])]
 
+    def read(self, relative: str) -> np.ndarray:
+        """An image as the runs will read it: [H, W, C], uint8 or float32 in [0, 1]."""
+        return read_image(Path(self.root, relative), self.channels, "native", self.rule)
+
     @property
     def labelled(self) -> bool:
         return bool((self.train.labels >= 0).any())
@@ -65,7 +67,7 @@ class Survey:
         return sum(h * w * number for (h, w), number in self.shapes.items()) / self.looked_at
 
 
-def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixels: int = MAX_PIXELS) -> Survey:
+def look_at(root: str, layout: Layout, channels: str | None, text: str) -> Survey:
     """Looks at a folder of images. ValueError, which names the way out, where nothing can be trained on it.
 
     channels: "majority" or a number: images of other channels are left out; None: all must have the same.
@@ -85,15 +87,15 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixe
         shapes = {name: shape for name, shape in shapes.items() if _is_readable_as(shape[2], layout.only)}
         notes.append(left_out)
     number = layout.only or max(shape[2] for shape in shapes.values())
-    rule, reason = values.resolve(text, root, train.relatives, number, max_pixels)
-    deep = rule.kind != "full" or values.is_deep(root, train.relatives, number, max_pixels)
+    rule, reason = values.resolve(text, root, train.relatives, number)
+    deep = rule.kind != "full" or values.is_deep(root, train.relatives, number)
     counts = Counter(shape[:2] for shape in shapes.values())
     sentences = tuple(filter(None, [*notes, reason]))
     found = Survey(root, layout, train, val, len(shapes), counts, number, deep, rule, sentences)
     if found.side < SMALLEST:
         small = f"images of {found.side} px per side are too small for crops"
         raise ValueError(f"{root}: {small}: enlarge them to {SMALLEST} px or more")
-    _read_all(found, max_pixels)
+    _read_all(found)
     return found
 
 
@@ -154,13 +156,13 @@ def _read_shapes(
     return shapes, layout
 
 
-def _read_all(survey: Survey, max_pixels: int) -> None:
+def _read_all(survey: Survey) -> None:
     """ValueError for files that cannot be read, by all that READ_S allows, in a fixed order that mixes the folder."""
     errors, relatives, end, count = [], survey.relatives, time.monotonic() + READ_S, 0
     for place in np.random.default_rng(0).permutation(len(relatives)):
         count += 1
         try:
-            read_image(Path(survey.root, relatives[place]), survey.channels, "native", survey.rule, max_pixels)
+            survey.read(relatives[place])
         except ImageError as error:
             errors.append(str(error))
         if time.monotonic() > end:
@@ -175,11 +177,11 @@ def _is_readable_as(found: int, wanted: int) -> bool:
     return found == wanted or {found, wanted} == {1, 3}
 
 
-def mean_and_std(survey: Survey, max_pixels: int = MAX_PIXELS) -> tuple[list[float], list[float]]:
+def mean_and_std(survey: Survey) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, over 16 training images scaled to [0, 1]."""
     relatives, pixels = survey.train.relatives, []
     for i in spread_evenly(len(relatives), 16):
-        image = read_image(Path(survey.root, relatives[i]), survey.channels, "native", survey.rule, max_pixels)
+        image = survey.read(relatives[i])
         image = image / np.float32(255) if image.dtype == np.uint8 else image
         pixels.append(image.reshape(-1, survey.channels)[:: -(-image.shape[0] * image.shape[1] // 65536)])
     pooled = np.concatenate(pixels).astype(np.float64)

@@ -5,8 +5,6 @@ python -m dinov2.train imagenet100 nct noise=gauss255 data.root=mini-imagenet ou
 torchrun --nproc-per-node 4 -m dinov2.train imagenet1k nct noise=gauss255 data.root=imagenet output_dir=runs/nct-1k
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """From the canvases of an iteration to crops and masks: the same ones, however ranks and micro-batches divide them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from itertools import islice

@@ -6,8 +6,6 @@ I is 0 when every image gets the same target: the uniform one (both entropies at
 and at most ln K. While it stays near 0 nothing is distilled, however well the loss falls.
 """
 
-from __future__ import annotations
-
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2.objectives.diagnostics import Information

@@ -7,8 +7,6 @@ images, with a fresh optimiser, fresh schedules and a fresh iteration count over
 second stage. A stage whose folder already holds its last epoch is finished: one denoised run serves n2n, nc and nct.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The losses of a step, watched one step late, so that the host never waits for a GPU."""
 
-from __future__ import annotations
-
 import math
 
 import torch

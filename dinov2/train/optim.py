@@ -1,7 +1,5 @@
 """AdamW with DINOv2's parameter groups: layer-wise learning rates, no decay on biases, norms and LayerScale."""
 
-from __future__ import annotations
-
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Where networks live: sharded over the ranks, compiled where that is asked for, gathered again for files."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -4,8 +4,6 @@ Everything random at an iteration (images, crops, masks, drop path) is a functio
 is all that a resumed run needs, on any number of ranks.
 """
 
-from __future__ import annotations
-
 import gc
 import signal
 import time
