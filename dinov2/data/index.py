@@ -107,7 +107,7 @@ def _list_split(root: Path, split: str, cache: Path | str | None, stack: str, fl
         index = _load_cached(file, root, split, flat)
         if index is not None:
             return index
-    times, groups = (_walk_flat if flat else _walk)(root, split, stack)
+    times, groups = _walk(root, split, stack, flat)
     index = _make_index(split, groups)
     content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
     for file in files:
@@ -154,30 +154,20 @@ def _cache_files(root: Path, split: str, cache, stack: str, flat: bool) -> list[
     return [*own, Path.home() / ".cache" / "noisy_dinov2" / named]
 
 
-def _walk(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+def _walk(root: Path, split: str, stack: str, flat: bool) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Modification times (ns) of all folders read, and the images (paths below the class folder) of each class; the
-    class is "" where there are no class folders."""
-    classes = class_names(root, split)
-    times = {split: os.stat(root / split).st_mtime_ns}
-    if not classes:
-        return times, {"": list_images(root / split, stack)}
-    loose = sorted(set(os.listdir(root / split)) - set(classes))
+    class is "" where there are no class folders, or none are wanted (flat)."""
+    classes = [] if flat else class_names(root, split)
+    times, groups = {str(PurePosixPath(split)): os.stat(root / split).st_mtime_ns}, {}
+    loose = sorted(set(os.listdir(root / split)) - set(classes)) if classes else []
     loose = [name for name in loose if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
     if loose:
         raise ValueError(f"{root / split / loose[0]} lies beside class folders: move it into one of them.")
-    groups = {}
-    for name in progress(classes, desc=f"index of {split}", unit="folder"):
+    for name in progress(classes, desc=f"index of {split}", unit="folder") if classes else [""]:
         inner: dict[str, int] = {}
         groups[name] = list_images(root / split / name, stack, inner)
         times |= {str(PurePosixPath(split, name, folder)): time for folder, time in inner.items()}
     return times, groups
-
-
-def _walk_flat(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """The same for a folder whose folders are not classes."""
-    inner: dict[str, int] = {}
-    paths = list_images(root / split, stack, inner)
-    return {str(PurePosixPath(split, folder)): time for folder, time in inner.items()}, {"": paths}
 
 
 def _make_index(split: str, groups: dict[str, list[str]]) -> Index:

@@ -96,7 +96,11 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
         sweep(folder)
     keep_freed_memory()
     if EVALUATORS.get(name) and (reason := why_without_labels(cfg)):
-        return run_label_free(name, reason, argv)
+        from dinov2.eval import label_free  # here, as it imports this module
+
+        instead = "The figures without labels are made instead (label_free)"
+        distributed.print_on_main(f"{name} needs labels, but {reason}. {instead}:")
+        return run("label_free", label_free.evaluate, label_free.__doc__, lambda cfg: [cfg], argv)
     chosen = choose_checkpoints(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
@@ -109,15 +113,6 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
             evaluate_backbone(folder, name, evaluate, backbone.to(distributed.device()), checkpoint, variant)
             bar.update(1)
     return 0
-
-
-def run_label_free(name: str, reason: str, argv: list[str]) -> int:
-    """Runs label_free in place of an evaluator that needs labels."""
-    from dinov2.eval import label_free
-
-    instead = "The figures without labels are made instead (label_free)"
-    distributed.print_on_main(f"{name} needs labels, but {reason}. {instead}:")
-    return run("label_free", label_free.evaluate, label_free.__doc__, lambda cfg: [cfg], argv)
 
 
 def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], list[str]]:
