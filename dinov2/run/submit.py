@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import submitit
 
-from dinov2.run.options import number, number_from_0
+from dinov2.run.options import number
 from dinov2.run.stages import load_settings
 from dinov2.run.task import Task
 from utils import cli
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--nodes", type=number, default=1)
-    parser.add_argument("--gpus", type=number_from_0, default=1, help="per node, a task each; 0: a CPU run of --tasks")
+    parser.add_argument("--gpus", type=int, default=1, help="per node, a task each; 0: a CPU run of --tasks")
     parser.add_argument("--tasks", type=number, default=1, help="tasks per node, for --gpus 0")
     parser.add_argument("--cpus", type=number, default=8, help="per task: loader workers and the training process")
     parser.add_argument("--partition")
@@ -85,6 +85,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ValueError("no command: end the options with -- and add one, such as -- eval.knn run=DIR")
     cut = argv.index("--")
     options, command = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    if options.gpus < 0:
+        raise ValueError(f"--gpus {options.gpus}: must be 0 or more")
     if not command:
         raise ValueError("nothing after --: add a command, such as eval.knn run=DIR")
     return options, command
