@@ -7,8 +7,6 @@ checksums: a folder without it, or whose files do not fit it, is not used. teach
 a plain file with public DINOv2 names: {"teacher": {"backbone.…": tensor, "dino_head.…": tensor}}.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import mmap
@@ -17,10 +15,10 @@ import shutil
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -44,8 +42,8 @@ class Checkpoint:
     iteration: int  # iterations done
     epoch: int  # whole epochs done
     evaluate: bool  # kept for evaluation: it has a teacher_checkpoint.pth
-    identity: str = ""  # of the run that wrote it, see dinov2.train.identity; "" before there was one
-    hashes: dict[str, str] = field(default_factory=dict)  # xxh3 of its files; none of those written before there were
+    identity: str = ""  # of the run that wrote it, see dinov2.train.identity; "" in checkpoints of older versions
+    hashes: dict[str, str] = field(default_factory=dict)  # xxh3 by file; empty in checkpoints of older versions
 
     @property
     def teacher(self) -> Path:
@@ -59,8 +57,7 @@ def _folder(run: Path | str) -> Path:
 @cache
 def _warn(sentence: str) -> None:
     """Warns once per process: the same folders are looked at many times."""
-    if distributed.is_main():
-        print(f"warning: {sentence}", file=sys.stderr)
+    distributed.print_on_main(f"warning: {sentence}", file=sys.stderr)
 
 
 def _read_checkpoint(path: Path) -> Checkpoint | None:
@@ -99,6 +96,11 @@ def list_checkpoints(run: Path | str) -> list[Checkpoint]:
     """A run's checkpoints whose files have their sizes, oldest first; contents are checked when one is loaded."""
     found = [_read_checkpoint(path) for path in sorted(_folder(run).glob("iter_*"))]
     return sorted((c for c in found if c is not None), key=lambda c: c.iteration)
+
+
+def list_kept(run: Path | str) -> list[Checkpoint]:
+    """Those of list_checkpoints that are kept for evaluation."""
+    return [checkpoint for checkpoint in list_checkpoints(run) if checkpoint.evaluate]
 
 
 def latest(run: Path | str) -> Checkpoint | None:
@@ -148,16 +150,11 @@ def _sync_and_hash(path: Path) -> str:
     """
     with open(path, "rb") as file, ThreadPoolExecutor(1) as pool:
         synced = pool.submit(os.fsync, file.fileno())
-        digest = _hash_in_memory(file)
+        empty = not os.fstat(file.fileno()).st_size  # which cannot be mapped
+        with nullcontext(b"") if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            digest = xxhash.xxh3_64_hexdigest(content)
         synced.result()
     return digest
-
-
-def _hash_in_memory(file: BinaryIO) -> str:
-    if not os.fstat(file.fileno()).st_size:
-        return xxhash.xxh3_64_hexdigest(b"")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return xxhash.xxh3_64_hexdigest(content)
 
 
 def _sum_over_ranks(values: list[int]) -> list[int]:
@@ -166,14 +163,11 @@ def _sum_over_ranks(values: list[int]) -> list[int]:
 
 def at_epoch(run: Path | str, epoch: int) -> Checkpoint:
     """The checkpoint at the end of an epoch. ValueError that lists those that exist."""
-    checkpoints = [c for c in list_checkpoints(run) if c.evaluate]
-    for checkpoint in checkpoints:
-        if checkpoint.epoch == epoch:
-            return checkpoint
-    epochs = ", ".join(str(c.epoch) for c in checkpoints) or "none"
-    raise ValueError(
-        f"{run} has no kept checkpoint at epoch {epoch} (kept: {epochs}); train it further or choose one of these"
-    )
+    by_epoch = {checkpoint.epoch: checkpoint for checkpoint in list_kept(run)}
+    if epoch not in by_epoch:
+        there = f"at epoch {epoch} (kept: {', '.join(map(str, by_epoch)) or 'none'})"
+        raise ValueError(f"{run} has no kept checkpoint {there}; train it further or choose one of these")
+    return by_epoch[epoch]
 
 
 def save(
@@ -267,20 +261,10 @@ def load(checkpoint: Checkpoint, state: dict) -> dict:
     """
     check(checkpoint)
     description = read_description(checkpoint.path)
-    described = {
-        name: tuple(item.size) if hasattr(item, "size") else None  # None: no tensor
-        for name, item in description.state_dict_metadata.items()
-    }
-    wrong = []
-    for name, value in flatten(state).items():
-        assert isinstance(value, Tensor), name
-        if name not in described:
-            wrong.append(f"{name} is missing")
-        elif described[name] != tuple(value.shape):
-            wrong.append(f"{name} is {list(described[name] or ())}, the model wants {list(value.shape)}")
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(f"{checkpoint.path} is of another architecture: {'; '.join(wrong[:3])}{more}")
+    # What is no tensor has no size: it fits none.
+    sizes = {name: getattr(item, "size", None) for name, item in description.state_dict_metadata.items()}
+    wanted = {name: value.shape for name, value in flatten(state).items() if isinstance(value, Tensor)}
+    _refuse_misfits(checkpoint.path, [], sizes, wanted)
     load_tensors_into(state, checkpoint.path, description, _is_single_process())
     return state
 
@@ -291,24 +275,26 @@ def load_tensors(path: Path | str) -> dict:
     checkpoint = _read_checkpoint(path.parent) if (path.parent / MARK).is_file() else None
     wanted = checkpoint.hashes.get(path.name) if checkpoint else None
     if wanted and _differs(path, wanted):
-        raise ValueError(
-            f"{path} is damaged: it is not what was written; remove {path.parent} and train on, "
-            "which goes on from the checkpoint before it"
-        )
+        way = f"remove {path.parent} and train on, which goes on from the checkpoint before it"
+        raise ValueError(f"{path} is damaged: it is not what was written; {way}")
     return tensor_files.load_tensors(path)
 
 
 def load_strict(module: torch.nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
     """load_state_dict whose error names the file and the first keys that do not fit."""
     own = module.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is unknown to the model" for name in state if name not in own]
-    wrong += [
-        f"{name} is {list(state[name].shape)}, the model wants {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
+    unknown = [f"{name} is unknown to the model" for name in state if name not in own]
+    sizes, wanted = ({name: value.shape for name, value in tensors.items()} for tensors in (state, own))
+    _refuse_misfits(source, unknown, sizes, wanted)
+    module.load_state_dict(state)
+
+
+def _refuse_misfits(source: Path | str, wrong: list[str], sizes: dict, wanted: dict[str, torch.Size]) -> None:
+    """ValueError that names the first tensors of a file that are missing or of another size, or `wrong` otherwise."""
+    wrong = [f"{name} is missing" for name in wanted if name not in sizes] + wrong
+    for name, size in wanted.items():
+        if name in sizes and sizes[name] != size:
+            wrong.append(f"{name} is {list(sizes[name] or ())}, the model wants {list(size)}")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ValueError(f"{source} is of another architecture: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(state)

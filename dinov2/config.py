@@ -7,12 +7,10 @@ key that holds text (a path, a name) takes the text literally; other keys take Y
 belong in overlays.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dinov2.keys import FREE_FORM, PAGE, RENAMED, STAGE, Key, check_choice, defaults, keys, suggest_key
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.nested import map_texts, walk
 from utils.noise import NoiseSpec
 from utils.text import did_you_mean
@@ -64,11 +62,13 @@ def find_overlay(name: str) -> Path:
     raise ValueError(f"no overlay {name!r}: {hint}overlays are {', '.join(overlay_names())}, or the path of a .yaml")
 
 
-def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
+def load_config(
+    arguments: list[str], validated: bool = True, read_model_keys: Callable[[str], dict[str, object]] | None = None
+) -> DictConfig:
     """Merges overlays and key=value arguments onto the defaults; resolved and, if `validated`, checked.
 
-    With model.pretrained the architecture is that of its file. It overrides the defaults and the named overlays, while
-    a key that the user gives must agree with it.
+    read_model_keys: reads the keys of section model that follow from the file model.pretrained. They override the
+    defaults and the named overlays, while a key that the user gives must agree with the file.
     """
     cfg, given = load_defaults(), set()
     for argument in _insert_objective(arguments):
@@ -83,8 +83,12 @@ def load_config(arguments: list[str], validated: bool = True) -> DictConfig:
         cfg = OmegaConf.merge(cfg, overlay)
         by_name = isinstance(argument, DictConfig) or argument in overlay_names()
         given |= set() if by_name else set(overlay.get("model") or {})
-    if cfg.model.pretrained is not None:
-        cfg.model = OmegaConf.merge(cfg.model, _architecture_of_file(cfg.model, given))
+    if read_model_keys and cfg.model.pretrained is not None:
+        follow = read_model_keys(cfg.model.pretrained)
+        if wrong := [key for key in follow if key in given and cfg.model[key] != follow[key]]:
+            key, file = wrong[0], f"{cfg.model.pretrained} has {follow[wrong[0]]}"
+            raise ValueError(f"model.{key}={cfg.model[key]}, but {file}: leave model.{key} out, it comes from the file")
+        cfg.model = OmegaConf.merge(cfg.model, follow)
     return finish(cfg, validated)
 
 
@@ -108,23 +112,9 @@ def _insert_objective(arguments: list[str]) -> list[str | DictConfig]:
     return [*arguments[:place], OmegaConf.merge(overlay, *own), *arguments[place:]]
 
 
-def _architecture_of_file(model: DictConfig, given: set[str]) -> dict[str, object]:
-    """The keys of section model that follow from model.pretrained. ValueError where a given one contradicts it."""
-    from dinov2.models.weights import read_weights
-
-    follow = read_weights(model.pretrained).model
-    for key in given & follow.keys():
-        if model[key] != follow[key]:
-            raise ValueError(
-                f"model.{key}={model[key]}, but {model.pretrained} has {follow[key]}: leave model.{key} out, it comes "
-                "from the file"
-            )
-    return follow
-
-
 def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
     """Resolves interpolations, so that the saved config is complete by itself, and checks combinations."""
-    missing = [key for key in ("output_dir", "data.root") if OmegaConf.is_missing(*_find_section(cfg, key))]
+    missing = [key for key in ("output_dir", "data.root") if key in OmegaConf.missing_keys(cfg)]
     if missing and validated:
         raise ValueError(f"{missing[0]} is not set: give {missing[0]}=FOLDER")
     try:
@@ -148,8 +138,8 @@ def load_run_config(run: Path | str) -> DictConfig:
         raise ValueError(f"{path}: {key} refers to something else (${{...}}); write its value there")
     for old, new in RENAMED.items():
         if (value := OmegaConf.select(content, old)) is not None:
-            section, name = _find_section(content, old)
-            del section[name]
+            section, _, name = old.rpartition(".")
+            del OmegaConf.select(content, section)[name]
             OmegaConf.update(content, new, value)
     return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, content)
 
@@ -179,10 +169,7 @@ def _read_yaml(path: Path) -> DictConfig:
 
 
 def save_run_config(cfg: DictConfig, run: Path | str) -> None:
-    path = Path(run) / "config.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(cfg))
+    write_text(Path(run, "config.yaml"), OmegaConf.to_yaml(cfg))
 
 
 def config_hash(cfg: DictConfig) -> str:
@@ -193,13 +180,6 @@ def config_hash(cfg: DictConfig) -> str:
     for key in ("workers", "resident", "index_cache", "max_pixels"):
         content.get("data", {}).pop(key, None)
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(content), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _find_section(cfg: DictConfig, key: str) -> tuple[DictConfig, str]:
-    *path, last = key.split(".")
-    for part in path:
-        cfg = cfg[part]
-    return cfg, last
 
 
 def _from_argument(argument: str) -> DictConfig:
@@ -245,11 +225,6 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
 
 def validate(cfg: DictConfig) -> None:
     """Refuses impossible combinations; each sentence names the key."""
-
-    def require(condition: bool, sentence: str) -> None:
-        if not condition:
-            raise ValueError(sentence)
-
     for name, key in keys().items():
         key.check_bounds(name, OmegaConf.select(cfg, name))
     NoiseSpec.parse(cfg.noise)
@@ -270,10 +245,15 @@ def validate(cfg: DictConfig) -> None:
         require(known, f"resume.allow={list(cfg.resume.allow)}: {key} is no key")
     for noise, weight in cfg.anchor.weights.items():
         WEIGHT.check_kind(f"anchor.weights.{noise}", weight)
-    _validate_stages(cfg, require)
+    _validate_stages(cfg)
 
 
-def _validate_stages(cfg: DictConfig, require) -> None:
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+def _validate_stages(cfg: DictConfig) -> None:
     stages = cfg.curriculum.stages
     require(len(stages) > 0, "curriculum.stages is empty: give at least one stage")
     for number, stage in enumerate(stages):
@@ -295,43 +275,35 @@ def _validate_stages(cfg: DictConfig, require) -> None:
         require(warmup <= stage.epochs, f"optim.warmup_epochs={warmup} is longer than {name}.epochs={stage.epochs}")
         if stage.get("from_epoch") is not None:
             end = stage_end(before) if before else 0
-            require(
-                init != "scratch" and 0 < stage.from_epoch <= end,
-                f"{name}.from_epoch={stage.from_epoch} must lie within the stage before it, which ends at epoch {end}",
-            )
+            within = init != "scratch" and 0 < stage.from_epoch <= end
+            ends = f"within the stage before it, which ends at epoch {end}"
+            require(within, f"{name}.from_epoch={stage.from_epoch} must lie {ends}")
         mix = stage.get("mix")
-        require(
-            (stage.view == "mix") == (mix is not None), f"{name}.mix: [start, end] belongs to view mix, and to it alone"
-        )
+        belongs = (stage.view == "mix") == (mix is not None)
+        require(belongs, f"{name}.mix: [start, end] belongs to view mix, and to it alone")
         require(mix is None or len(mix) == 2, f"{name}.mix={mix} must be [start, end], two fractions")
         NoiseSpec.parse(stage.get("noise") or cfg.noise)
         if stage.get("anchor"):
-            _validate_anchor(cfg, number, require)
+            _validate_anchor(cfg, number)
     folders = [str(Path(stage.dir)) for stage in stages]
     for folder in folders:
         require(folders.count(folder) == 1, f"two curriculum.stages have dir={folder}: give each a folder of its own")
-    require(
-        folders[-1] == str(Path(cfg.output_dir)),
-        f"the last stage must train in output_dir={cfg.output_dir}, not in {stages[-1].dir}",
-    )
+    last = f"the last stage must train in output_dir={cfg.output_dir}, not in {stages[-1].dir}"
+    require(folders[-1] == str(Path(cfg.output_dir)), last)
 
 
-def _validate_anchor(cfg: DictConfig, number: int, require) -> None:
+def _validate_anchor(cfg: DictConfig, number: int) -> None:
     stage, name = cfg.curriculum.stages[number], f"curriculum.stages[{number}]"
     noise = NoiseSpec.parse(stage.get("noise") or cfg.noise)
-    require(
-        stage.view == "noisy",
-        f"{name}.anchor needs view noisy: the anchor compares the noisy view with the denoised one",
-    )
+    compared = "the anchor compares the noisy view with the denoised one"
+    require(stage.view == "noisy", f"{name}.anchor needs view noisy: {compared}")
     anchor = stage_overrides(cfg, stage.get("set") or {}).anchor
     require(str(noise) in anchor.weights, f"anchor.weights has no λ for {noise}: give anchor.weights.{noise}=NUMBER")
     if anchor.pretrained:
-        require(
-            cfg.model.pretrained is not None, "anchor.pretrained=true needs model.pretrained, the file to anchor to"
-        )
-        require(
-            anchor.head == "ema", "anchor.head=frozen: the file of model.pretrained has no head: take anchor.head=ema"
-        )
+        given = cfg.model.pretrained is not None
+        require(given, "anchor.pretrained=true needs model.pretrained, the file to anchor to")
+        headless = "anchor.head=frozen: the file of model.pretrained has no head: take anchor.head=ema"
+        require(anchor.head == "ema", headless)
         return
     before = number > 0 or anchor.run is not None
     require(before, f"{name}.anchor needs a denoised stage before it or anchor.run (or anchor.pretrained)")

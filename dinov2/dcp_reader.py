@@ -5,8 +5,6 @@ loads both without a guard. Here the description is read once, by a list of clas
 is neither written nor read.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -8,8 +8,6 @@ folder or .safetensors of Hugging Face or timm. DIR: images at any depth, as the
 needed. A killed call goes on where it was when it is given once more.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import sys
@@ -25,7 +23,8 @@ from dinov2.config import config_hash
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop, Preprocess
 from dinov2.data.loader import make_eval_loader
-from dinov2.eval.features import check_finite
+from dinov2.eval.features import PRECISIONS, check_finite
+from dinov2.keys import check_choice
 from dinov2.models import pretrained
 from dinov2.models.vision_transformer import VisionTransformer
 from utils import cli, distributed
@@ -42,7 +41,6 @@ TOKENS = {  # name → of a backbone's output the features of each image
     "cls+mean": lambda out: torch.cat((TOKENS["cls"](out), TOKENS["mean"](out)), dim=1),  # [B, 2 D]
     "patches": lambda out: out["x_norm_patchtokens"],  # [B, N, D]
 }
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_backbone(path: Path | str, epoch: int | None = None) -> VisionTransformer:
@@ -89,21 +87,19 @@ def embed(
     """
     if map is not None and (tokens == "patches" or Path(map).suffix != ".png"):
         raise ValueError(f"map={map}: name a .png, and tokens that give one row per image, not patches")
-    if tokens not in TOKENS:
-        raise ValueError(f"tokens={tokens} must be one of {', '.join(TOKENS)}")
+    check_choice("tokens", tokens, TOKENS)
     backbone = weights if isinstance(weights, VisionTransformer) else load_backbone(weights)
-    device = _usable(device or distributed.device())
-    cfg = _settings(backbone, folder, {"resize": size, "crop": crop, "batch_size": batch_size}, workers)
+    device = _find_device(device or distributed.device())
+    cfg = _settings_for(backbone, folder, {"resize": size, "crop": crop, "batch_size": batch_size}, workers)
     precision = precision or (cfg.train.precision if device.type == "cuda" else "fp32")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision} must be one of {', '.join(PRECISIONS)}")
+    check_choice("precision", precision, PRECISIONS)
     shape = _row_shape(backbone, cfg, tokens)
-    dataset, output = _dataset(cfg), None if output is None else _checked(Path(output), Path(folder), shape)
-    key = "" if output is None else _key(backbone, cfg, dataset, f"{tokens} {precision} {device.type}")
+    dataset, output = _list_images(cfg), None if output is None else _check_output(Path(output), Path(folder), shape)
+    key = "" if output is None else _hash_what_decides(backbone, cfg, dataset, f"{tokens} {precision} {device.type}")
     for written in filter(None, (output, map)):
         sweep(Path(written).parent)
     partial = PartialRows(output, shape, key)
-    _fill(partial, backbone.to(device).eval(), cfg, dataset, tokens, device, PRECISIONS[precision], skip_bad)
+    _compute_rows(partial, backbone.to(device).eval(), cfg, dataset, tokens, device, PRECISIONS[precision], skip_bad)
     names, values = [name for name in dataset.relatives if name not in partial.bad], partial.values()
     for name, reason in partial.bad.items():
         print(f"left out: {name} ({reason})", file=sys.stderr)
@@ -122,14 +118,14 @@ def _draw_map(path: Path, dataset: ImageDataset, names: list[str], values: np.nd
     write_map(path, [names[i] for i in shown], values[shown], tiles, [None] * len(shown), "pca")
 
 
-def _usable(device: str | torch.device) -> torch.device:
+def _find_device(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device} can't be used: {str(error).splitlines()[0]}") from None
 
 
-def _settings(backbone: VisionTransformer, folder: Path | str, changes: dict, workers: int | None) -> DictConfig:
+def _settings_for(backbone: VisionTransformer, folder: Path | str, changes: dict, workers: int | None) -> DictConfig:
     """The backbone's settings for a folder of images as they are, with the caller's changes to the evaluation."""
     given = {key: value for key, value in changes.items() if value is not None}
     data = {"root": str(folder), "storage": "on_the_fly"} | ({} if workers is None else {"workers": workers})
@@ -144,7 +140,7 @@ def _settings(backbone: VisionTransformer, folder: Path | str, changes: dict, wo
     return cfg
 
 
-def _dataset(cfg: DictConfig) -> ImageDataset:
+def _list_images(cfg: DictConfig) -> ImageDataset:
     dataset = dataset_from_config(cfg, None)
     for name in dataset.relatives:
         try:
@@ -161,14 +157,14 @@ def _row_shape(backbone: VisionTransformer, cfg: DictConfig, tokens: str) -> tup
     return tuple(TOKENS[tokens](backbone(images)).shape[1:])
 
 
-def _checked(output: Path, folder: Path, shape: tuple[int, ...]) -> Path:
+def _check_output(output: Path, folder: Path, shape: tuple[int, ...]) -> Path:
     check_table(output, shape)
     if output.suffix == ".npy" and folder.resolve() in output.resolve().parents:
         raise ValueError(f"{output} would be taken for an image of {folder}: name a file outside it")
     return output
 
 
-def _key(backbone: VisionTransformer, cfg: DictConfig, dataset: ImageDataset, options: str) -> str:
+def _hash_what_decides(backbone: VisionTransformer, cfg: DictConfig, dataset: ImageDataset, options: str) -> str:
     """Sixteen hex digits of all that decides the rows: weights, settings, names of the images, options."""
     digest = hashlib.sha256(f"{config_hash(cfg)} {options}".encode())
     for name, value in backbone.state_dict().items():
@@ -180,7 +176,7 @@ def _key(backbone: VisionTransformer, cfg: DictConfig, dataset: ImageDataset, op
 
 
 @torch.inference_mode()
-def _fill(partial: PartialRows, backbone, cfg, dataset, tokens: str, device, dtype, skip_bad: bool) -> None:
+def _compute_rows(partial: PartialRows, backbone, cfg, dataset, tokens: str, device, dtype, skip_bad: bool) -> None:
     """Computes the rows that `partial` lacks."""
     transform = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
     more = {"workers": cfg.data.workers, "device": device, "start": partial.next, "skip_bad": skip_bad}

@@ -11,8 +11,6 @@ onnx: model.onnx reads images [B, C, crop, crop] of any B, as preprocessor_confi
 patches [B, N, D]. It needs onnx and onnxscript.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dinov2.keys import check_choice
 from dinov2.layers.block import MLP_RATIO, SwiGLU
 from dinov2.layers.rope import BASE
 from dinov2.models.formats import to_huggingface, to_timm
@@ -196,8 +195,7 @@ def export(model: VisionTransformer, cfg: DictConfig, format: str, output: Path 
 
     ValueError for an unknown format or a folder that holds something.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format={format} must be one of {', '.join(FORMATS)}")
+    check_choice("format", format, FORMATS)
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"output={output} exists already: choose a folder that does not")

@@ -1,7 +1,5 @@
 """What a plan of dinov2.pretrain costs: bytes on the disk, and seconds by the first batches on this machine."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time
@@ -18,13 +16,12 @@ MEASURED_S = 3.0  # seconds of training steps that the estimate is made of
 
 def costs_of(o: Options, survey: Survey, found: dict) -> dict[str, float]:
     """Seconds of the parts by name, and bytes of disk as "disk". found: what Neighbor2Neighbor.outlook says."""
-    from dinov2.config import load_config
-    from dinov2.train import curriculum
+    from dinov2.train import curriculum  # here, as it loads PyTorch
 
     depth = 4 if survey.deep or o.copies == "npy" else 1
     runs = {}
     for method in o.methods:
-        cfg = load_config(stages.train_arguments(o, o.noises[0], method, o.seeds[0]))
+        cfg = stages.load_settings(stages.train_arguments(o, o.noises[0], method, o.seeds[0]))
         runs |= {str(stage.run): stage for stage in curriculum.plan(cfg)}
     steps = int(o.denoiser[o.denoiser.index("--steps") + 1])
     costs = {"denoiser": steps * found["step_s"]}

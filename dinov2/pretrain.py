@@ -8,8 +8,6 @@ setting with its reason, the disk it needs and the time, by the first batches on
 refused before anything is trained. The same command goes on where a killed one was.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -24,6 +22,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from dinov2 import CommandModule
+from dinov2.config import load_config
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS
 from dinov2.outlook import check_disk, costs_of
@@ -34,9 +33,10 @@ from dinov2.run.options import (
     PYTHON,
     Options,
     Parser,
+    check_names,
     finish,
     number,
-    seed,
+    number_from_0,
     split_words,
     tidy,
 )
@@ -44,11 +44,11 @@ from dinov2.run.pipeline import CommandFailed, Runner, environment, sums
 from dinov2.run.subset import link, spread
 from dinov2.run.survey import Survey, look_at
 from utils import cli
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.images import list_images
 from utils.locks import locked
 from utils.readers import STACKS
-from utils.text import did_you_mean, duration
+from utils.text import duration
 
 TRIAL_IMAGES = 256  # that a trial looks at, at least
 # Keys that the denoiser must hear of too → the option that tells both.
@@ -133,13 +133,10 @@ def check_early(request: Request, o: Options) -> None:
     inside, root = Path(o.output).resolve(), Path(request.folder).resolve()
     if root in (inside, *inside.parents):
         raise ValueError(f"the output {o.output} lies inside {root}, whose images would be read too: give --output")
-    if request.stack not in STACKS:
-        hint = did_you_mean(request.stack, STACKS, ": ")
-        raise ValueError(f"--stack {request.stack} is none of {', '.join(STACKS)}{hint}")
+    check_names("--stack", [request.stack], STACKS)
     if request.weights is not None and not Path(request.weights).exists():
-        raise ValueError(
-            f"--from {request.weights} is missing: name weights that are there, see docs/public_weights.md"
-        )
+        way = "name weights that are there, see docs/public_weights.md"
+        raise ValueError(f"--from {request.weights} is missing: {way}")
     for word in request.settings:
         if "=" not in word:
             raise ValueError(f"{word} is no key=value")
@@ -148,8 +145,6 @@ def check_early(request: Request, o: Options) -> None:
     probe = replace(o, scale=request.scale or "imagenette", evals=list(request.evaluate), data="x")
     probe.overrides, probe.eval_overrides = list(o.overrides), list(o.eval_overrides)
     finish(probe)
-    from dinov2.config import load_config  # here, as it loads slowly
-
     load_config([probe.scale, *o.overrides, *o.eval_overrides], validated=False)
 
 
@@ -168,7 +163,7 @@ def choices_of(request: Request, o: Options, survey: Survey) -> list[Choice]:
     first = Choice("scale", scale, "as asked") if scale else choose_scale(survey, hardware.gpu, weights)
     o.scale = str(first.value)
     base = OmegaConf.to_container(OmegaConf.load(o.scale_file))
-    given = dict(word.split("=", 1) for word in o.overrides)
+    given = o.settings
     patch = int(given.get("model.patch_size", base.get("model", {}).get("patch_size", 16)))
     if weights is not None:
         from dinov2.models.weights import read_weights
@@ -209,10 +204,8 @@ class Plan:
         finish(o)
         size = stages.check_settings(o).crops.global_size
         if size > 2 * survey.side:
-            raise ValueError(
-                f"crops.global_size={size} would enlarge images of {survey.side} px more than twice: give a "
-                "smaller one, or leave it and --scale out"
-            )
+            enlarged = f"crops.global_size={size} would enlarge images of {survey.side} px more than twice"
+            raise ValueError(f"{enlarged}: give a smaller one, or leave it and --scale out")
 
     def write(self) -> None:
         content = OmegaConf.create({})
@@ -221,25 +214,19 @@ class Plan:
         scale, *others = self.choices
         head = [f"# Chosen by python -m dinov2.pretrain, over the scale {scale.value} ({scale.reason}):"]
         head += [f"#   {choice.key}: {choice.reason}" for choice in others]
-        path = Path(self.o.overlay)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text("\n".join(head) + "\n" + OmegaConf.to_yaml(content))
+        write_text(self.o.overlay, "\n".join(head) + "\n" + OmegaConf.to_yaml(content))
 
     # --- in words ---------------------------------------------------------------------------------------------------
     def describe(self) -> None:
         o, survey = self.o, self.survey
         trial = survey.count < self.total
         print(f"PLAN for {o.data}, written to {o.overlay}")
-        some = (
-            f"a trial on {survey.count} of {self.total} images, linked in {o.data}"
-            if trial
-            else f"{survey.count} images"
-        )
+        part = f"a trial on {survey.count} of {self.total} images, linked in {o.data}"
+        some = part if trial else f"{survey.count} images"
         parts = f"{len(survey.train.relatives)} train, {len(survey.val.relatives)} val" if survey.val else "all train"
         labels = f"{len(survey.train.classes)} classes" if survey.labelled else "no labels"
         print(f"  images    {some}: {parts}, {labels}")
-        print(f"  sizes     {_sizes(survey)}; {survey.channels} channel{'s' * (survey.channels > 1)}")
+        print(f"  sizes     {_describe_sizes(survey)}; {survey.channels} channel{'s' * (survey.channels > 1)}")
         for note in survey.notes:
             print(f"  {'' if ':' in note[:9] else 'note: '}{note}")
         print(f"  noise     {o.noises[0]}; methods: {', '.join(o.methods)}; evaluation: {', '.join(o.evals)}")
@@ -247,11 +234,10 @@ class Plan:
             print(f"  denoiser  none: the denoised copy is {self.copy}")
         else:
             print(f"  denoiser  {' '.join(o.denoiser)}\n            {self.denoiser_reason}")
-        given = {word.partition("=")[0]: word.partition("=")[2] for word in o.overrides}
         for choice in self.choices:
             value, reason = choice.value, choice.reason
-            if choice.key in given:
-                value, reason = given[choice.key], "a trial" if o.steps else "as asked"
+            if choice.key in o.settings:
+                value, reason = o.settings[choice.key], "a trial" if o.steps else "as asked"
             print(f"  {choice.key} = {value}    {reason}")
         print("Any of it is changed by key=value, --scale, --method …; see --help.", flush=True)
 
@@ -285,8 +271,7 @@ class Plan:
         if found.get("of") != of:
             found = NO_DENOISER if self.copy else self._ask_denoiser()
             found = found | {"of": of, "costs": costs_of(o, self.survey, found)}
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(found))
+            write_text(path, json.dumps(found))
         if found["verdict"]:
             print("noise: " + "; ".join(found["verdict"]))
         if "--subsample" not in o.denoiser and found["subsample"] > 1:
@@ -307,7 +292,7 @@ class Plan:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def _sizes(survey: Survey) -> str:
+def _describe_sizes(survey: Survey) -> str:
     """The shapes of the sample in words."""
     shapes = sorted(survey.shapes)
     if len(shapes) == 1:
@@ -318,14 +303,8 @@ def _sizes(survey: Survey) -> str:
 
 # --- the command line -----------------------------------------------------------------------------------------------
 def make_parser() -> Parser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        "python -m dinov2.pretrain",
-        "%(prog)s DIR [options] [key=value ...]",
-        __doc__,
-        formatter_class=raw,
-        allow_abbrev=False,
-    )
+    usage, raw = "%(prog)s DIR [options] [key=value ...]", argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m dinov2.pretrain", usage, __doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     add("--output", metavar="DIR", help="runs, results and report [runs/<name of DIR>]")
     add("--noise", metavar="NAME", default="none", help="added while loading, to study one [none: noisy by nature]")
@@ -343,14 +322,9 @@ def make_parser() -> Parser:
     add("--stack", default="refuse", metavar="HOW", help="files of several pages: refuse, pages, max [refuse]")
     add("--subsample", type=number, metavar="N", help="the denoiser learns from every N-th pixel [2 where noise is "
         "correlated over one]")  # fmt: skip
-    add(
-        "--eval",
-        dest="evaluate",
-        action="append",
-        metavar="NAME",
-        help="may be repeated [linear, knn with labels; label_free, pca, map]",
-    )
-    add("--seed", dest="seeds", action="append", type=seed, metavar="N", help="may be repeated [the scale's]")
+    evals = "may be repeated [linear, knn with labels; label_free, pca, map]"
+    add("--eval", dest="evaluate", action="append", metavar="NAME", help=evals)
+    add("--seed", dest="seeds", action="append", type=number_from_0, metavar="N", help="may be repeated [the scale's]")
     add("--gpus", type=number, default=1, metavar="N", help="processes, one per GPU [1]")
     add("--dry-run", action="store_true", help="print plan and commands, train nothing")
     return parser

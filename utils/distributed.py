@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -80,6 +80,12 @@ def world_size() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def print_on_main(text: str, file: TextIO | None = None) -> None:
+    """Prints on the main rank alone, at once."""
+    if is_main():
+        print(text, file=file, flush=True)
 
 
 def device() -> torch.device:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dinov2.data.splits import SPLITS, Layout, assign, has_splits
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images, of_channels
 from utils.locks import sweep
 from utils.progress import progress
@@ -65,15 +65,13 @@ def _build(root: Path, split: str | None, cache: Path | str | None, layout: Layo
     if as_it_lies(root, layout):
         return _list_split(root, split, cache, layout.stack)
     parts = [part for part in SPLITS if (root / part).is_dir()] if has_splits(root) else [""]
-    relatives = [
-        relative for part in parts for relative in _list_split(root, part, cache, layout.stack, True).relatives
-    ]
+    indices = [_list_split(root, part, cache, layout.stack, flat=True) for part in parts]
+    relatives = [relative for index in indices for relative in index.relatives]
     splits, labels, classes = assign(root, relatives, layout)
     own = [place for place, name in enumerate(splits) if name == split]
     if not own:
-        raise MissingSplit(
-            f"{root} has no {split} images: give data.val=0.1 for a tenth of its images, or DIR/{split}/"
-        )
+        way = f"give data.val=0.1 for a tenth of its images, or DIR/{split}/"
+        raise MissingSplit(f"{root} has no {split} images: {way}")
     return Index([relatives[place] for place in own], labels[own], classes)
 
 
@@ -85,6 +83,16 @@ def has_images(root: Path | str, split: str, cache: Path | str | None = None, la
         return len(build_index(root, split, cache, layout).relatives) > 0
     except MissingSplit:
         return False
+
+
+def why_no_accuracy(root: Path | str, cache: Path | str | None = None, layout: Layout | None = None) -> str:
+    """Why the data gives no accuracies: a split without images, or with none that has a label; "" where it does."""
+    for split in SPLITS:
+        if not has_images(root, split, cache, layout):
+            return f"{root} has no {split} images (data.val=0.1 takes a tenth of a folder that has no split)"
+        if not (build_index(root, split, cache, layout).labels >= 0).any():
+            return f"{root}/{split} has no labels: accuracies need class folders, or data.labels=FILE.csv"
+    return ""
 
 
 def as_it_lies(root: Path | str, layout: Layout) -> bool:
@@ -99,15 +107,13 @@ def _list_split(root: Path, split: str, cache: Path | str | None, stack: str, fl
         index = _load_cached(file, root, split, flat)
         if index is not None:
             return index
-    times, groups = (_walk_flat if flat else _walk)(root, split, stack)
+    times, groups = _walk(root, split, stack, flat)
     index = _make_index(split, groups)
     content = json.dumps({"version": _VERSION, "split": split, "times": times, "groups": groups})
     for file in files:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             sweep(file.parent)
-            with atomic_path(file) as temporary:
-                temporary.write_text(content)
+            write_text(file, content)
             break
         except OSError:
             continue  # read-only: try the next place; without any, the index is built at each start
@@ -148,30 +154,20 @@ def _cache_files(root: Path, split: str, cache, stack: str, flat: bool) -> list[
     return [*own, Path.home() / ".cache" / "noisy_dinov2" / named]
 
 
-def _walk(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+def _walk(root: Path, split: str, stack: str, flat: bool) -> tuple[dict[str, int], dict[str, list[str]]]:
     """Modification times (ns) of all folders read, and the images (paths below the class folder) of each class; the
-    class is "" where there are no class folders."""
-    classes = class_names(root, split)
-    times = {split: os.stat(root / split).st_mtime_ns}
-    if not classes:
-        return times, {"": list_images(root / split, stack)}
-    loose = sorted(set(os.listdir(root / split)) - set(classes))
+    class is "" where there are no class folders, or none are wanted (flat)."""
+    classes = [] if flat else class_names(root, split)
+    times, groups = {str(PurePosixPath(split)): os.stat(root / split).st_mtime_ns}, {}
+    loose = sorted(set(os.listdir(root / split)) - set(classes)) if classes else []
     loose = [name for name in loose if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")]
     if loose:
         raise ValueError(f"{root / split / loose[0]} lies beside class folders: move it into one of them.")
-    groups = {}
-    for name in progress(classes, desc=f"index of {split}", unit="folder"):
+    for name in progress(classes, desc=f"index of {split}", unit="folder") if classes else [""]:
         inner: dict[str, int] = {}
         groups[name] = list_images(root / split / name, stack, inner)
         times |= {str(PurePosixPath(split, name, folder)): time for folder, time in inner.items()}
     return times, groups
-
-
-def _walk_flat(root: Path, split: str, stack: str) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """The same for a folder whose folders are not classes."""
-    inner: dict[str, int] = {}
-    paths = list_images(root / split, stack, inner)
-    return {str(PurePosixPath(split, folder)): time for folder, time in inner.items()}, {"": paths}
 
 
 def _make_index(split: str, groups: dict[str, list[str]]) -> Index:

@@ -34,7 +34,7 @@ def sample_masks(
     masks = [0] * n_crops
     for k in range(n_masked):
         target = int(height * width * generator.uniform(edges[k], edges[k + 1]))
-        masks[k] = _mask(target, height, width, generator)
+        masks[k] = _draw_mask(target, height, width, generator)
     generator.shuffle(masks)
     n_bytes = (height * width + 7) // 8
     packed = np.frombuffer(b"".join(mask.to_bytes(n_bytes, "little") for mask in masks), dtype=np.uint8)
@@ -42,7 +42,7 @@ def sample_masks(
     return bits[:, : height * width].astype(bool)
 
 
-def _mask(target: int, height: int, width: int, generator: random.Random) -> int:
+def _draw_mask(target: int, height: int, width: int, generator: random.Random) -> int:
     """Blocks added until `target` patches are masked, or no further block fits."""
     mask, count = 0, 0
     while count < target:
@@ -63,13 +63,13 @@ def _add_block(mask: int, limit: int, height: int, width: int, generator: random
         if h >= height or w >= width:
             continue
         top, left = generator.randint(0, height - h), generator.randint(0, width - w)
-        block = _block(h, w, width) << (top * width + left)
+        block = _block_at_origin(h, w, width) << (top * width + left)
         if 0 < (block & ~mask).bit_count() <= limit:
             return mask | block
     return mask
 
 
 @cache
-def _block(h: int, w: int, width: int) -> int:
+def _block_at_origin(h: int, w: int, width: int) -> int:
     """h x w patches at the top left of a grid of that width."""
     return sum(((1 << w) - 1) << (row * width) for row in range(h))

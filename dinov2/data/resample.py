@@ -2,13 +2,15 @@
 
 A canvas batch is [B, C, H, W], each image at the top left of its plane. `cut` equals `crop` followed by Pillow's
 BICUBIC resize (a = -0.5, support widened by the reduction), which is what the published pipeline runs; antialiasing
-matters here more than elsewhere, because it averages the noise. There are two implementations: - on a CPU, torch's
-uint8 kernel, one box at a time (0.15 ms for a 224 crop, against 2 ms for dense products); - elsewhere, two batched
-matrix products with one resampling matrix per image and axis. 8-bit images are clamped and rounded to 8 bits after the
-horizontal and after the vertical pass, as in Pillow, because noise of large sigma often overshoots; float images are
-clamped once at the end. On noisy photographs both are within one level of Pillow, except for one value in a million of
-the CPU's kernel (two levels). Pillow 13 does the vertical pass first if that is less work; here the order is that of
-earlier versions.
+matters here more than elsewhere, because it averages the noise. There are two implementations:
+
+- on a CPU, torch's uint8 kernel, one box at a time (0.15 ms per 224 crop, against 2 ms for dense products);
+- elsewhere, two batched matrix products with one resampling matrix per image and axis.
+
+8-bit images are clamped and rounded after the horizontal and after the vertical pass, as in Pillow, because noise of
+large sigma often overshoots; float images are clamped once at the end. On noisy photographs both are within one level
+of Pillow, except for one value in a million of the CPU's kernel (two levels). The passes come in the order of Pillow
+before version 13, which does the vertical one first where that is less work.
 """
 
 import math
@@ -28,11 +30,10 @@ def random_boxes(uniform: Tensor, sizes: Tensor, scale: tuple[float, float], rat
     central box of an allowed ratio. Returns int64 [..., B, 4]: top, left, height, width.
     """
     height, width = sizes.double().unbind(-1)  # [B]
-    areas = (height * width).unsqueeze(-1) * torch.lerp(
-        *_to_tensors(scale), uniform[..., :ATTEMPTS]
-    )  # [..., B, ATTEMPTS]
+    fractions = torch.lerp(*_as_doubles(scale), uniform[..., :ATTEMPTS])  # [..., B, ATTEMPTS]
+    areas = (height * width).unsqueeze(-1) * fractions
     low, high = (math.log(end) for end in ratio)
-    aspects = torch.exp(torch.lerp(*_to_tensors((low, high)), uniform[..., ATTEMPTS : 2 * ATTEMPTS]))
+    aspects = torch.exp(torch.lerp(*_as_doubles((low, high)), uniform[..., ATTEMPTS : 2 * ATTEMPTS]))
     w = torch.round(torch.sqrt(areas * aspects))
     h = torch.round(torch.sqrt(areas / aspects))
     fits = (w > 0) & (w <= width.unsqueeze(-1)) & (h > 0) & (h <= height.unsqueeze(-1))
@@ -75,7 +76,7 @@ def cut(
     return out.div_(255) if canvas.dtype == torch.uint8 else out.clamp_(0, 1)
 
 
-def _to_tensors(pair):
+def _as_doubles(pair):
     return (torch.tensor(float(end), dtype=torch.float64) for end in pair)
 
 

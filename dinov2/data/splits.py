@@ -163,7 +163,7 @@ def _draw_splits(groups: list[str], strata: np.ndarray, layout: Layout) -> list[
     keys = list(zip(strata.tolist(), groups, strict=True))
     sizes = Counter(keys)
     for stratum in set(strata.tolist()):
-        own = sorted((key for key in sizes if key[0] == stratum), key=lambda key: _digest(layout.seed, key[1]))
+        own = sorted((key for key in sizes if key[0] == stratum), key=lambda key: _hash_group(layout.seed, key[1]))
         wanted = layout.val * sum(sizes[key] for key in own)
         held = 0
         for key in own[:-1]:  # one is left for train
@@ -174,5 +174,5 @@ def _draw_splits(groups: list[str], strata: np.ndarray, layout: Layout) -> list[
     return ["val" if key in chosen else "train" for key in keys]
 
 
-def _digest(seed: int, name: str) -> bytes:
+def _hash_group(seed: int, name: str) -> bytes:
     return hashlib.blake2b(f"{seed}\n{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()

@@ -5,12 +5,11 @@ that is a field of the result row (noise, view, dataset, protocol) replaces the 
 details.
 """
 
-from __future__ import annotations
-
 import base64
 import sys
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,15 +20,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from dinov2.checkpoint import Checkpoint, list_checkpoints
-from dinov2.config import config_hash, load_run_config, parse_value, suggest_key
+from dinov2.checkpoint import Checkpoint, list_kept
+from dinov2.config import config_hash, load_run_config, parse_value
 from dinov2.data.dataset import dataset_from_config
 from dinov2.eval import EVALUATORS
-from dinov2.eval.features import Features, eval_view, without_labels
+from dinov2.eval.features import Features, eval_view, why_without_labels
+from dinov2.keys import keys, suggest_key
+from dinov2.models.pretrained import read_backbone
 from utils import cli, distributed
 from utils.locks import sweep
 from utils.memory import keep_freed_memory
-from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results, what_is_learned
@@ -69,14 +69,19 @@ def main(
     variants: Callable[[DictConfig], list[DictConfig]] = lambda cfg: [cfg],
 ) -> None:
     """The main program of an evaluator; `variants` gives the settings to evaluate each checkpoint with."""
+    run_program(lambda argv: run(name, evaluate, help_text, variants, argv))
 
-    def program() -> int:
+
+def run_program(program: Callable[[list[str]], int]) -> None:
+    """Runs a program on the words of the command line; whatever happens, the ranks part at its end."""
+
+    def run_and_part() -> int:
         try:
-            return run(name, evaluate, help_text, variants, sys.argv[1:])
+            return program(sys.argv[1:])
         finally:
             distributed.close()
 
-    cli.run(program)
+    cli.run(run_and_part)
 
 
 def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str]) -> int:
@@ -90,27 +95,24 @@ def run(name: str, evaluate: Evaluator, help_text: str, variants, argv: list[str
     if distributed.is_main():
         sweep(folder)
     keep_freed_memory()
-    if EVALUATORS.get(name) and (reason := without_labels(cfg)):
-        return run_label_free(name, reason, argv)
+    if EVALUATORS.get(name) and (reason := why_without_labels(cfg)):
+        from dinov2.eval import label_free  # here, as it imports this module
+
+        instead = "The figures without labels are made instead (label_free)"
+        distributed.print_on_main(f"{name} needs labels, but {reason}. {instead}:")
+        return run("label_free", label_free.evaluate, label_free.__doc__, lambda cfg: [cfg], argv)
     chosen = choose_checkpoints(folder, own.get("checkpoints", "last"))
     jobs = [(checkpoint, variant) for checkpoint in chosen for variant in variants(cfg)]
     todo = [(checkpoint, variant) for checkpoint, variant in jobs if not is_done(folder, name, checkpoint, variant)]
-    if len(todo) < len(jobs) and distributed.is_main():
-        print(f"{name}: {len(jobs) - len(todo)} of {len(jobs)} evaluations are there already, skipped")
+    if len(todo) < len(jobs):
+        done = f"{len(jobs) - len(todo)} of {len(jobs)}"
+        distributed.print_on_main(f"{name}: {done} evaluations are there already, skipped")
     with Progress(len(todo), name, "evaluation", enabled=distributed.is_main() and len(todo) > 1) as bar:
         for checkpoint, variant in todo:
-            evaluate_one(folder, name, evaluate, checkpoint, variant)
+            backbone, _ = read_backbone(checkpoint.path)
+            evaluate_backbone(folder, name, evaluate, backbone.to(distributed.device()), checkpoint, variant)
             bar.update(1)
     return 0
-
-
-def run_label_free(name: str, reason: str, argv: list[str]) -> int:
-    """Runs label_free in place of an evaluator that needs labels."""
-    from dinov2.eval import label_free
-
-    if distributed.is_main():
-        print(f"{name} needs labels, but {reason}. The figures without labels are made instead (label_free):")
-    return run("label_free", label_free.evaluate, label_free.__doc__, lambda cfg: [cfg], argv)
 
 
 def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], list[str]]:
@@ -134,22 +136,19 @@ def parse(argv: list[str], own: tuple[str, ...]) -> tuple[Path, dict[str, str], 
 def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
     """The run's config, changed by key=value of OPEN_SECTIONS.
 
-    Raises ValueError naming a key that does not exist, with the nearest one that does, or a value of the wrong type.
+    Raises ValueError naming a key that does not exist, with the nearest one that does, or a value that it cannot have.
     """
-    cfg = load_run_config(folder)
+    cfg, known = load_run_config(folder), [name for name in keys() if name.split(".")[0] in OPEN_SECTIONS]
     for override in overrides:
         key, _, text = override.partition("=")
-        known = [name for name in flatten(OmegaConf.to_container(cfg)) if name.split(".")[0] in OPEN_SECTIONS]
         if key not in known:
             raise ValueError(f"{key} is no key of an evaluation{suggest_key(key, known, cutoff=0.3)}")
         try:
             value = parse_value(key, text)
         except (OmegaConfBaseException, YAMLError) as error:
             raise ValueError(f"{override!r} can't be read: {' '.join(str(error).split())}") from error
-        old = OmegaConf.select(cfg, key)
-        numeric = isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool)
-        if old is not None and value is not None and type(old) is not type(value) and not numeric:
-            raise ValueError(f"{key}={text} should be of the kind of its default, {old}")
+        keys()[key].check_kind(key, value)
+        keys()[key].check_bounds(key, value)
         OmegaConf.update(cfg, key, value)
     cfg.noise = str(NoiseSpec.parse(cfg.noise))
     if cfg.eval.crop % cfg.model.patch_size:
@@ -159,7 +158,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
 
 def choose_checkpoints(folder: Path, which: str) -> list[Checkpoint]:
     """The run's kept checkpoints that `which` selects, in order. Raises ValueError if there are none."""
-    kept = [checkpoint for checkpoint in list_checkpoints(folder) if checkpoint.evaluate]
+    kept = list_kept(folder)
     if not kept:
         raise ValueError(f"{folder} has no complete checkpoint to evaluate yet (checkpoints/*/teacher_checkpoint.pth)")
     if which == "all":
@@ -185,10 +184,8 @@ def find_best(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
         candidates = [row for row in rows if row["metric"] == metric]
         if candidates:
             return by_iteration[max(candidates, key=lambda row: row["value"])["iteration"]]
-    raise ValueError(
-        f"checkpoints=best: {folder} has no linear probe, kNN or label-free figures yet; evaluate with checkpoints=all "
-        "first"
-    )
+    missing = f"{folder} has no linear probe, kNN or label-free figures yet"
+    raise ValueError(f"checkpoints=best: {missing}; evaluate with checkpoints=all first")
 
 
 PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: only the images count, not where they are
@@ -199,7 +196,7 @@ def settings_hash(name: str, cfg: DictConfig) -> str:
     evaluator's own section.
     """
     own = {"linear", "knn"} if name == "robustness" else {"retrieval" if name == "instance_recog" else name}
-    reduced = OmegaConf.create(OmegaConf.to_container(cfg))
+    reduced = deepcopy(cfg)
     reduced.eval = {k: v for k, v in reduced.eval.items() if not isinstance(v, DictConfig) or k in own | {name}}
     reduced.data = {k: v for k, v in reduced.data.items() if k not in PLACES}
     reduced.data.name = dataset_name(cfg)
@@ -234,17 +231,10 @@ def is_done(folder: Path, name: str, checkpoint: Checkpoint, cfg: DictConfig) ->
     whole = [details for details in rows if details.get("last") and details.get("evaluator") == name]
     if any(mark.items() <= details.items() for details in whole):
         return True
-    if whole and distributed.is_main():
-        print(f"{name}, epoch {checkpoint.epoch}: the existing rows are of other images or settings; evaluated again")
+    if whole:
+        why = "the existing rows are of other images or settings; evaluated again"
+        distributed.print_on_main(f"{name}, epoch {checkpoint.epoch}: {why}")
     return False
-
-
-def evaluate_one(folder: Path, name: str, evaluate: Evaluator, checkpoint: Checkpoint, cfg: DictConfig) -> list[dict]:
-    """Loads a checkpoint's backbone and evaluates it."""
-    from dinov2 import load_backbone
-
-    backbone = load_backbone(checkpoint.path).to(distributed.device()).eval()
-    return evaluate_backbone(folder, name, evaluate, backbone, checkpoint, cfg)
 
 
 def evaluate_backbone(

@@ -12,14 +12,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from dinov2.data.dataset import ImageDataset, dataset_from_config
+from dinov2.data.dataset import ImageDataset, dataset_from_config, layout_of
 from dinov2.data.eval_transforms import CentreCrop
-from dinov2.data.index import MissingSplit
+from dinov2.data.index import MissingSplit, why_no_accuracy
 from dinov2.data.loader import ImageBatch, ResidentImages, make_eval_loader
 from utils import distributed
 from utils.progress import progress
 
 LAST_BLOCKS = 4  # whose CLS tokens the linear probe uses
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Features:
         for label, name in enumerate(self.classes):
             own = np.flatnonzero(labels == label)
             if len(own) < n:
-                raise ValueError(
-                    f"n_per_class={n}, but class {name} has {len(own)} training images: take a smaller number"
-                )
+                found = f"class {name} has {len(own)} training images"
+                raise ValueError(f"n_per_class={n}, but {found}: take a smaller number")
             chosen.append(rng.permutation(own)[:n])
         few = np.sort(np.concatenate(chosen))
         return self.take(few), self.take(np.setdiff1d(np.arange(len(labels)), few))
@@ -58,11 +58,8 @@ def eval_view(cfg: DictConfig) -> str:
 
 def autocast(cfg: DictConfig, quick: bool = False) -> AbstractContextManager:
     """The precision of the run's training on a GPU; on a CPU float32 unless `quick`."""
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    device = distributed.device().type
-    if cfg.train.precision not in dtypes or (device == "cpu" and not quick):
-        return nullcontext()
-    return torch.autocast(device, dtypes[cfg.train.precision])
+    dtype, device = PRECISIONS[cfg.train.precision], distributed.device().type
+    return nullcontext() if dtype is None or (device == "cpu" and not quick) else torch.autocast(device, dtype)
 
 
 def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -73,39 +70,25 @@ def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
 def block_tokens(backbone: nn.Module, images: Tensor) -> Tensor:
     """Normalised CLS tokens of the last four blocks (or all, if there are fewer), then the mean patch token, if there
     are patches: [B, 5 D]."""
-    outputs = backbone.get_intermediate_layers(
-        images, n=min(LAST_BLOCKS, len(backbone.blocks)), return_class_token=True
-    )
+    last = min(LAST_BLOCKS, len(backbone.blocks))
+    outputs = backbone.get_intermediate_layers(images, n=last, return_class_token=True)
     patches = outputs[-1][0]
     means = [patches.mean(dim=1)] if patches.shape[1] else []
     return torch.cat([*(cls for _, cls in outputs), *means], dim=1).float()
 
 
-class NoLabels(ValueError):
-    """A split without any labelled image."""
-
-
 def labelled_dataset(cfg: DictConfig, split: str) -> ImageDataset:
-    """Labelled images of a split in the run's evaluation view. Raises NoLabels when there are none."""
+    """Labelled images of a split in the run's evaluation view. Raises ValueError when there are none."""
     dataset = dataset_from_config(cfg, split, views=(eval_view(cfg),))
     known = np.flatnonzero(dataset.labels >= 0)
     if not len(known):
-        raise NoLabels(
-            f"{cfg.data.root}/{split} has no class folders: accuracies need <class>/<image>, or data.labels=FILE.csv"
-        )
+        raise ValueError(why_without_labels(cfg))
     return dataset.keep(known)
 
 
-def without_labels(cfg: DictConfig) -> str:
+def why_without_labels(cfg: DictConfig) -> str:
     """Why the data set gives no accuracies; empty if it does."""
-    try:
-        labelled_dataset(cfg, "train")
-        labelled_dataset(cfg, "val")
-    except MissingSplit:
-        return f"{cfg.data.root} has no validation images (data.val=0.1 takes a tenth of a folder that has no split)"
-    except NoLabels as error:
-        return str(error)
-    return ""
+    return why_no_accuracy(cfg.data.root, cfg.data.index_cache, layout_of(cfg))
 
 
 def shown_dataset(cfg: DictConfig, views: tuple[str, ...]) -> ImageDataset:

@@ -8,9 +8,6 @@ with weights=, a public frozen backbone, evaluated on the images and by the prot
 <output>/floors/<noise>-<view>/{untrained-0,untrained-1,pixels,public} and serve all runs of that noise and view.
 """
 
-from __future__ import annotations
-
-import sys
 from pathlib import Path
 
 import torch
@@ -20,10 +17,10 @@ from torch import Tensor, nn
 from dinov2.checkpoint import Checkpoint
 from dinov2.config import escaped, load_defaults, load_run_config, save_run_config
 from dinov2.eval import common, knn, linear
-from dinov2.eval.features import eval_view, labelled_dataset, without_labels
+from dinov2.eval.features import eval_view, labelled_dataset, why_without_labels
 from dinov2.models.pretrained import read_backbone
 from dinov2.models.vision_transformer import build_backbone
-from utils import cli, distributed
+from utils import distributed
 from utils.memory import keep_freed_memory
 
 EVALUATORS = {"knn": knn.evaluate, "linear": linear.evaluate}
@@ -95,8 +92,8 @@ def build(cfg: DictConfig) -> nn.Module:
     """The backbone of a floor's config. Raises ValueError if the weights do not fit the crop or the channels."""
     if cfg.method == "pixels":
         side = pixel_side(cfg)
-        if side < cfg.eval.crop and distributed.is_main():
-            print(f"pixels: the crop of {cfg.eval.crop} pixels per side is averaged to {side}")
+        if side < cfg.eval.crop:
+            distributed.print_on_main(f"pixels: the crop of {cfg.eval.crop} pixels per side is averaged to {side}")
         return Pixels(side, cfg.data.in_chans)
     if cfg.method == "untrained":
         torch.manual_seed(cfg.seed)  # as training starts
@@ -106,10 +103,9 @@ def build(cfg: DictConfig) -> nn.Module:
     if channels != cfg.data.in_chans:
         raise ValueError(f"{file} reads {channels} channels, the run data.in_chans={cfg.data.in_chans}: leave it out")
     if cfg.eval.crop % patch:
-        raise ValueError(
-            f"eval.crop={cfg.eval.crop} is no multiple of the patch size {patch} of {file}: give weights of another "
-            f"patch size, or evaluate runs and floors with eval.crop={max(cfg.eval.crop // patch, 1) * patch}"
-        )
+        near = f"evaluate runs and floors with eval.crop={max(cfg.eval.crop // patch, 1) * patch}"
+        wrong = f"eval.crop={cfg.eval.crop} is no multiple of the patch size {patch} of {file}"
+        raise ValueError(f"{wrong}: give weights of another patch size, or {near}")
     return backbone
 
 
@@ -133,9 +129,8 @@ def run(argv: list[str]) -> int:
     cfg = common.load_settings(folder, overrides)
     distributed.init()
     keep_freed_memory()
-    if reason := without_labels(cfg):
-        if distributed.is_main():
-            print(f"no floors: {reason}")
+    if reason := why_without_labels(cfg):
+        distributed.print_on_main(f"no floors: {reason}")
         return 0
     place = Path(own.get("output") or default_output(folder)) / "floors" / f"{cfg.noise}-{eval_view(cfg)}"
     names = [*FLOORS, *(["public"] if own.get("weights") else [])]
@@ -149,8 +144,7 @@ def make(folder: Path, cfg: DictConfig, evaluators: list[str]) -> None:
     cfg.output_dir = escaped(str(folder))
     origin = Checkpoint(folder, iteration=0, epoch=0, evaluate=True)
     missing = [name for name in evaluators if not common.is_done(folder, name, origin, cfg)]
-    if distributed.is_main():
-        print(f"{folder}: {', '.join(missing) if missing else 'there already, skipped'}", flush=True)
+    distributed.print_on_main(f"{folder}: {', '.join(missing) if missing else 'there already, skipped'}")
     if not missing:
         return
     backbone = build(cfg).to(distributed.device()).eval()
@@ -160,12 +154,5 @@ def make(folder: Path, cfg: DictConfig, evaluators: list[str]) -> None:
         common.evaluate_backbone(folder, name, EVALUATORS[name], backbone, origin, cfg)
 
 
-def main() -> int:
-    try:
-        return run(sys.argv[1:])
-    finally:
-        distributed.close()
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    common.run_program(run)

@@ -12,16 +12,15 @@ demands, or left whole, as in the code of the paper (eval.retrieval.crop_queries
 rankings of a few queries go to <run>/retrieval/ for the report.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ from dinov2.data.loader import make_eval_loader
 from dinov2.eval import common, revisited
 from dinov2.eval.features import autocast, check_finite, cls_tokens, eval_view
 from utils import distributed
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.images import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
@@ -90,10 +89,8 @@ def find_files(root: Path, names: list[str]) -> list[str]:
     by_name = {noise_key(relative): relative for relative in list_images(root)}
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise ValueError(
-            f"{root} lacks {len(missing)} of the {len(names)} images of the ground truth, the first {missing[0]} "
-            f"({', '.join(IMAGE_EXTENSIONS)})"
-        )
+        first = f"the first {missing[0]} ({', '.join(IMAGE_EXTENSIONS)})"
+        raise ValueError(f"{root} lacks {len(missing)} of the {len(names)} images of the ground truth, {first}")
     return [by_name[name] for name in names]
 
 
@@ -106,10 +103,8 @@ def image_root(cfg: DictConfig, name: str) -> tuple[Path, NoiseSpec]:
     named = retrieval.denoised_root
     folder = Path(named.replace("{set}", name)) if named else denoised_root(root, spec)
     if not folder.is_dir():
-        raise ValueError(
-            f"{folder} is missing: this run reads denoised images; write them with python -m Neighbor2Neighbor.denoise "
-            "--data <set>/jpg, or name them with eval.retrieval.denoised_root"
-        )
+        way = "python -m Neighbor2Neighbor.denoise --data <set>/jpg, or name them with eval.retrieval.denoised_root"
+        raise ValueError(f"{folder} is missing: this run reads denoised images; write them with {way}")
     return folder, NoiseSpec.parse("none")
 
 
@@ -149,7 +144,7 @@ def one_per_set(cfg: DictConfig) -> list[DictConfig]:
     for name in cfg.eval.retrieval.sets:
         if Path(name).name != name or name in ("", ".."):
             raise ValueError(f"eval.retrieval.sets={name}: give names of folders below eval.retrieval.root")
-        variant = OmegaConf.create(OmegaConf.to_container(cfg))
+        variant = deepcopy(cfg)
         variant.eval.retrieval.sets = [name]
         variants.append(variant)
     return variants
@@ -217,12 +212,10 @@ def write_rankings(
         shown = [int(i) for i in ranks[:, q] if kinds.get(int(i)) != "junk"][: retrieval.picture_ranks]
         entries = [_write_entry(folder, name, f"{q}", "query", queries, q, truth.queries[q])]
         for place, i in enumerate(shown):
-            entries.append(
-                _write_entry(folder, name, f"{q}-{place}", kinds.get(i, "wrong"), database, i, truth.images[i])
-            )
+            kind = kinds.get(i, "wrong")
+            entries.append(_write_entry(folder, name, f"{q}-{place}", kind, database, i, truth.images[i]))
         rankings.append({"query": entries[0], "found": entries[1:]})
-    with atomic_path(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps({"dataset": name, "rankings": rankings}))
+    write_text(folder / f"{name}.json", json.dumps({"dataset": name, "rankings": rankings}))
 
 
 def _write_entry(folder: Path, name: str, stem: str, kind: str, images: Landmarks, index: int, title: str) -> dict:

@@ -7,8 +7,6 @@ Cosine similarity to every training image; the k most similar vote for their cla
 temperature).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np
@@ -53,9 +51,8 @@ def accuracies(train: Features, test: Features, ks: list[int], temperature: floa
     The ranks share the test images. Raises ValueError if a k is larger than the training set.
     """
     if max(ks) > len(train.labels):
-        raise ValueError(
-            f"eval.knn.k={max(ks)} is larger than the training set of {len(train.labels)} images: give smaller numbers"
-        )
+        images = f"the training set of {len(train.labels)} images"
+        raise ValueError(f"eval.knn.k={max(ks)} is larger than {images}: give smaller numbers")
     gallery = torch.nn.functional.normalize(train.values, dim=1)
     queries = torch.nn.functional.normalize(test.values, dim=1)[distributed.rank() :: distributed.world_size()]
     truth = test.labels[distributed.rank() :: distributed.world_size()]
@@ -91,8 +88,8 @@ def evaluate(backbone: torch.nn.Module, cfg: DictConfig, job: common.Job) -> Ite
 def limit_neighbours(ks: list[int], images: int) -> list[int]:
     """Those of `ks` that a training set of so many images allows, at least one; prints what was changed."""
     kept = [k for k in ks if k <= images] or [images]
-    if kept != ks and distributed.is_main():
-        print(f"knn: eval.knn.k={ks} becomes {kept}, as there are {images} training images", flush=True)
+    if kept != ks:
+        distributed.print_on_main(f"knn: eval.knn.k={ks} becomes {kept}, as there are {images} training images")
     return kept
 
 

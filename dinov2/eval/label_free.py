@@ -7,8 +7,6 @@ realisations of the noise, if it is synthetic and the view noisy, else two rando
 what each figure tells, and how checkpoints=best uses them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -90,8 +88,7 @@ def denoised_version(backbone: nn.Module, cfg: DictConfig) -> Tensor | None:
     try:
         copies = chosen_images(cfg, "denoised")
     except ValueError as error:  # of another noise, or incomplete
-        if distributed.is_main():
-            print(f"label_free: the denoised copies are left out: {error}")
+        distributed.print_on_main(f"label_free: the denoised copies are left out: {error}")
         return None
     return features_of(backbone, cfg, copies)
 
@@ -120,8 +117,8 @@ def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[
     if len(dataset) < 2:
         raise ValueError(f"{cfg.data.root} has a single training image: these figures compare images")
     k = min(cfg.eval.label_free.k, max(1, (len(dataset) - 1) // 2))
-    if k < cfg.eval.label_free.k and distributed.is_main():
-        print(f"label_free: eval.label_free.k becomes {k}, as there are {len(dataset)} images", flush=True)
+    if k < cfg.eval.label_free.k:
+        distributed.print_on_main(f"label_free: eval.label_free.k becomes {k}, as there are {len(dataset)} images")
     values = features_of(backbone, cfg, dataset)
     details = {"images": len(dataset), "split": "train"}
     yield "rankme", rankme(values), details

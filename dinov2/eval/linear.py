@@ -9,8 +9,6 @@ crop each time a training image is used; protocol=cached computes features of a 
 turn. A killed probe resumes where it was.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -53,13 +51,9 @@ Source = Iterator[tuple[Tensor, Tensor]]  # this rank's features [B, F] and labe
 def evaluate(backbone: nn.Module, cfg: DictConfig, job: common.Job) -> Iterator[common.Result]:
     """Yields linear_top1 (percent) of the best classifier; details: its name, top-5, and the top-1 of every classifier.
 
-    Raises ValueError for an unknown protocol or a fraction beyond (0, 1], and as `extract` does.
+    Raises ValueError as `extract` does.
     """
     probe = cfg.eval.linear
-    if probe.protocol not in ("exact", "cached"):
-        raise ValueError(f"eval.linear.protocol={probe.protocol}: choose exact or cached")
-    if not 0 < probe.cached_fraction <= 1:
-        raise ValueError(f"eval.linear.cached_fraction={probe.cached_fraction}: give a fraction above 0, up to 1")
     # First, because broken weights show here, before hours of training.
     val = extract(backbone, cfg, "val", block_tokens)
     rates = [rate * cfg.eval.batch_size / 256 for rate in probe.learning_rates]
@@ -134,7 +128,7 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
         dataset, batch_size, cfg.seed, start, stop, rank, ranks, cfg.data.workers, distributed.device(), resident
     )
     for batch in loader:
-        drawn = draw_crops(batch_size, _generator(cfg.seed, 0, batch.iteration))  # for any number of ranks
+        drawn = draw_crops(batch_size, _make_generator(cfg.seed, 0, batch.iteration))  # for any number of ranks
         images = transform(batch.canvases[0], batch.sizes, drawn.chunk(ranks)[rank])
         with torch.inference_mode(), autocast(cfg):
             features = block_tokens(backbone, images)
@@ -159,7 +153,7 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
         rows = torch.tensor(indices)
         features = values[passes % crops, rows].float()
         if means is not None:
-            drawn = _generator(cfg.seed, 2, iteration)  # for any number of ranks
+            drawn = _make_generator(cfg.seed, 2, iteration)  # for any number of ranks
             others = torch.randint(n, (batch_size,), generator=drawn).chunk(ranks)[rank]
             of_these = torch.randint(crops, (batch_size,), generator=drawn).chunk(ranks)[rank]
             features.add_(values[of_these, others] - means[others], alpha=(crops - 1) ** -0.5)
@@ -195,12 +189,12 @@ def cache_crops(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     total, values = crops * -(-len(dataset) // (size * ranks)), None
     with Progress(total, f"features of {crops} crops per image", "batch", enabled=distributed.is_main()) as bar:
         for k, batch in enumerate(ordered_batches(cfg, dataset, resident, size)):
-            draws = spread_crops(len(batch.sizes), crops, _generator(cfg.seed, 1, k * ranks + distributed.rank()))
+            draws = spread_crops(len(batch.sizes), crops, _make_generator(cfg.seed, 1, k * ranks + distributed.rank()))
             for crop, drawn in enumerate(draws):
                 with autocast(cfg, quick=True):
                     rows = block_tokens(backbone, transform(batch.canvases[0], batch.sizes, drawn))
                 if values is None:
-                    values = _cache((crops, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
+                    values = _allocate((crops, len(dataset), rows.shape[1]), cfg.eval.linear.cache_gib, file)
                 values[crop, batch.indices] = rows.cpu().half()
                 bar.update(1)
     if ranks > 1:  # each row comes from one rank and is zero on the others
@@ -210,11 +204,11 @@ def cache_crops(backbone: nn.Module, cfg: DictConfig, file: Path) -> tuple[Tenso
     return values, torch.from_numpy(dataset.labels)
 
 
-def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
+def _allocate(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
     """Zeros of float16: in memory or, above the limit, in a file that is mapped."""
-    if 2 * math.prod(shape) <= limit_gib * 2**30:
+    size = 2 * math.prod(shape)  # bytes
+    if size <= limit_gib * 2**30:
         return torch.zeros(shape, dtype=torch.float16)
-    size = 2 * math.prod(shape)
     try:
         with naming_errors(file), open(file, "wb") as created:
             if hasattr(os, "posix_fallocate"):  # a disk that fills up under a mapping would kill the process
@@ -226,11 +220,10 @@ def _cache(shape: tuple[int, int, int], limit_gib: float, file: Path) -> Tensor:
     return torch.from_numpy(mapped)
 
 
-def _generator(seed: int, stream: int, number: int) -> torch.Generator:
+def _make_generator(seed: int, stream: int, number: int) -> torch.Generator:
     """A CPU generator that depends only on these three."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0] >> 1)
-    )
+    mixed = np.random.SeedSequence((seed, stream, number)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> 1))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ python -m dinov2.eval.log_regression run=runs/nct-gauss255 checkpoints=best
 python -m dinov2.eval.log_regression run=runs/nct-gauss255 eval.log_regression.n_per_class=[1,5]
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from typing import Any

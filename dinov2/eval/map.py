@@ -7,8 +7,6 @@ without labels. Writes <run>/map.png and, for the report, map.json and map_thumb
 variance that the map shows (pca).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from omegaconf import DictConfig

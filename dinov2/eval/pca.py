@@ -8,8 +8,6 @@ images noisy by nature, and for the oracle unless it is given a noise (noise=gau
 there is none, from train.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The linear classifiers of the probe, trained side by side, with one matrix product per feature set."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -50,12 +48,9 @@ class Probes:
         self.rates = torch.tensor(learning_rates, device=device).repeat_interleave(classes)[:, None]  # [L * K, 1]
         generator = torch.Generator().manual_seed(seed)
         rows = len(learning_rates) * classes
-        self.weights = [  # one per feature set: [L * K, D of the set + 1]; the last column is the bias
-            torch.cat(
-                [0.01 * torch.randn(rows, s.stop - s.start, generator=generator), torch.zeros(rows, 1)], dim=1
-            ).to(device)
-            for s in self.slices
-        ]
+        starts = [0.01 * torch.randn(rows, s.stop - s.start, generator=generator) for s in self.slices]
+        # One per feature set: [L * K, D of the set + 1]; the last column is the bias.
+        self.weights = [torch.cat([start, torch.zeros(rows, 1)], dim=1).to(device) for start in starts]
         self.momenta = [torch.zeros_like(weight) for weight in self.weights]
 
     @property

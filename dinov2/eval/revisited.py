@@ -10,8 +10,6 @@ Images that are left out are removed from the ranking before positions are count
 a level is skipped.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -150,9 +148,7 @@ def count_ahead(similarity: np.ndarray, distractors: Iterable[torch.Tensor], que
     order = np.argsort(similarity, axis=0, kind="stable")
     thresholds = torch.from_numpy(np.take_along_axis(similarity, order, axis=0)).float().T.contiguous()  # [Q, N] rising
     n = thresholds.shape[1]
-    beaten = torch.zeros(
-        len(queries), n + 1, dtype=torch.int64
-    )  # [q, i]: distractors that beat exactly the i lowest images
+    beaten = torch.zeros(len(queries), n + 1, dtype=torch.int64)  # [q, i]: distractors that beat exactly i images
     for chunk in distractors:
         similar = (queries.cpu().float() @ chunk.cpu().float().T).contiguous()  # [Q, M]
         found = torch.searchsorted(thresholds, similar)

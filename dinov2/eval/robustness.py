@@ -6,11 +6,10 @@ Training and validation images of kNN and probe have the same noise, as everywhe
 another one. No denoiser is used for any method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from copy import deepcopy
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from dinov2.eval import common, knn, linear
@@ -21,7 +20,7 @@ def one_per_noise(cfg: DictConfig) -> list[DictConfig]:
     """The run's settings under each of eval.robustness.noises. Raises ValueError for an unknown noise."""
     variants = []
     for noise in cfg.eval.robustness.noises:
-        variant = OmegaConf.create(OmegaConf.to_container(cfg))
+        variant = deepcopy(cfg)
         variant.noise = str(NoiseSpec.parse(noise))
         variant.data.storage = "on_the_fly"  # the trees on disk are of the run's own noise
         variant.eval.view = "clean" if variant.noise == "none" else "noisy"

@@ -1,7 +1,5 @@
 """The transformer block on packed tokens: attention and feed-forward residuals, LayerScale, stochastic depth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -17,7 +15,7 @@ SUBSET_ABOVE = 0.1  # drop-path rate above which skipping dropped sequences pays
 
 def activated(x: Tensor, activation: Callable[[Tensor], Tensor], linear: nn.Linear) -> Tensor:
     """linear(activation(x)). Of the two a GPU keeps x alone for the backward pass, which computes the activation again:
-    where it compiles, the compiler sees to that (`train.trainer.compile_parts`); a CPU has memory rather than time."""
+    where it compiles, the compiler does that (`train.placement.compile_parts`); a CPU has memory rather than time."""
     if not (x.is_cuda and x.requires_grad) or torch.compiler.is_compiling():
         return linear(activation(x))
     return checkpoint(lambda x: linear(activation(x)), x, use_reentrant=False, preserve_rng_state=False)

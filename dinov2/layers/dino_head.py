@@ -1,7 +1,5 @@
 """The projection head: MLP, L2 normalisation, weight-normalised linear layer to the prototypes, if any."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

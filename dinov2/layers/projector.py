@@ -1,7 +1,5 @@
 """The heads of objectives that compare two crops: linear layers with batch normalisation over all ranks."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

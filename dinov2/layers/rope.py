@@ -1,7 +1,5 @@
 """Rotary position embeddings as in DINOv3: queries and keys of the patches are turned by angles of their place."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The coding rate of embeddings (SimDINO): how much of their space they fill. To maximise it forbids collapse."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

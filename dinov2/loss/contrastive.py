@@ -3,8 +3,6 @@
 Each is the mean over this rank's images; the mean over ranks, which training takes, is the loss of the whole batch.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

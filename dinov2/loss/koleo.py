@@ -1,7 +1,5 @@
 """KoLeo: spreads features by pushing each away from its nearest neighbour (Sablayrolles et al. 2018)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Self-distillation over prototypes: teacher targets (centring, Sinkhorn-Knopp), cross-entropies of DINO and iBOT."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -5,8 +5,6 @@ version of transformers. timm: as vit_*_patch14_dinov2, vit_*_patch14_reg4_dinov
 A backbone without pos_embed is a DINOv3; its registers have the name that DINOv2 gave them.
 """
 
-from __future__ import annotations
-
 import re
 
 import torch
@@ -16,32 +14,32 @@ from dinov2.layers.rope import without_key_bias
 
 State = dict[str, Tensor]
 
-HUGGINGFACE = (  # starts of name parts: public, Hugging Face's. The longer of two that overlap comes first.
+# Starts of name parts: public, Hugging Face's. The longer of two that overlap comes first.
+HUGGINGFACE_BOTH = (
     ("cls_token", "embeddings.cls_token"),
     ("mask_token", "embeddings.mask_token"),
     ("register_tokens", "embeddings.register_tokens"),
+    ("ls1.gamma", "layer_scale1.lambda1"),
+    ("ls2.gamma", "layer_scale2.lambda1"),
+)
+HUGGINGFACE = (
+    *HUGGINGFACE_BOTH,
     ("pos_embed", "embeddings.position_embeddings"),
     ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
     ("blocks.", "encoder.layer."),
     ("attn.proj.", "attention.output.dense."),
     ("attn.", "attention.attention."),
-    ("ls1.gamma", "layer_scale1.lambda1"),
-    ("ls2.gamma", "layer_scale2.lambda1"),
     ("mlp.w12.", "mlp.weights_in."),
     ("mlp.w3.", "mlp.weights_out."),
     ("norm.", "layernorm."),
 )
 QKV = ("query", "key", "value")
 HUGGINGFACE_V3 = (
-    ("cls_token", "embeddings.cls_token"),
-    ("mask_token", "embeddings.mask_token"),
-    ("register_tokens", "embeddings.register_tokens"),
+    *HUGGINGFACE_BOTH,
     ("patch_embed.proj.", "embeddings.patch_embeddings."),
     ("blocks.", "layer."),
     ("attn.proj.", "attention.o_proj."),
     ("attn.", "attention."),
-    ("ls1.gamma", "layer_scale1.lambda1"),
-    ("ls2.gamma", "layer_scale2.lambda1"),
     ("mlp.fc1.", "mlp.up_proj."),
     ("mlp.fc2.", "mlp.down_proj."),
 )

@@ -1,7 +1,5 @@
 """Backbones from files: runs of this project, teacher checkpoints, public DINOv2 and DINOv3 weights of any form."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -72,7 +70,7 @@ def locate(path: Path | str, epoch: int | None = None) -> tuple[Path, DictConfig
     """The file of weights that `path` means, as dinov2.load_backbone() takes it, and the config of its run, if any."""
     path = Path(path)
     if (path / "config.yaml").is_file():
-        kept = [c for c in checkpoint.list_checkpoints(path) if c.evaluate]
+        kept = checkpoint.list_kept(path)
         if epoch is None and not kept:
             raise ValueError(f"{path} has no kept checkpoint yet")
         file = (kept[-1] if epoch is None else checkpoint.at_epoch(path, epoch)).teacher

@@ -3,8 +3,6 @@
 A .pth of this project, of Meta's DINOv2 or DINOv3; a folder or .safetensors of Hugging Face or timm.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,23 +56,29 @@ def read_weights(path: Path | str) -> Weights:
     """The backbone in a file or folder. ValueError for what is unreadable, no backbone, or of an unknown kind."""
     path = Path(path)
     file = path / SAFETENSORS if path.is_dir() else path
-    content = _tensors(file)
+    content = _load_tensors(file)
     teacher = content.get("teacher") if isinstance(content, dict) else None
     state = (content if isinstance(content, dict) else {}) if teacher is None else teacher
     named = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
-    described = _json(file.with_name("config.json")) if file.suffix == ".safetensors" else {}
+    described = _read_json(file.with_name("config.json")) if file.suffix == ".safetensors" else {}
     try:
         public = public_names(named or dict(state))
         if missing := [name for name in NEEDED if name not in public]:
             raise ValueError(f"it has no {missing[0]}")
-        _check(state, described)
-        model = _model_keys(public, described, own=teacher is not None)
+        _check_known_kind(state, described)
+        model = _derive_model_keys(public, described, own=teacher is not None)
     except ValueError as error:
         raise ValueError(f"{path} holds no backbone that can be used: {error}") from None
-    return Weights(path, public, model, _image_keys(described, _json(file.with_name("preprocessor_config.json"))))
+    images = _derive_image_keys(described, _read_json(file.with_name("preprocessor_config.json")))
+    return Weights(path, public, model, images)
 
 
-def _tensors(file: Path) -> dict:
+def read_model_keys(path: Path | str) -> dict[str, object]:
+    """The keys of a config's section model that a file of weights decides."""
+    return read_weights(path).model
+
+
+def _load_tensors(file: Path) -> dict:
     if file.suffix != ".safetensors":
         try:
             return checkpoint.load_tensors(file)
@@ -86,7 +90,7 @@ def _tensors(file: Path) -> dict:
         raise ValueError(f"{file} can't be read as a safetensors file: {str(error).splitlines()[0]}") from None
 
 
-def _json(file: Path) -> dict:
+def _read_json(file: Path) -> dict:
     """The content of a JSON file beside the weights; empty where there is none."""
     try:
         content = json.loads(file.read_text())
@@ -97,7 +101,7 @@ def _json(file: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _check(state: dict[str, Tensor], described: dict) -> None:
+def _check_known_kind(state: dict[str, Tensor], described: dict) -> None:
     """ValueError for what the tensors' names and shapes do not show, and this project's backbone does otherwise."""
     known = {"hidden_act": ("gelu",), "model_type": TYPES, "rope_theta": (BASE,)}
     for key, values in known.items():
@@ -111,7 +115,7 @@ def _check(state: dict[str, Tensor], described: dict) -> None:
         raise ValueError(f"its rotary position embeddings have other periods than those of base {BASE:.0f}")
 
 
-def _model_keys(state: dict[str, Tensor], described: dict, own: bool) -> dict[str, object]:
+def _derive_model_keys(state: dict[str, Tensor], described: dict, own: bool) -> dict[str, object]:
     """The keys of a config's section model that follow from a backbone's tensors.
 
     own: a file of this project, which interpolates position embeddings as its own config says.
@@ -142,7 +146,7 @@ def _model_keys(state: dict[str, Tensor], described: dict, own: bool) -> dict[st
     return keys
 
 
-def _image_keys(described: dict, processor: dict) -> dict[str, object]:
+def _derive_image_keys(described: dict, processor: dict) -> dict[str, object]:
     """mean, std, resize and crop of evaluation, from Hugging Face's preprocessor_config.json or timm's config.json."""
     if "image_mean" in processor:
         size, crop = processor.get("size") or {}, processor.get("crop_size") or {}

@@ -1,7 +1,5 @@
 """Signs of collapse, computed from the tensors of a step or a few: are prototypes used, do features spread?"""
 
-from __future__ import annotations
-
 import math
 
 import torch

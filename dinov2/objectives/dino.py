@@ -4,8 +4,6 @@ The teacher's target is softmax((g_t(x) - c) / τ_t) with a running centre c, th
 The teacher is a moving average of the student; both networks are in `distillation`.
 """
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
 from dinov2.objectives.distillation import SelfDistillation, StudentOutputs, Targets, cls_losses, total_and_terms

@@ -1,7 +1,5 @@
 """DINOv2 (Oquab et al. 2023, section 4): DINO on the CLS tokens, iBOT on the masked patches, and KoLeo."""
 
-from __future__ import annotations
-
 from dinov2.loss import ibot_loss, koleo_loss
 from dinov2.objectives.distillation import SelfDistillation, StudentOutputs, Targets, cls_losses, total_and_terms
 from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms

@@ -4,8 +4,6 @@ One step: teacher targets from the unmasked global crops → student outputs fro
 `losses`, which each objective writes in its own file. Further teachers join through `extra_targets`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Both losses use one head unless ibot.separate_head. Masks are block-wise; half o
 teacher's targets, centres and moving average are those of DINO, in `distillation`.
 """
 
-from __future__ import annotations
-
 from dinov2.loss import ibot_loss
 from dinov2.objectives.distillation import SelfDistillation, StudentOutputs, Targets, cls_losses, total_and_terms
 from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms

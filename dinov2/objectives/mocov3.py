@@ -5,8 +5,6 @@ the keys of the batch. As in the public code, the patch projection stays random,
 the momentum encoder.
 """
 
-from __future__ import annotations
-
 import torch
 from omegaconf import DictConfig
 from torch import nn

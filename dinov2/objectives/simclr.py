@@ -3,8 +3,6 @@
 x → two augmented crops → backbone h = f(x) → projection z = g(h) → NT-Xent. There is no teacher; h is used afterwards.
 """
 
-from __future__ import annotations
-
 import torch
 from omegaconf import DictConfig
 

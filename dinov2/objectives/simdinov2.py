@@ -4,15 +4,13 @@ Student and teacher are compared by the cosine of what their heads give, of the 
 patch; the coding rate of the CLS tokens' embeddings, which is maximised, takes the place of all that forbids collapse.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from dinov2.loss import Center, coding_rate
 from dinov2.objectives.diagnostics import diagnose_embeddings
 from dinov2.objectives.distillation import SelfDistillation, StudentOutputs, Targets, total_and_terms
-from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch
+from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, LossAndTerms
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:
@@ -38,9 +36,7 @@ class SimDINOv2(SelfDistillation):
         if self.observing:
             self.diagnostics = diagnose_embeddings(*student.cls_tokens, *student.global_cls)
 
-    def losses(
-        self, student: StudentOutputs, targets: list[Targets], batch: CropBatch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, student: StudentOutputs, targets: list[Targets], batch: CropBatch) -> LossAndTerms:
         """Mean distance over all pairs of different crops, and over masked patches, less the coding rate."""
         pairs = (len(student.local_cls) + GLOBAL_CROPS - 1) * GLOBAL_CROPS
         global_pairs = [distance(student.global_cls, target.cls).mean(dim=1).sum() for target in targets]

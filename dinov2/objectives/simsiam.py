@@ -4,8 +4,6 @@ z = projector(f(x)), p = predictor(z); loss = D(p1, z2) / 2 + D(p2, z1) / 2 with
 gradient (section 3, eq. 1 to 4). There are neither negatives nor a teacher; f itself is used afterwards.
 """
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 
 from dinov2.loss import negative_cosine

@@ -4,8 +4,6 @@ Deviation: SimCLR and SimSiam were published with a ResNet-50 and LARS or SGD; h
 and the other objectives do, so that all of them are compared on one backbone.
 """
 
-from __future__ import annotations
-
 from omegaconf import DictConfig
 from torch import Tensor, nn
 

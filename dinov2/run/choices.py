@@ -63,19 +63,20 @@ def choose(
     if own:
         set_there = {key: OmegaConf.select(OmegaConf.create(base), key) for key in FOLLOWED}
         given = {key: str(value) for key, value in set_there.items() if value is not None} | given
-    found = _data(survey, hardware)
-    found += _crops(survey, hardware, patch, given) if small else []
-    found += _schedule(survey, base, given, small)
+    found = _choose_data(survey, hardware)
+    found += _choose_crops(survey, hardware, patch, given) if small else []
+    found += _choose_schedule(survey, base, given, small)
     if small and weights is None and given.get("objective", "dinov2") in ("dinov2", "dino", "ibot"):
         prototypes = 256 if len(survey.train.relatives) < 2000 else 1024
         reason = "no more than crops in some batches (measured: 256 on 1,442 images, 1,024 on 9,469)"
         found += [Choice(f"{head}.prototypes", prototypes, reason) for head in ("dino", "ibot")]
     if weights is not None:
-        found += _continued(base, next(choice.value for choice in found if choice.key == "curriculum.restart_epoch"))
+        restart = next(choice.value for choice in found if choice.key == "curriculum.restart_epoch")
+        found += _choose_continued(base, restart)
     return [choice for choice in found if not own or OmegaConf.select(OmegaConf.create(base), choice.key) is None]
 
 
-def _data(survey: Survey, hardware: Hardware) -> list[Choice]:
+def _choose_data(survey: Survey, hardware: Hardware) -> list[Choice]:
     found = [Choice("data.in_chans", survey.channels, "as the files have")]
     if survey.channels != 3:
         mean, std = mean_and_std(survey)
@@ -84,16 +85,15 @@ def _data(survey: Survey, hardware: Hardware) -> list[Choice]:
     canvas = max(h for h, _ in survey.shapes) * max(w for _, w in survey.shapes)  # all are padded to the largest sides
     size = survey.count * canvas * survey.channels * (4 if survey.deep else 1) * 2  # noisy and denoised
     resident = size <= RESIDENT
-    words = (
-        f"{size / 1e9:.2g} GB decoded, noisy and denoised, {'are' if resident else 'are not'} held in memory ({RULE})"
-    )
-    found.append(Choice("data.resident", resident, words))
+    held = "are" if resident else "are not"
+    reason = f"{size / 1e9:.2g} GB decoded, noisy and denoised, {held} held in memory ({RULE})"
+    found.append(Choice("data.resident", resident, reason))
     found.append(Choice("data.workers", min(8, hardware.cores) if not resident else 0, f"{hardware.cores} cores"))
     found.append(Choice("data.storage", "on_the_fly", "no noisy copy on the disk is needed"))
     return found
 
 
-def _crops(survey: Survey, hardware: Hardware, patch: int, given: dict[str, str]) -> list[Choice]:
+def _choose_crops(survey: Survey, hardware: Hardware, patch: int, given: dict[str, str]) -> list[Choice]:
     """Global crops are as large as fits the image, the schedule and the machine; local ones half of them."""
     side = survey.side
     wanted = 32 if side < 48 else 64 if side < 80 else 96 if side < 144 else 128
@@ -116,7 +116,7 @@ def _crops(survey: Survey, hardware: Hardware, patch: int, given: dict[str, str]
     ]
 
 
-def _schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) -> list[Choice]:
+def _choose_schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) -> list[Choice]:
     train = {"batch_size": 64, "epochs": PASSES} | base.get("train", {})
     n, largest, epochs = len(survey.train.relatives), train["batch_size"], int(given.get("train.epochs", 0))
     batch = largest
@@ -133,6 +133,8 @@ def _schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) ->
     why = why if small or epochs else "published"
     ratio = "the paper's proportion, 140 of 200"
     warmup = max(0, min(total // 20, 10))
+    temp_warmup = min(base.get("teacher", {}).get("warmup_temp_epochs", 30), total)
+    knn_every = max(1, total // 10) if survey.labelled and survey.val else 0
     return [
         Choice("train.batch_size", batch, by_size),
         Choice("train.epoch_length", length, passes),
@@ -142,29 +144,22 @@ def _schedule(survey: Survey, base: dict, given: dict[str, str], small: bool) ->
         Choice("anchor.epoch", restart, "the epoch restarted from"),
         Choice("optim.warmup_epochs", warmup, f"a twentieth of the epochs ({RULE})"),
         Choice("curriculum.noisy_set", {"optim.warmup_epochs": min(warmup, noisy // 10)}, f"a tenth of them ({RULE})"),
-        Choice(
-            "teacher.warmup_temp_epochs",
-            min(base.get("teacher", {}).get("warmup_temp_epochs", 30), total),
-            "the scale's",
-        ),
+        Choice("teacher.warmup_temp_epochs", temp_warmup, "the scale's"),
         Choice("train.eval_every", max(1, total // 5), f"five checkpoints are kept ({RULE})"),
         Choice("train.checkpoint_every", max(1, total // 20), f"what a kill may cost ({RULE})"),
         Choice("train.keep_last", 1, "for resuming"),
-        Choice(
-            "train.knn_every", max(1, total // 10) if survey.labelled and survey.val else 0, "where there are labels"
-        ),
+        Choice("train.knn_every", knn_every, "where there are labels"),
     ]
 
 
-def _continued(base: dict, epochs: int) -> list[Choice]:
+def _choose_continued(base: dict, epochs: int) -> list[Choice]:
     """What keeps a backbone that was trained elsewhere. epochs: of the stage that starts from it."""
     rate = base.get("optim", {}).get("base_lr", 0.004) / 10
-    alone = min(5, -(-epochs // 10))
+    gently = "a tenth, so that the weights are not destroyed (usual advice, not measured)"
+    alone = f"the fresh heads train alone first, a tenth of {epochs} epochs ({RULE})"
     return [
-        Choice("optim.base_lr", rate, "a tenth, so that the weights are not destroyed (usual advice, not measured)"),
-        Choice(
-            "optim.head_warmup_epochs", alone, f"the fresh heads train alone first, a tenth of {epochs} epochs ({RULE})"
-        ),
+        Choice("optim.base_lr", rate, gently),
+        Choice("optim.head_warmup_epochs", min(5, -(-epochs // 10)), alone),
     ]
 
 

@@ -3,8 +3,6 @@
 Paths are the caller's: parse() makes them what they are from the project's root, where the scripts run their commands.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re
@@ -12,16 +10,17 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from omegaconf import OmegaConf
 
+from dinov2.config import CONFIGS, overlay_names
 from dinov2.eval import EVALUATORS
 from utils.noise import NoiseSpec
 from utils.text import did_you_mean
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
 # What runs the commands: by its short name, where that is the same program.
 PYTHON = "python" if shutil.which("python") == sys.executable else sys.executable
@@ -77,13 +76,18 @@ class Options:
     def scale_name(self) -> str:
         return self.scale_file.stem
 
-    def of_scale(self, key: str, default: object = None) -> object:
-        """A key of the scale's own file."""
-        return OmegaConf.select(OmegaConf.load(self.scale_file), key, default=default)
+    def of_scale(self, key: str) -> object:
+        """A key of the scale's own file; None where it does not set it."""
+        return OmegaConf.select(OmegaConf.load(self.scale_file), key)
 
     def given(self, key: str) -> str | None:
-        """The text of key=value on the command line, the last one counts."""
-        return next((text for name, _, text in (o.partition("=") for o in self.overrides[::-1]) if name == key), None)
+        """The text of key=value on the command line."""
+        return self.settings.get(key)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Text by key of the command line's key=value; of several for a key the last one counts."""
+        return {key: text for key, _, text in (word.partition("=") for word in self.overrides)}
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -123,17 +127,14 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message.removeprefix("argument "))
 
 
-def number(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number of at least 1, not {text}")
+def number(text: str, least: int = 1) -> int:
+    """A whole number, for argparse."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"takes a whole number of at least {least}, not {text}")
     return int(text)
 
 
-def seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"takes a whole number, not {text}")
-    return int(text)
+number_from_0 = partial(number, least=0)
 
 
 def pair(text: str) -> tuple[int, int]:
@@ -148,7 +149,7 @@ def make_parser(defaults: Options) -> Parser:
     add = parser.add_argument
     add("--noise", dest="noises", action="append")
     add("--method", dest="methods", action="append")
-    add("--seed", dest="seeds", action="append", type=seed)
+    add("--seed", dest="seeds", action="append", type=number_from_0)
     add("--eval", dest="evals", action="append")
     for name in ("scale", "data", "output", "floor", "checkpoints", "partition", "time"):
         add(f"--{name}", default=getattr(defaults, name))
@@ -162,11 +163,13 @@ def make_parser(defaults: Options) -> Parser:
 def help_text(about: str, defaults: Options) -> str:
     """About a script, and every option with the script's own default in brackets."""
     lists = {name: " ".join(getattr(defaults, name)) for name in ("noises", "methods", "evals")}
-    scales = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in {*METHODS, "default"}))
     plain = {name: getattr(defaults, name) for name in ("scale", "checkpoints", "gpus")}
-    return f"{about.rstrip()}\n\nOptions of every stage (a stage ignores what it does not need):\n" + HELP.format(
-        scales=scales, **lists, **plain
-    )
+    options = HELP.format(scales=", ".join(scale_names()), **lists, **plain)
+    return f"{about.rstrip()}\n\nOptions of every stage (a stage ignores what it does not need):\n{options}"
+
+
+def scale_names() -> list[str]:
+    return [name for name in overlay_names() if name not in METHODS]
 
 
 def split_words(argv: list[str], parser: Parser) -> tuple[list[str], list[str]]:
@@ -217,21 +220,20 @@ def tidy(path: str) -> str:
 def finish(options: Options) -> None:
     """Fills what follows from other options. ValueError for what cannot be."""
     if not options.scale_file.is_file():
-        known = [path.stem for path in CONFIGS.glob("*.yaml") if path.stem not in {*METHODS, "default"}]
-        hint = did_you_mean(options.scale, known, ": ")
+        hint = did_you_mean(options.scale, scale_names(), ": ")
         raise ValueError(f"no scale {options.scale}{hint or ': there is no ' + str(options.scale_file)}")
     for noise in options.noises:
         NoiseSpec.parse(noise)
-    _check_names("--method", options.methods, METHODS)
-    _check_names("--eval", options.evals, tuple(EVALUATORS))
+    check_names("--method", options.methods, METHODS)
+    check_names("--eval", options.evals, tuple(EVALUATORS))
     _set_channels(options)
-    _place(options)
-    _shorten(options)
+    _place_folders(options)
+    _shorten_trial(options)
     for noise in options.noises:
         check_lambda(options, noise)
 
 
-def _check_names(option: str, names: list[str], known: tuple[str, ...]) -> None:
+def check_names(option: str, names: list[str], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"{option} {name} is none of {', '.join(known)}{did_you_mean(name, known, ': ')}")
@@ -262,7 +264,7 @@ def _set_channels(options: Options) -> None:
         options.overrides.append(f"data.max_pixels={options.max_pixels}")
 
 
-def _place(options: Options) -> None:
+def _place_folders(options: Options) -> None:
     """Where the data is and where runs and copies go."""
     trial = (f"-{options.per_class}" if options.per_class else "") + ("-trial" if options.steps else "")
     options.output = options.output or f"runs/{os.path.basename(options.data) or options.scale_name}{trial}"
@@ -277,7 +279,7 @@ def _place(options: Options) -> None:
     options.trees = options.trees or (beside if writable else f"{options.output}/trees")
 
 
-def _shorten(options: Options) -> None:
+def _shorten_trial(options: Options) -> None:
     """A trial: two epochs of a denoised run, a restart after the first, and one noisy epoch."""
     if options.steps or options.per_class:
         options.overrides.append("trial=true")

@@ -1,7 +1,5 @@
 """How the commands of a pipeline are run: one after another, each once, printed, until the first that fails."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinov2.run.options import PYTHON
-from utils.files import atomic_path
+from utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]  # of the packages
 
@@ -49,25 +47,19 @@ class Runner:
     def run(self, steps: Iterable[Step]) -> None:
         """Each in turn; a step is asked for when the one before has ended. CommandFailed ends it."""
         for step in steps:
+            mark, content = Path(self.output, ".done", step.name), json.dumps([step.command, step.state])
             if step.note:
                 print(step.note, flush=True)
+            elif step.name and not self.dry and mark.is_file() and mark.read_text(errors="replace") == content:
+                say("finished before:", step.command)
             else:
-                self.once(step)
-
-    def once(self, step: Step) -> None:
-        mark, content = Path(self.output, ".done", step.name), json.dumps([step.command, step.state])
-        if step.name and not self.dry and mark.is_file() and mark.read_text(errors="replace") == content:
-            return say("finished before:", step.command)
-        say("+", step.command)
-        if self.dry:
-            return None
-        if code := execute(step.command):
-            raise CommandFailed(code)
-        if step.name:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(mark) as temporary:
-                temporary.write_text(content)
-        return None
+                say("+", step.command)
+                if self.dry:
+                    continue
+                if code := execute(step.command):
+                    raise CommandFailed(code)
+                if step.name:
+                    write_text(mark, content)
 
 
 def say(mark: str, command: list[str]) -> None:
@@ -96,28 +88,28 @@ def environment() -> dict[str, str]:
 
 
 def sums(*files: Path | str) -> str:
-    """What tells the content of files from another; nothing of those that are not there."""
+    """Names and checksums of the files that exist: another text, once the content of one has changed."""
     found = [(str(file), hashlib.sha256(Path(file).read_bytes()).hexdigest()) for file in files if Path(file).is_file()]
     return " ".join(f"{name} {digest[:16]}" for name, digest in found)
 
 
 def tree_state(*folders: str) -> str:
-    """What tells data folders from others: what lies in them by itself, and the times of their splits and class
-    folders, not every image. Hidden files, such as the list of images, are left out.
+    """A checksum that changes with the data: names, sizes and times of what lies in the folders and in their splits'
+    class folders, without a look at every image. Hidden files, such as the list of images, are left out.
     """
     digest = hashlib.sha256()
     for folder in folders:
-        for line in _state(folder, 0):
+        for line in _describe_entries(folder, 0):
             digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-def _state(folder: str, depth: int) -> Iterable[str]:
+def _describe_entries(folder: str, depth: int) -> Iterable[str]:
     try:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if not entry.name.startswith(".") and (depth == 0 or entry.is_dir()):
                 yield f"{entry.path} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
                 if depth < 1 and entry.is_dir():
-                    yield from _state(entry.path, depth + 1)
+                    yield from _describe_entries(entry.path, depth + 1)
     except OSError as error:
         yield str(error.strerror)

@@ -7,8 +7,6 @@ noisy_<name>-<noise> and noisy_<name>-<noise>-denoised; runs lie in <output>/<no
 every noise, in <output>/clean.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -17,38 +15,38 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dinov2.data.index import build_index, has_images
+from dinov2.config import CONFIGS, load_config
+from dinov2.data.index import why_no_accuracy
 from dinov2.data.splits import Layout
 from dinov2.eval import EVALUATORS, FLOORED
 from dinov2.run.options import DENOISERS, PUBLISHED, Options
-from dinov2.run.pipeline import Step, sums, tree_state
+from dinov2.run.pipeline import ROOT, Step, sums, tree_state
 
 Steps = Iterator[Step]
-CODE = Path(__file__).resolve().parents[2]
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
 def noisy_tree(o: Options, noise: str) -> str:
-    return _tree(o, f"noisy_{os.path.basename(o.data)}-{noise}")
+    return _find_tree(o, f"noisy_{os.path.basename(o.data)}-{noise}")
 
 
 def denoised_tree(o: Options, noise: str) -> str:
     name = os.path.basename(o.data)
-    return _tree(o, f"{name}-denoised" if noise == "none" else f"noisy_{name}-{noise}-denoised")
+    return _find_tree(o, f"{name}-denoised" if noise == "none" else f"noisy_{name}-{noise}-denoised")
 
 
-def _tree(o: Options, name: str) -> str:
+def _find_tree(o: Options, name: str) -> str:
     """A copy beside the data, or in Neighbor2Neighbor/, where the published steps move them."""
     places = [os.path.join(place, name).removeprefix("./") for place in (o.trees, "Neighbor2Neighbor")]
     return next(filter(os.path.isdir, places), places[0])
 
 
 def run_folder(o: Options, noise: str, method: str, seed: int | None) -> str:
-    parts = [o.output, *([] if method == "clean" else [noise]), method + _of_seed(seed)]
+    parts = [o.output, *([] if method == "clean" else [noise]), method + _seed_suffix(seed)]
     return "/".join(parts)
 
 
-def _of_seed(seed: int | None) -> str:
+def _seed_suffix(seed: int | None) -> str:
     return f"-seed{seed}" if seed else ""
 
 
@@ -95,7 +93,7 @@ def generate_noise(o: Options) -> Steps:
 
 
 def train_denoiser(o: Options) -> Steps:
-    state = [tree_state(o.data), sums(*sorted(CODE.glob("Neighbor2Neighbor/*.yaml")))]
+    state = [tree_state(o.data), sums(*sorted(ROOT.glob("Neighbor2Neighbor/*.yaml")))]
     for noise in o.noises:
         yield Step(["-m", *denoiser_command(o, noise)], f"denoiser-{noise}", "\n".join(state))
 
@@ -141,34 +139,26 @@ def pretrain(o: Options) -> Steps:
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(o.gpus), *start]
     for seed in o.seeds:
         for noise, method in runs_of(o):
-            configs = CODE / "dinov2/configs"
-            read = o.scale_file, o.overlay, configs / "default.yaml", configs / f"{method}.yaml"
+            read = o.scale_file, o.overlay, CONFIGS / "default.yaml", CONFIGS / f"{method}.yaml"
             state = [tree_state(o.data), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
-            name = f"pretrain-{noise}-{method}{_of_seed(seed)}"
+            name = f"pretrain-{noise}-{method}{_seed_suffix(seed)}"
             yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state))
 
 
 def train_arguments(o: Options, noise: str, method: str, seed: int | None) -> list[str]:
-    words = [
-        o.scale,
-        *([o.overlay] if o.overlay else []),
-        method,
-        f"data.root={o.data}",
-        f"output_dir={run_folder(o, noise, method, seed)}",
-    ]
+    words = [o.scale, *([o.overlay] if o.overlay else []), method, f"data.root={o.data}"]
+    words.append(f"output_dir={run_folder(o, noise, method, seed)}")
     words += [] if seed is None else [f"seed={seed}"]
     if method != "clean":
         words += [f"noise={noise}", f"data.denoised_root={denoised_tree(o, noise)}"]
-        words += [
-            f"data.noisy_root={noisy_tree(o, noise)}",
-            f"curriculum.denoised_dir={run_folder(o, noise, 'n2n', seed)}",
-        ]
+        words.append(f"data.noisy_root={noisy_tree(o, noise)}")
+        words.append(f"curriculum.denoised_dir={run_folder(o, noise, 'n2n', seed)}")
     return words + o.overrides
 
 
 def evaluate(o: Options) -> Steps:
     """Evaluations of every run; then, once for each noise and view, the floors, in <output>/floors."""
-    missing = "" if o.dry else why_no_accuracy(o)
+    missing = "" if o.dry else why_no_accuracy(o.data, o.given("data.index_cache"), layout(o))
     evals = [name for name in o.evals if not missing or not EVALUATORS[name]]
     if missing and evals != o.evals:
         left_out = ", ".join(name for name in o.evals if name not in evals)
@@ -178,7 +168,7 @@ def evaluate(o: Options) -> Steps:
     for seed in o.seeds:
         for noise, method in runs_of(o):
             yield from _evaluate_run(o, noise, method, seed)
-    yield from _floors(o)
+    yield from _evaluate_floors(o)
 
 
 def _evaluate_run(o: Options, noise: str, method: str, seed: int | None) -> Steps:
@@ -189,14 +179,14 @@ def _evaluate_run(o: Options, noise: str, method: str, seed: int | None) -> Step
     marks = sums(f"{folder}/config.yaml", *sorted(Path(folder).glob("checkpoints/*/COMPLETE")))
     for name in o.evals:
         command = ["-m", f"dinov2.eval.{name}", *evaluate_arguments(o, folder)]
-        yield Step(command, f"{name}-{noise}-{method}{_of_seed(seed)}", f"{tree_state(o.data)}\n{marks}")
+        yield Step(command, f"{name}-{noise}-{method}{_seed_suffix(seed)}", f"{tree_state(o.data)}\n{marks}")
 
 
 def evaluate_arguments(o: Options, folder: str) -> list[str]:
     return [f"run={folder}", f"checkpoints={o.checkpoints}", *o.eval_overrides]
 
 
-def _floors(o: Options) -> Steps:
+def _evaluate_floors(o: Options) -> Steps:
     """Of each view that the methods are evaluated on, from the settings of the first seed's first pretrained run."""
     seen = set()
     for noise, method in runs_of(o):
@@ -219,22 +209,9 @@ def _is_pretrained(o: Options, folder: str) -> bool:
     return o.dry or os.path.exists(f"{folder}/config.yaml")
 
 
-def why_no_accuracy(o: Options) -> str:
-    """Why the data gives no accuracy: no labels, or no images of one of the splits; "" where it does."""
-    given = o.given("data.index_cache"), layout(o)
-    for split in ("train", "val"):
-        if not has_images(o.data, split, *given):
-            return f"{o.data} has no {split} images: data.val=0.1 draws a tenth"
-        if not (build_index(o.data, split, *given).labels >= 0).any():
-            return f"{o.data} has no labels: class folders, or data.labels=FILE.csv"
-    return ""
-
-
 def check_settings(o: Options) -> DictConfig:
     """The last run's settings. ValueError for what any run would refuse, before the first command."""
-    from dinov2.config import load_config  # here, as it loads slowly
-
-    runs = [load_config([*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides]) for run in runs_of(o)]
+    runs = [load_settings([*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides]) for run in runs_of(o)]
     for cfg in runs:
         if cfg.objective != "dinov2":
             from dinov2.train.curriculum import check_objective  # here, as it loads PyTorch
@@ -243,15 +220,22 @@ def check_settings(o: Options) -> DictConfig:
     return runs[-1]
 
 
+def load_settings(words: list[str]) -> DictConfig:
+    """The configuration of a run by the words of its command, completed from the file model.pretrained."""
+
+    def read_keys(file: str) -> dict[str, object]:
+        from dinov2.models.weights import read_model_keys  # here, as it loads PyTorch
+
+        return read_model_keys(file)
+
+    return load_config(words, read_model_keys=read_keys)
+
+
 def layout(o: Options) -> Layout:
     """How the data becomes train and val, by the keys of the command line."""
-    val, seed = o.given("data.val"), o.given("data.split_seed")
-    given = {
-        "group": o.given("data.group"),
-        "labels": o.given("data.labels"),
-        "stack": o.given("data.stack") or "refuse",
-    }
-    return Layout(float(val) if val else None, seed=int(seed or 0), **given)
+    val, seed, stack = o.given("data.val"), o.given("data.split_seed"), o.given("data.stack")
+    group, labels = o.given("data.group"), o.given("data.labels")
+    return Layout(float(val) if val else None, group, labels, int(seed or 0), stack or "refuse")
 
 
 def report(o: Options) -> Steps:

@@ -11,8 +11,6 @@ A sweep is one job array; `{key}` in the command stands for the swept value:
         train imagenet100 nc data.root=mini-imagenet output_dir=runs/{noise}/nc-{seed}
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import itertools
@@ -22,7 +20,8 @@ from collections.abc import Sequence
 
 import submitit
 
-from dinov2.config import load_config
+from dinov2.run.options import number
+from dinov2.run.stages import load_settings
 from dinov2.run.task import Task
 from utils import cli
 
@@ -66,16 +65,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--nodes", type=positive, default=1)
-    parser.add_argument("--gpus", type=int, default=1, help="a node, one task each; 0: a CPU run of --tasks")
-    parser.add_argument("--tasks", type=positive, default=1, help="tasks per node, for --gpus 0")
-    parser.add_argument("--cpus", type=positive, default=8, help="a task: loader workers and the training process")
+    parser.add_argument("--nodes", type=number, default=1)
+    parser.add_argument("--gpus", type=int, default=1, help="per node, a task each; 0: a CPU run of --tasks")
+    parser.add_argument("--tasks", type=number, default=1, help="tasks per node, for --gpus 0")
+    parser.add_argument("--cpus", type=number, default=8, help="per task: loader workers and the training process")
     parser.add_argument("--partition")
     parser.add_argument("--time", default="1-00:00:00", help="limit in Slurm's form; reached, the job is requeued")
     parser.add_argument("--mem", help="memory per node, such as 128G")
     parser.add_argument("--dependency", help="such as afterok:1234")
     parser.add_argument("--array", action="append", default=[], metavar="KEY=A,B", help="sweep; several make a grid")
-    parser.add_argument("--parallel", type=positive, default=256, help="jobs of a sweep that run at a time")
+    parser.add_argument("--parallel", type=number, default=256, help="jobs of a sweep that run at a time")
     parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch")
     parser.add_argument("--name", help="of the job; default: the command's")
     parser.add_argument("--folder", default="runs/slurm/%j", help="of logs, seen by all nodes; %%j is the job's id")
@@ -91,13 +90,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if not command:
         raise ValueError("nothing after --: add a command, such as eval.knn run=DIR")
     return options, command
-
-
-def positive(text: str) -> int:
-    """Whole number of at least 1, for argparse."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
 
 
 def key_value(text: str, option: str) -> tuple[str, str]:
@@ -139,7 +131,7 @@ def task_of(command: Sequence[str]) -> Task:
     if module is None:
         raise ValueError(f"unknown command {name!r}: name a module, as train, eval.linear or Neighbor2Neighbor.train")
     if module == "dinov2.train":
-        load_config(arguments)
+        load_settings(arguments)
     return Task(module, tuple(arguments))
 
 

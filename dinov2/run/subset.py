@@ -1,7 +1,5 @@
 """A smaller data folder for trials: links to some images of another."""
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
@@ -12,7 +10,7 @@ from utils.readers import file_of
 
 
 def spread(relatives: list[str], number: int) -> list[str]:
-    """About so many of the images, evenly taken from each folder, at least two of each."""
+    """About `number` of the images, spread evenly over each folder, at least two per folder."""
     folders = defaultdict(list)
     for relative in sorted({file_of(relative) for relative in relatives}):
         folders[PurePosixPath(relative).parent].append(relative)

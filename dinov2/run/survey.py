@@ -4,8 +4,6 @@ All files are listed, and a sample of SAMPLE of them, spread evenly over the sor
 are read as READ_S allows: a broken one is named now, not in the midst of a training.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter
@@ -18,7 +16,7 @@ import numpy as np
 from dinov2.data.index import Index, build_index, has_images
 from dinov2.data.splits import SPLITS, Layout, has_splits
 from utils import values
-from utils.images import MAX_PIXELS, ImageError, of_channels, own_shape, read_image
+from utils.images import ImageError, of_channels, own_shape, read_image
 from utils.sampler import spread_evenly
 
 SAMPLE = 64
@@ -50,6 +48,10 @@ class Survey:
     def relatives(self) -> list[str]:
         return [*self.train.relatives, *(self.val.relatives if self.val else [])]
 
+    def read(self, relative: str) -> np.ndarray:
+        """An image as the runs will read it: [H, W, C], uint8 or float32 in [0, 1]."""
+        return read_image(Path(self.root, relative), self.channels, "native", self.rule)
+
     @property
     def labelled(self) -> bool:
         return bool((self.train.labels >= 0).any())
@@ -65,40 +67,39 @@ class Survey:
         return sum(h * w * number for (h, w), number in self.shapes.items()) / self.looked_at
 
 
-def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixels: int = MAX_PIXELS) -> Survey:
-    """The survey of a folder. channels: "majority", a number, or None: what all have. text: as data.values.
+def look_at(root: str, layout: Layout, channels: str | None, text: str) -> Survey:
+    """Looks at a folder of images. ValueError, which names the way out, where nothing can be trained on it.
 
-    ValueError, which names the way out, for a folder of which nothing can be trained.
+    channels: "majority" or a number: images of other channels are left out; None: all must have the same.
+    text: the rule of data.values.
     """
-    notes = [*_outside(root)]
-    train, val, layout = _split(root, layout, notes)
+    notes = [*_describe_unread_folders(root)]
+    train, val, layout = _list_splits(root, layout, notes)
     relatives = [*train.relatives, *(val.relatives if val else [])]
     if len(relatives) < LEAST:
         images = "one image" if len(relatives) == 1 else f"{len(relatives)} images"
         raise ValueError(f"{root} holds {images}: training compares images with each other, give at least {LEAST}")
     sample = [relatives[i] for i in spread_evenly(len(relatives), SAMPLE)]
-    shapes, layout = _shapes(root, sample, layout, channels, len(relatives), notes)
+    shapes, layout = _read_shapes(root, sample, layout, channels, len(relatives), notes)
     if layout.only is not None:
         relatives, left_out = of_channels(root, relatives, layout.only)
-        train, val, _ = _split(root, layout, [])
-        shapes = {name: shape for name, shape in shapes.items() if _reads_as(shape[2], layout.only)}
+        train, val, _ = _list_splits(root, layout, [])
+        shapes = {name: shape for name, shape in shapes.items() if _is_readable_as(shape[2], layout.only)}
         notes.append(left_out)
     number = layout.only or max(shape[2] for shape in shapes.values())
-    rule, reason = values.resolve(text, root, train.relatives, number, max_pixels)
-    deep = rule.kind != "full" or values.is_deep(root, train.relatives, number, max_pixels)
+    rule, reason = values.resolve(text, root, train.relatives, number)
+    deep = rule.kind != "full" or values.is_deep(root, train.relatives, number)
     counts = Counter(shape[:2] for shape in shapes.values())
-    found = Survey(
-        root, layout, train, val, len(shapes), counts, number, deep, rule, tuple(filter(None, [*notes, reason]))
-    )
+    sentences = tuple(filter(None, [*notes, reason]))
+    found = Survey(root, layout, train, val, len(shapes), counts, number, deep, rule, sentences)
     if found.side < SMALLEST:
-        raise ValueError(
-            f"{root}: images of {found.side} px per side are too small for crops: enlarge them to {SMALLEST} px or more"
-        )
-    _read_all(found, max_pixels)
+        small = f"images of {found.side} px per side are too small for crops"
+        raise ValueError(f"{root}: {small}: enlarge them to {SMALLEST} px or more")
+    _read_all(found)
     return found
 
 
-def _outside(root: str) -> list[str]:
+def _describe_unread_folders(root: str) -> list[str]:
     """A sentence on what lies beside train/ and val/, and is not read."""
     if not has_splits(root):
         return []
@@ -108,7 +109,7 @@ def _outside(root: str) -> list[str]:
     return [f"not read, as it lies beside train/ and val/: {', '.join(others[:5])}"] if others else []
 
 
-def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | None, Layout]:
+def _list_splits(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | None, Layout]:
     """Train and val. Of labelled images without val a tenth is drawn, as nothing could be evaluated else."""
     train = build_index(root, "train", layout=layout)
     if has_images(root, "val", layout=layout):
@@ -122,7 +123,7 @@ def _split(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | 
     return train, None, layout
 
 
-def _shapes(
+def _read_shapes(
     root: str, sample: list[str], layout: Layout, channels: str | None, total: int, notes: list[str]
 ) -> tuple[dict[str, tuple[int, int, int]], Layout]:
     """(height, width, channels) of the sample by name, and the layout, which keeps one number of channels where asked.
@@ -136,55 +137,51 @@ def _shapes(
         except ImageError as error:
             errors.append(str(error))
     if errors:
-        some = "none" if not shapes else f"{len(errors)}"
-        raise ValueError(
-            f"{root}: {some} of the {len(sample)} files looked at {'can' if not shapes else 'cannot'} be read, "
-            f"the first: {errors[0]}"
-        )
+        some, can = (f"{len(errors)}", "cannot") if shapes else ("none", "can")
+        looked_at = f"{some} of the {len(sample)} files looked at {can} be read"
+        raise ValueError(f"{root}: {looked_at}, the first: {errors[0]}")
     counts = Counter(shape[2] for shape in shapes.values())
     if channels is not None:
         wanted = counts.most_common(1)[0][0] if channels == "majority" else int(channels)
-        mixed = not all(_reads_as(number, wanted) for number in counts)
+        mixed = not all(_is_readable_as(number, wanted) for number in counts)
         return shapes, replace(layout, only=wanted) if mixed or channels != "majority" else layout
     if len(counts) > 1 and set(counts) != {1, 3}:
         first = {number: next(name for name, shape in shapes.items() if shape[2] == number) for number in counts}
         found = ", ".join(f"{count} of {number} (such as {first[number]})" for number, count in counts.most_common())
-        raise ValueError(
-            f"{root} mixes images of several channel counts: {found}, by {len(sample)} of {total} images; "
-            "--channels majority keeps the most frequent ones, --channels N those of N"
-        )
+        found += f", by {len(sample)} of {total} images"
+        way = "--channels majority keeps the most frequent ones, --channels N those of N"
+        raise ValueError(f"{root} mixes images of several channel counts: {found}; {way}")
     if set(counts) == {1, 3}:
         notes.append(f"channels: {counts[1]} grey and {counts[3]} colour images of {len(sample)}: all are read as RGB")
     return shapes, layout
 
 
-def _read_all(survey: Survey, max_pixels: int) -> None:
+def _read_all(survey: Survey) -> None:
     """ValueError for files that cannot be read, by all that READ_S allows, in a fixed order that mixes the folder."""
     errors, relatives, end, count = [], survey.relatives, time.monotonic() + READ_S, 0
     for place in np.random.default_rng(0).permutation(len(relatives)):
         count += 1
         try:
-            read_image(Path(survey.root, relatives[place]), survey.channels, "native", survey.rule, max_pixels)
+            survey.read(relatives[place])
         except ImageError as error:
             errors.append(str(error))
         if time.monotonic() > end:
             break
     if errors:
-        raise ValueError(
-            f"{survey.root}: {len(errors)} of the {count} files read are of no use, the first: {min(errors)}"
-        )
+        found = f"{len(errors)} of the {count} files read are of no use"
+        raise ValueError(f"{survey.root}: {found}, the first: {min(errors)}")
 
 
-def _reads_as(found: int, wanted: int) -> bool:
+def _is_readable_as(found: int, wanted: int) -> bool:
     """Whether an image of so many channels can be read with the number that is wanted."""
     return found == wanted or {found, wanted} == {1, 3}
 
 
-def mean_and_std(survey: Survey, max_pixels: int = MAX_PIXELS) -> tuple[list[float], list[float]]:
-    """Of each channel over 16 training images scaled to [0, 1]."""
+def mean_and_std(survey: Survey) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, over 16 training images scaled to [0, 1]."""
     relatives, pixels = survey.train.relatives, []
     for i in spread_evenly(len(relatives), 16):
-        image = read_image(Path(survey.root, relatives[i]), survey.channels, "native", survey.rule, max_pixels)
+        image = survey.read(relatives[i])
         image = image / np.float32(255) if image.dtype == np.uint8 else image
         pixels.append(image.reshape(-1, survey.channels)[:: -(-image.shape[0] * image.shape[1] // 65536)])
     pooled = np.concatenate(pixels).astype(np.float64)

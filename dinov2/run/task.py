@@ -1,7 +1,5 @@
 """What each task of a Slurm job does: one entry point, the same command after every requeue."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import signal

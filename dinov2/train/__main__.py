@@ -5,8 +5,6 @@ python -m dinov2.train imagenet100 nct noise=gauss255 data.root=mini-imagenet ou
 torchrun --nproc-per-node 4 -m dinov2.train imagenet1k nct noise=gauss255 data.root=imagenet output_dir=runs/nct-1k
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from dinov2.data.dataset import ImageDataset, resolve_values
 from dinov2.eval.features import extract
 from dinov2.eval.knn import accuracies
 from dinov2.models.pretrained import fit
-from dinov2.models.weights import read_weights
+from dinov2.models.weights import read_model_keys, read_weights
 from dinov2.objectives import Objective
 from dinov2.train import curriculum, identity
 from dinov2.train.curriculum import Stage
@@ -41,9 +39,9 @@ def start_fresh(stage: Stage, model: Objective, optimizer: Optimizer) -> None:
         weights, epochs = read_weights(stage.cfg.model.pretrained), stage.cfg.optim.head_warmup_epochs
         for network in model.trained():
             fit(network["backbone"], weights)
-        if distributed.is_main():
-            shape = ", ".join(f"{key} {value}" for key, value in weights.model.items())
-            print(f"backbone from {weights.path}; heads start fresh, alone for {epochs} epochs ({shape})", flush=True)
+        shape = ", ".join(f"{key} {value}" for key, value in weights.model.items())
+        heads = f"heads start fresh, alone for {epochs} epochs"
+        distributed.print_on_main(f"backbone from {weights.path}; {heads} ({shape})")
 
 
 def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
@@ -62,8 +60,7 @@ def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
             train, val = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
         except ValueError as error:
             missing.append(str(error))
-            if distributed.is_main():
-                print(f"no live kNN: {error}", flush=True)
+            distributed.print_on_main(f"no live kNN: {error}")
             return None
         near = min(k, len(train.labels))
         return accuracies(train, val, [near], cfg.eval.knn.temperature)[near]["top1"]
@@ -97,7 +94,8 @@ def run_stage(stage: Stage) -> None:
     run_identity = identity.record(stage, images)
     if distributed.is_main():
         record_environment(stage.run)
-        print(f"{stage.run}: {stage.view} images to epoch {stage.stop_epoch} of {stage.cfg.train.epochs}", flush=True)
+    epochs = f"epoch {stage.stop_epoch} of {stage.cfg.train.epochs}"
+    distributed.print_on_main(f"{stage.run}: {stage.view} images to {epochs}")
     try:
         build_trainer(stage, images, run_identity).fit()
     except FloatingPointError as error:
@@ -134,13 +132,12 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", help="overlays by name or path, then key=value")
-    cfg = load_config(parser.parse_args(arguments).settings)
+    cfg = load_config(parser.parse_args(arguments).settings, read_model_keys=read_model_keys)
     distributed.init()
     try:
         values, reason = resolve_values(cfg)
         cfg.data["values"] = str(values)  # saved with the run, so that they are not estimated again
-        if distributed.is_main():
-            print(reason, flush=True)
+        distributed.print_on_main(reason)
         stages = curriculum.plan(cfg)
         with ExitStack() as locks:
             distributed.on_main(lambda: hold(stages, locks))

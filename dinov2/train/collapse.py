@@ -6,8 +6,6 @@ I is 0 when every image gets the same target: the uniform one (both entropies at
 and at most ln K. While it stays near 0 nothing is distilled, however well the loss falls.
 """
 
-from __future__ import annotations
-
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2.objectives.diagnostics import Information
@@ -91,8 +89,7 @@ class CollapseMonitor:
         if self.cfg.train.on_collapse == "stop":
             raise Collapsed(self.sentence())
         self.warned = True
-        if distributed.is_main():
-            print(f"warning: {self.sentence()}", flush=True)
+        distributed.print_on_main(f"warning: {self.sentence()}")
 
     def sentence(self) -> str:
         what = {

@@ -7,8 +7,6 @@ images, with a fresh optimiser, fresh schedules and a fresh iteration count over
 second stage. A stage whose folder already holds its last epoch is finished: one denoised run serves n2n, nc and nct.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from dinov2.train.anchor import can_be_anchored, with_anchor
 from dinov2.train.optim import load_optimizer_state, optimizer_state
 from utils import distributed
 from utils.images import read_manifest
+from utils.nested import flatten
 from utils.noise import NoiseSpec
 
 # Keys and sections in which a stage and the run that it builds on must agree.
@@ -48,17 +47,15 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        return all(any(c.epoch == e and c.evaluate for c in checkpoint.list_checkpoints(self.run)) for e in self.keep)
+        return {*self.keep} <= {c.epoch for c in checkpoint.list_kept(self.run)}
 
 
 def check_objective(cfg: DictConfig) -> None:
     """ValueError where the objective refuses a setting or an anchor; nothing is computed."""
     if any(entry.get("anchor") for entry in cfg.curriculum.stages) and not can_be_anchored(cfg.objective):
         able = ", ".join(name for name in OBJECTIVES if can_be_anchored(name))
-        raise ValueError(
-            f"objective={cfg.objective} learns from no teacher's targets, which an anchor (nct) could give too: "
-            f"take nc, or an objective of {able}"
-        )
+        why = "learns from no teacher's targets, which an anchor (nct) could give too"
+        raise ValueError(f"objective={cfg.objective} {why}: take nc, or an objective of {able}")
     OBJECTIVES[cfg.objective].check(cfg)
 
 
@@ -141,9 +138,8 @@ def initialise(stage: Stage, model: Objective, optimizer: torch.optim.Optimizer)
     checkpoint.load(source, state)
     if stage.init == "continue":
         load_optimizer_state(model.student, optimizer, state["optimizer"])
-    if distributed.is_main():
-        what = "student, teacher, centres" + (" and optimiser" if stage.init == "continue" else "")
-        print(f"starts from {source.path} (epoch {source.epoch}): {what}", flush=True)
+    what = "student, teacher, centres" + (" and optimiser" if stage.init == "continue" else "")
+    distributed.print_on_main(f"starts from {source.path} (epoch {source.epoch}): {what}")
 
 
 def load_anchor(stage: Stage, model: Objective) -> None:
@@ -153,30 +149,21 @@ def load_anchor(stage: Stage, model: Objective) -> None:
     run, epoch = stage.anchor
     if epoch is None:
         model.load_anchor_file(run)
-        if distributed.is_main():
-            print(f"anchored to the backbone of {run}", flush=True)
+        distributed.print_on_main(f"anchored to the backbone of {run}")
         return
     _check_same(stage.cfg, run)
     source = checkpoint.at_epoch(run, epoch)
     model.load_anchor(source)
-    if distributed.is_main():
-        print(f"anchored to the teacher of {source.path} (epoch {source.epoch})", flush=True)
+    distributed.print_on_main(f"anchored to the teacher of {source.path} (epoch {source.epoch})")
 
 
 def _check_same(cfg: DictConfig, run: Path) -> None:
-    other = load_run_config(run)
-    for section in SHARED:
-        if cfg[section] != other[section]:
-            raise ValueError(
-                f"{run} was trained with another {section} section than this run: {_difference(cfg, other, section)}"
-            )
-
-
-def _difference(cfg: DictConfig, other: DictConfig, section: str) -> str:
-    if not OmegaConf.is_dict(cfg[section]):
-        return f"{section}={other[section]} there, {cfg[section]} here"
-    keys = [key for key in cfg[section] if cfg[section][key] != other[section].get(key)]
-    return f"{section}.{keys[0]}={other[section].get(keys[0])} there, {cfg[section][keys[0]]} here"
+    """ValueError that names the first of the SHARED settings that the run has otherwise."""
+    here, there = (flatten(OmegaConf.to_container(each)) for each in (cfg, load_run_config(run)))
+    if wrong := [key for key in here if identity.is_within(key, SHARED) and here[key] != there.get(key)]:
+        key, section = wrong[0], wrong[0].partition(".")[0]
+        difference = f"{key}={there.get(key)} there, {here[key]} here"
+        raise ValueError(f"{run} was trained with another {section} section than this run: {difference}")
 
 
 def make_dataset(stage: Stage) -> ImageDataset:
@@ -217,8 +204,7 @@ def _finished_images(stage: Stage) -> ImageDataset | None:
         held = load_run_config(stage.run).data
         if any(held[key] != stage.cfg.data[key] for key in ("root", "denoised_root")):
             raise
-        if distributed.is_main():
-            print(f"{stage.run}: its images are not looked at: {error}", flush=True)
+        distributed.print_on_main(f"{stage.run}: its images are not looked at: {error}")
         return None
 
 
@@ -228,11 +214,9 @@ def _check_kept(stage: Stage) -> None:
     kept = [c.epoch for c in checkpoints if c.evaluate]
     lost = [epoch for epoch in stage.keep if epoch not in kept and checkpoints and epoch <= checkpoints[-1].epoch]
     if lost:
-        raise ValueError(
-            f"{stage.run} is past epoch {lost[0]}, which this run needs, and did not keep it "
-            f"(kept: {', '.join(map(str, kept)) or 'none'}): "
-            "set curriculum.restart_epoch to one of these, or train it anew in another folder"
-        )
+        past = f"is past epoch {lost[0]}, which this run needs, and did not keep it"
+        way = "set curriculum.restart_epoch to one of these, or train it anew in another folder"
+        raise ValueError(f"{stage.run} {past} (kept: {', '.join(map(str, kept)) or 'none'}): {way}")
 
 
 def _check_denoised(tree: Path, images: ImageDataset) -> None:
@@ -240,9 +224,7 @@ def _check_denoised(tree: Path, images: ImageDataset) -> None:
     if read_manifest(tree) is None:
         raise ValueError(f"{tree} is not finished (it has no manifest.json): {advice}")
     made = (tree / "manifest.json").stat().st_mtime
-    for folder in sorted({str(Path(path).parent) for path in images.relatives}):
+    for folder in sorted({images.root / Path(path).parent for path in images.relatives}):
         # A folder's time is that of the last file added, removed or renamed in it.
-        if (images.root / folder).stat().st_mtime > made:
-            raise ValueError(
-                f"{tree} is older than its source: {images.root / folder} changed since it was made; {advice}"
-            )
+        if folder.stat().st_mtime > made:
+            raise ValueError(f"{tree} is older than its source: {folder} changed since it was made; {advice}")

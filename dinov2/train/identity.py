@@ -19,7 +19,7 @@ from dinov2 import checkpoint
 from dinov2.config import load_run_config, save_run_config
 from dinov2.data.dataset import ImageDataset
 from utils import distributed
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.nested import flatten
 from utils.noise import NoiseSpec
 from utils.values import ESTIMATED
@@ -92,24 +92,23 @@ def collect_facts(stage: Stage, images: ImageDataset | None) -> dict[str, object
 
 
 def digest_images(images: ImageDataset | None) -> dict[str, str]:
-    """Digests of the images of a data set, and of the denoised ones, by key; from the main rank, on all ranks."""
-    found: dict[str, str] = {}
-    if images is not None and distributed.is_main():
+    """Digests of the images of a data set, and of the denoised ones, by key; read by the main rank for all ranks."""
+    if images is None:
+        return {}
+
+    def digest() -> dict[str, str]:
         try:
-            found["data.root"] = images.digest()
-            if "denoised" in images.twins:
-                found["data.denoised_root"] = images.digest("denoised")
+            denoised = {"data.denoised_root": images.digest("denoised")} if "denoised" in images.twins else {}
+            return {"data.root": images.digest()} | denoised
         except OSError as error:
-            found["error"] = f"{error.filename} can't be read ({error.strerror})"
-    found = distributed.gather_dicts(found)
-    if "error" in found:
-        raise ValueError(found["error"])
-    return found
+            raise ValueError(f"{error.filename} can't be read ({error.strerror})") from None
+
+    return distributed.gather_dicts(distributed.on_main(digest) or {})
 
 
 def _describe_weights(run: Path, epoch: int) -> str | None:
     """Identifies the weights of a run's kept epoch; None if they do not exist (yet)."""
-    found = [c for c in checkpoint.list_checkpoints(run) if c.evaluate and c.epoch == epoch]
+    found = [c for c in checkpoint.list_kept(run) if c.epoch == epoch]
     return f"weights {found[0].hashes[checkpoint.TEACHER]}" if found and found[0].hashes else None
 
 
@@ -155,10 +154,10 @@ def check(stage: Stage, images: ImageDataset | None = None) -> None:
     for key, (old, new) in differences(stage, images).items():
         if is_within(key, stage.cfg.resume.allow) and not (stage.is_last_stage and stage.finished):
             continue
-        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_suggest(stage, key)}")
+        raise ValueError(f"{stage.run} holds a run with {key}={old}, this one has {new}: {_suggest_way_on(stage, key)}")
 
 
-def _suggest(stage: Stage, key: str) -> str:
+def _suggest_way_on(stage: Stage, key: str) -> str:
     other = "choose another output_dir" if stage.is_last_stage else "choose another folder for it"
     if stage.is_last_stage and stage.finished:
         return f"it is finished, and nothing would be trained under the new value; {other}"
@@ -184,8 +183,7 @@ def record(stage: Stage, images: ImageDataset) -> str:
     if distributed.is_main():
         checkpoint.sweep(stage.run)
         save_run_config(stage.cfg, stage.run)
-        with atomic_path(stage.run / RECORD) as temporary:
-            temporary.write_text(json.dumps({"facts": known, "history": history}, indent=1) + "\n")
+        write_text(stage.run / RECORD, json.dumps({"facts": known, "history": history}, indent=1) + "\n")
         for key, (old, new) in changed.items():
             start = history[-1]["iteration"]
             print(f"{stage.run}: from iteration {start} on under {key}={new}, before {old}", flush=True)

@@ -1,7 +1,5 @@
 """AdamW with DINOv2's parameter groups: layer-wise learning rates, no decay on biases, norms and LayerScale."""
 
-from __future__ import annotations
-
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -15,8 +13,8 @@ AT_DEPTH_ZERO = ("pos_embed", "patch_embed", "mask_token", "cls_token", "registe
 def lr_multiplier(name: str, blocks: int, decay: float, patch_embed: float, frozen: int = 0) -> float:
     """Multiplier of a backbone parameter: decay ** (distance from the top), the patch embedding slower still.
 
-    blocks: number of transformer blocks; 0 for a head, whose multiplier is 1. frozen: of so many first blocks, and of
-    what lies before them, it is 0.
+    blocks: number of transformer blocks; 0 for a head, whose multiplier is 1. frozen: number of first blocks that are
+    not trained, nor is what lies before them: their multiplier is 0.
     """
     if blocks == 0:
         return 1.0
@@ -84,3 +82,12 @@ def optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer) ->
 def load_optimizer_state(student: nn.ModuleDict, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     whole = get_optimizer_state_dict(student, optimizer, options=FLAT)
     set_optimizer_state_dict(student, optimizer, whole | state, options=FLAT)
+
+
+def clip_gradients(student: nn.ModuleDict, limit: float) -> dict[str, Tensor]:
+    """Clips each sub-module by itself; its gradient norms before that."""
+    norms = {}
+    for name, module in student.items():
+        norm = nn.utils.clip_grad_norm_(module.parameters(), limit or float("inf"))
+        norms[name] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return norms

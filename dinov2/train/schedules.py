@@ -1,7 +1,5 @@
 """Cosine schedules with linear warm-up, one value per iteration (METHOD of DINOv2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -39,7 +39,7 @@ def write_probe_state(folder: Path) -> None:
 
 
 def write_cached_features(folder: Path) -> None:
-    linear._cache((4, 100_000, 10), 0, folder / ".eval-features.f16")
+    linear._allocate((4, 100_000, 10), 0, folder / ".eval-features.f16")
 
 
 def write_pca(folder: Path) -> None:

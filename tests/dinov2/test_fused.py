@@ -13,7 +13,7 @@ from dinov2.layers.attention import Packing
 from dinov2.layers.block import Block
 from dinov2.loss import prototypes
 from dinov2.objectives.distillation import build_network
-from dinov2.train.trainer import compile_parts
+from dinov2.train.placement import compile_parts
 from tests.dinov2.data.test_augment import MEAN, STD, batch, crops_config, generator
 from tests.dinov2.train.steps import steps_config
 

@@ -11,6 +11,7 @@ from dinov2 import checkpoint, load_backbone
 from dinov2.config import load_config, save_run_config
 from dinov2.models.pretrained import load_pretrained
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
+from dinov2.models.weights import read_model_keys
 from dinov2.train.__main__ import main
 from tests.conftest import fill_parameters, seeded_input
 from tests.dinov2.train.test_curriculum import SHORT, write_denoised
@@ -272,12 +273,6 @@ def test_nct_from_public_weights_anchored_to_them(tmp_path, capsys):
 def test_impossible_continuations(more, sentence, public, tmp_path):
     tiny = [setting for setting in settings("x", tmp_path, *SHORT) if not setting.startswith("model.")]
     with pytest.raises(ValueError, match=sentence):
-        load_config(
-            [
-                "nct",
-                *tiny,
-                "model.patch_size=4",
-                "anchor.pretrained=true",
-                *(text.format(public=public) for text in more),
-            ]
-        )
+        given = [text.format(public=public) for text in more]
+        words = ["nct", *tiny, "model.patch_size=4", "anchor.pretrained=true", *given]
+        load_config(words, read_model_keys=read_model_keys)

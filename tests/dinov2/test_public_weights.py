@@ -14,7 +14,7 @@ from dinov2.export import export
 from dinov2.models.formats import from_huggingface, to_huggingface
 from dinov2.models.pretrained import load_pretrained
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
-from dinov2.models.weights import read_weights
+from dinov2.models.weights import read_model_keys, read_weights
 from tests.conftest import fill_parameters
 from tests.dinov2.test_export import randomise
 
@@ -145,7 +145,7 @@ def test_the_bias_of_the_keys_of_a_dinov3_does_not_train(folders):
 @pytest.mark.parametrize("name, registers", [("dinov2", 0), ("dinov2_reg", 4), ("dinov3", 4)])
 def test_settings_follow_from_the_file(name, registers, folders, tmp_path):
     _, folder = folders[name]
-    cfg = load_config(["imagenet100", "nct", *files(folder)])
+    cfg = load_continued(["imagenet100", "nct", *files(folder)])
     expected = dict(arch="vit_tiny", depth=2, registers=registers, ffn="mlp")
     expected |= dict(patch_size=16, pos_embed="rope", norm_eps=1e-5) if name == "dinov3" else dict(patch_size=14)
     assert {key: cfg.model[key] for key in expected} == expected
@@ -156,11 +156,15 @@ def test_settings_follow_from_the_file(name, registers, folders, tmp_path):
         with pytest.raises(
             ValueError, match=f"model.{key}={given}, but .*{name} has {expected[key]}: leave model.{key}"
         ):
-            load_config(["imagenet100", "nct", *files(folder), f"model.{key}={given}"])
+            load_continued(["imagenet100", "nct", *files(folder), f"model.{key}={given}"])
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("model: {registers: 2}\n")
     with pytest.raises(ValueError, match=f"model.registers=2, but .* has {registers}"):
-        load_config([str(overlay), *files(folder)])
+        load_continued([str(overlay), *files(folder)])
+
+
+def load_continued(words, **more):
+    return load_config(words, read_model_keys=read_model_keys, **more)
 
 
 def files(folder):
@@ -170,7 +174,8 @@ def files(folder):
 
 def test_a_crop_that_the_patch_does_not_divide_is_said_with_the_nearest(folders):
     with pytest.raises(ValueError, match="crops.local_size=96 is no multiple of model.patch_size=14: take .*=98"):
-        load_config(["imagenet100", f"model.pretrained={folders['dinov2'][1]}", "data.root=x", "output_dir=y"])
+        words = ["imagenet100", f"model.pretrained={folders['dinov2'][1]}", "data.root=x", "output_dir=y"]
+        load_continued(words)
 
 
 def test_meta_s_dinov2_files_interpolate_as_they_were_trained(folders, tmp_path):
@@ -185,7 +190,8 @@ def test_meta_s_dinov2_files_interpolate_as_they_were_trained(folders, tmp_path)
 def test_other_channels_start_from_the_mean_kernel(name, channels, folders):
     """An image whose channels are all alike has the tokens of the grey image in the file's model."""
     theirs, folder = folders[name]
-    cfg = load_config([f"model.pretrained={folder}", f"data.in_chans={channels}"], validated=False)
+    words = [f"model.pretrained={folder}", f"data.in_chans={channels}"]
+    cfg = load_continued(words, validated=False)
     vit = build_backbone(cfg, drop_path=False).eval()
     load_pretrained(vit, folder)
     size = 4 * vit.patch_size

@@ -89,7 +89,7 @@ def test_choice_of_checkpoints(run):
     [
         (["eval.knn.kk=[5]"], "eval.knn.kk is no key of an evaluation; did you mean eval.knn.k"),
         (["model.depth=3"], "model.depth is no key of an evaluation"),
-        (["eval.batch_size=many"], "eval.batch_size=many should be of the kind of its default, 32"),
+        (["eval.batch_size=many"], "eval.batch_size=many must be a whole number"),
         (["eval.crop=30"], "eval.crop=30 is no multiple of model.patch_size=8"),
         (["quickly"], "'quickly' is not key=value"),
         (["eval.view=denoised"], "denoised"),

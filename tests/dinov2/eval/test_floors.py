@@ -173,9 +173,7 @@ def test_default_folder_is_shared_by_the_runs_of_a_data_set(tmp_path):
     assert floors.default_output(tmp_path / "nct-gauss255") == tmp_path
 
 
-@pytest.mark.parametrize(
-    ("missing", "message"), [("val", "has no validation images"), ("classes", "train has no class folders")]
-)
+@pytest.mark.parametrize(("missing", "message"), [("val", "has no val images"), ("classes", "train has no labels")])
 def test_data_without_labels_is_kept_out(tmp_path, capsys, missing, message):
     data = write_colours(tmp_path / "colours")
     if missing == "val":

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from dinov2.config import load_config
 from dinov2.objectives import OBJECTIVES, CropBatch
-from dinov2.train.trainer import shard
+from dinov2.train.placement import shard
 from tests.dinov2.train.tiny import SETTINGS
 from utils import cli, distributed
 

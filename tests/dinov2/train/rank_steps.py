@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from dinov2.train.trainer import shard
+from dinov2.train.placement import shard
 from tests.dinov2.train.steps import final_parameters, run_steps, steps_config, steps_model
 from utils import cli, distributed
 

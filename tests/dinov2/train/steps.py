@@ -10,9 +10,8 @@ from dinov2.config import load_defaults
 from dinov2.objectives import DINOv2
 from dinov2.objectives.objective import CropBatch
 from dinov2.train.anchor import with_anchor
-from dinov2.train.optim import apply_schedule, build_optimizer
+from dinov2.train.optim import apply_schedule, build_optimizer, clip_gradients
 from dinov2.train.schedules import StepValues
-from dinov2.train.trainer import clip_gradients
 from tests.conftest import fill_parameters, golden, seeded_input
 
 BATCH, LOCAL = 4, 4

@@ -15,8 +15,9 @@ from dinov2.data.dataset import Mix
 from dinov2.models.vision_transformer import build_backbone
 from dinov2.train import curriculum
 from dinov2.train.__main__ import build_trainer, main
+from dinov2.train.batches import BatchMaker
 from dinov2.train.optim import optimizer_state
-from dinov2.train.trainer import BatchMaker, Trainer
+from dinov2.train.trainer import Trainer
 from tests.dinov2.train.tiny import make_tree, settings
 from utils.images import denoised_root, list_images, twin
 from utils.noise import NoiseSpec
@@ -313,11 +314,11 @@ def test_both_views_of_an_anchored_batch_are_cut_alike(tree, tmp_path):
     assert images.views == ("noisy", "denoised")
     trainer = Trainer(stage.cfg, curriculum.build_model(stage), images, stage.stop_epoch)
     data = next(trainer.load_batches(6))
-    (batch,) = BatchMaker(stage.cfg, torch.device("cpu"))(data)
+    (batch,) = BatchMaker(stage.cfg)(data)
     assert batch.other_global_crops.shape == batch.global_crops.shape
     assert not torch.equal(batch.other_global_crops, batch.global_crops)
     data.canvases[1] = data.canvases[0]
-    (batch,) = BatchMaker(stage.cfg, torch.device("cpu"))(data)
+    (batch,) = BatchMaker(stage.cfg)(data)
     assert torch.equal(batch.other_global_crops, batch.global_crops)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dinov2.train.trainer import compile_parts, shard
+from dinov2.train.placement import compile_parts, shard
 from tests.dinov2.train import steps
 from tests.dinov2.train.steps import (
     SETTINGS,
