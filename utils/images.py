@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from utils import array_files, readers
 from utils.files import atomic_path
 from utils.noise import NoiseSpec
+from utils.text import count_of, one_line
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy", *readers.FIELD_EXTENSIONS
@@ -163,10 +164,10 @@ def read_image(
     elif found == 3 and channels == 1:
         image = _luminance(image)
     elif found != channels:
-        (height, width), plural = image.shape[:2], "s" if found > 1 else ""
+        height, width = image.shape[:2]
         raise ImageError(
-            f"{path} has {found} channel{plural} of {height} x {width} px, not {channels}; set data.in_chans of a run "
-            f"and --channels of a tool to {found}, or save the channels last"
+            f"{path} has {count_of(found, 'channel')} of {height} x {width} px, not {channels}; set data.in_chans of a "
+            f"run and --channels of a tool to {found}, or save the channels last"
         )
     return image if dtype == "native" else eight_bit(image)
 
@@ -247,31 +248,33 @@ def _decode(path: Path | str, channels: int, scale: array_files.Scale, max_pixel
     try:
         if check_file(readers.place_of(path)).st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
-        return _decode_file(path, channels, scale, partial(_check_shape, max_pixels))
+        return scale(_read_stored(path, channels, partial(_check_shape, max_pixels)))
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{path} is no image; replace or remove it") from error
     except Exception as error:  # on damaged files the readers fail in every way there is
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path} cannot be read: {reason}; replace or remove it") from error
+        raise ImageError(f"{path} cannot be read: {one_line(error)}; replace or remove it") from error
 
 
-def _decode_file(path: Path | str, channels: int, scale: array_files.Scale, check: array_files.Check) -> np.ndarray:
+def _read_stored(path: Path | str, channels: int, check: array_files.Check) -> np.ndarray:
+    """[H, W, C] of a file by the reader that its name or content asks for, not yet scaled."""
     name = str(path).lower()
     if (array := readers.read(path, check)) is not None:
-        return scale(array)
+        return array
     if name.endswith(".npy"):
-        return array_files.read_npy(path, scale, check)
+        array = np.atleast_3d(array_files.open_npy(path))
+        check(*array.shape)
+        return array
     try:
         with _open_pillow(path) as image:
             check(image.height, image.width, len(image.getbands()))
-            array = _beyond_pillow(path, image, channels, scale, check) if isinstance(image, TiffImageFile) else None
-            return scale(_pillow_image(image, channels)) if array is None else array
+            array = _beyond_pillow(path, image, channels, check) if isinstance(image, TiffImageFile) else None
+            return _pillow_image(image, channels) if array is None else array
     except Image.UnidentifiedImageError:
         if not name.endswith((".tif", ".tiff")):
             raise
-        array = array_files.read_tiff(path, scale, channels, check)
+        array = array_files.read_tiff(path, channels, check)
         assert array is not None, "Pillow has read it"
         return array
 
@@ -295,13 +298,13 @@ def _open_pillow(path: Path | str) -> Iterator[Image.Image]:
 
 
 def _beyond_pillow(
-    path: Path | str, image: TiffImageFile, channels: int, scale: array_files.Scale, check: array_files.Check
+    path: Path | str, image: TiffImageFile, channels: int, check: array_files.Check
 ) -> np.ndarray | None:
     """A TIFF that holds more than Pillow reads of it: several pages, more samples, or more than 8 bits; else None."""
     bands, samples, bits = len(image.getbands()), image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (1,)))
     if samples == bands and bits <= 8 and image.n_frames == 1:
         return None
-    return array_files.read_tiff(path, scale, channels, check, bands)
+    return array_files.read_tiff(path, channels, check, bands)
 
 
 def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
@@ -314,7 +317,7 @@ def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode == "F":
         return np.asarray(image)[:, :, None]
     array = np.array(image.convert({3: "RGB", 1: "L"}.get(channels, image.mode)))
-    return array.reshape(*array.shape[:2], -1)
+    return np.atleast_3d(array)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -364,7 +367,7 @@ def encode_image(array: np.ndarray, format: str = "png") -> bytes:
         np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
         return buffer.getvalue()
     assert array.dtype == np.uint8 and array.size and format in ("png", "webp"), (array.dtype, array.shape, format)
-    array = array if array.ndim == 3 else array[:, :, None]
+    array = np.atleast_3d(array)
     if format == "png":
         return _encode_png(array)
     image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])

@@ -4,12 +4,11 @@ A page is an image of its own, named as its file with the page's number from 0 b
 largest value over all pages is scan#max.tif. list_images(root, stack) makes such names, read_image() reads them. Pages
 are: planes of depth, time or sequence of a TIFF, the first axis of a .npy of [N, H, W] (N, H, W > 4) or [N, H, W, C],
 frames of DICOM, leading axes of FITS, slices along the last axes of NIfTI, all axes but height, width and channels of
-Zarr, CZI, ND2 and LIF. Values are the physical ones: with the
-rescaling of DICOM, BSCALE of FITS and the slope of NIfTI. Rows are as stored: FITS counts them from the bottom.
+Zarr, CZI, ND2 and LIF. Values are the physical ones: with the rescaling of DICOM, BSCALE of FITS and the slope of
+NIfTI. Rows are as stored: FITS counts them from the bottom.
 """
 
 import json
-import logging
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.array_files import Check, Strict
+from utils.array_files import Check, open_tiff
+from utils.text import count_of, one_line
 
 STACKS = ("refuse", "pages", "max")
 _PAGE = re.compile(r"#(\d{4,}|max)(?=(\.\w+){1,2}$)")
@@ -36,29 +36,22 @@ class Stack(NamedTuple):
 
 @contextmanager
 def _tiff(path: Path) -> Iterator[Stack]:
-    import tifffile
+    with open_tiff(path) as file:
+        series = file.series[0]
+        lead = [place for place, axis in enumerate(series.axes) if axis not in "YXSC"]
+        count = math.prod(series.shape[place] for place in lead)
 
-    strict, logger = Strict(logging.ERROR), logging.getLogger("tifffile")
-    logger.addHandler(strict)
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            lead = [place for place, axis in enumerate(series.axes) if axis not in "YXSC"]
-            count = math.prod(series.shape[place] for place in lead)
+        def page(number: int) -> np.ndarray:
+            if len(series.pages) == count:
+                return series.pages[number].asarray()
+            rest = [place for place in range(series.ndim) if place not in lead]
+            whole = series.asarray().transpose(lead + rest).reshape(count, *(series.shape[place] for place in rest))
+            channels = [series.axes[place] for place in rest].index("C")
+            return np.moveaxis(whole[number], channels, -1)
 
-            def page(number: int) -> np.ndarray:
-                if len(series.pages) == count:
-                    return series.pages[number].asarray()
-                rest = [place for place in range(series.ndim) if place not in lead]
-                whole = series.asarray().transpose(lead + rest).reshape(count, *(series.shape[place] for place in rest))
-                channels = [series.axes[place] for place in rest].index("C")
-                return np.moveaxis(whole[number], channels, -1)
-
-            sides = dict(zip(series.axes, series.shape, strict=True))
-            height, width = sides.pop("Y"), sides.pop("X")
-            yield Stack(count, (height, width, math.prod(sides.get(axis, 1) for axis in "SC")), page)
-    finally:
-        logger.removeHandler(strict)
+        sides = dict(zip(series.axes, series.shape, strict=True))
+        height, width = sides.pop("Y"), sides.pop("X")
+        yield Stack(count, (height, width, math.prod(sides.get(axis, 1) for axis in "SC")), page)
 
 
 @contextmanager
@@ -262,12 +255,12 @@ def read(path: Path | str, check: Check) -> np.ndarray | None:
         else:
             number = int(match[1]) if match else 0
             if number >= opened.count:
-                raise ValueError(f"its file has {opened.count} pages")
+                raise ValueError(f"its file has {count_of(opened.count, 'page')}")
             array = opened.page(number)
     array = np.asarray(array)
     if array.ndim not in (2, 3) or not array.size:
         raise ValueError(f"its page has the shape {array.shape}, not [H, W] or [H, W, C]")
-    array = array if array.ndim == 3 else array[:, :, None]
+    array = np.atleast_3d(array)
     return array.astype(array.dtype.newbyteorder("="))
 
 
@@ -288,4 +281,4 @@ def _open(path: Path) -> Iterator[Stack]:
     except (ValueError, OSError):
         raise
     except Exception as error:  # libraries fail in many ways on a damaged file
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from utils.nested import map_texts
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
+from utils.text import one_line
 from utils.yaml_files import load_yaml
 
 WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
@@ -141,7 +142,7 @@ def read_run(path: Path) -> Run:
         run = Run(path, config, read_results(path), [_figures(row) for row in read_json_lines(path / "metrics.jsonl")])
         _ = run.restart, NoiseSpec.parse(run.noise)
     except Exception as error:  # YAML, OmegaConf and the disk each have errors of their own
-        raise ValueError(f"{config_path} can't be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{config_path} can't be read: {one_line(error)}") from error
     return run
 
 

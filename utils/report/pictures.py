@@ -15,6 +15,7 @@ from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.report.data import Run, label
 from utils.report.plots import SERIES, data_uri, scatter
 from utils.report.table import Table
+from utils.text import one_line
 from utils.values import Values, rule_for_reading
 
 GRID_IMAGES = 4
@@ -98,7 +99,7 @@ def pca(table: Table) -> dict | None:
                 with np.load(run.path / "pca.npz", allow_pickle=False) as file:
                     content = {key: file[key] for key in ("names", "views", "images", "components")}
             except Exception as error:  # a damaged archive fails in many ways
-                damaged.append(f"{run.path / 'pca.npz'} cannot be read: {' '.join(str(error).split())}")
+                damaged.append(f"{run.path / 'pca.npz'} cannot be read: {one_line(error)}")
                 print(f"warning: {damaged[-1]}", file=sys.stderr)
                 continue
             groups.setdefault(tuple(content["names"].tolist()), []).append((run, content))
