@@ -39,3 +39,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes a UTF-8 file as atomic_path() does: whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
