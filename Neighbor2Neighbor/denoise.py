@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
             missing = writer.finish()
     assert not missing or shards > 1, f"{missing} images were neither written nor named"
     if missing:
-        print(f"{target}: this shard is done, {count_of(missing, 'image')} of other shards to come", flush=True)
+        print(f"{target}: this shard is done, {count_of(missing, 'image')} of other shards still to come", flush=True)
     else:
         print(f"{target}: {count_of(len(relatives), 'image')}", flush=True)
     return 0
