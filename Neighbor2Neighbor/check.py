@@ -24,11 +24,12 @@ import numpy as np
 from Neighbor2Neighbor.data import read_noisy, training_images
 from Neighbor2Neighbor.denoisers import by_phases, denoise_images, make_denoiser, training_options
 from utils import cli, distributed
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.images import ImageError
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import progress
 from utils.report.check import draw, format_figures
+from utils.text import count_of
 from utils.values import Values, add_options, check, resolve, rule_for_reading
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
@@ -48,13 +49,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=200, help="looked at, drawn by a fixed seed (default 200)")
     add("--channels", type=int, default=1, help="of the images; 1: grey (default 1, with --model its own)")
     add_options(parser, default=None)
-    add("--subsample", type=int, default=1, help="look at every so manieth pixel (default 1)")
+    add("--subsample", type=int, default=1, help="look at every n-th pixel alone (default 1)")
     add("--output", type=Path, help="folder of check.json and check.png (default: that of --model, else none)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print the verdict, write the files. Returns 0, whatever the verdict."""
+    """Measures, prints the verdict, writes the files. Returns 0, whatever the verdict."""
     args = parse_arguments(argv)
     if min(args.images, args.channels, args.subsample) < 1:
         raise ValueError("--images, --channels and --subsample must be at least 1")
@@ -75,8 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join([*format_figures(result), *result["verdict"]]), flush=True)
     if folder := args.output or (args.model and args.model.parent):
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "check.json") as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(folder / "check.json", json.dumps(result, indent=1) + "\n")
         draw(result, folder / "check.png")
     return 0
 
@@ -139,8 +139,9 @@ def correlations(patches: np.ndarray) -> dict[str, list[float]]:
 
 
 def measure(images, denoiser=None) -> dict:
-    """patches (how many), correlation {direction: [lag 1, ..., lag 4]}, residual_correlation (with a denoiser, else
-    None), brightness and deviation (of the noise, by brightness). ValueError where the images hold no noise to look at.
+    """Figures of noisy images [H, W, C] in [0, 1]: patches (how many), correlation {direction: [lag 1, ..., lag 4]},
+    residual_correlation (with a denoiser, else None), brightness and deviation (of the noise, by brightness).
+    ValueError where the images hold no noise to look at.
     """
     found, residuals = [], []
     for image in images:
@@ -148,7 +149,7 @@ def measure(images, denoiser=None) -> dict:
             continue
         found.append(flat_patches(image))
         if denoiser is not None:
-            residuals.append(flat_patches(_residual(image, denoiser))[0])
+            residuals.append(flat_patches(_subtract_denoised(image, denoiser))[0])
     patches, means, structure = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else ([], [], [])
     if not len(patches):
         raise ValueError(f"no image holds a patch of {PATCH} x {PATCH} px that is not of one value; nothing to look at")
@@ -161,8 +162,8 @@ def measure(images, denoiser=None) -> dict:
     }  # fmt: skip
 
 
-def _residual(image: np.ndarray, denoiser) -> np.ndarray:
-    return image - denoise_images(denoiser, [image], distributed.device(), 1024, eight_bit=False)[0]
+def _subtract_denoised(image: np.ndarray, denoiser) -> np.ndarray:
+    return image - denoise_images(denoiser, [image], distributed.device(), eight_bit=False)[0]
 
 
 def noise_by_brightness(means: np.ndarray, patches: np.ndarray) -> tuple[list[float], list[float]]:
@@ -194,7 +195,7 @@ def verdict(result: dict, jpeg: bool) -> list[str]:
 
 
 def is_independent_by_halves(result: dict) -> bool:
-    """Whether every second pixel has independent noise, and every pixel has not."""
+    """Whether neighbouring pixels share their noise, but every second pixel does not."""
     lags = strongest_correlations(result["correlation"])
     return abs(lags[0]) > INDEPENDENT and _independent_by_halves(lags)
 
@@ -204,7 +205,7 @@ def _independent_by_halves(lags: list[float]) -> bool:
 
 
 def _describe_correlation(lags: list[float], reach: int) -> str:
-    over = f"correlated over {reach} pixel{'s' if reach > 1 else ''}{' or more' if reach == len(lags) else ''}"
+    over = f"correlated over {count_of(reach, 'pixel')}{' or more' if reach == len(lags) else ''}"
     keeps = f"{over} ({lags[0]:.2f} at 1): a denoiser trained on neighbours keeps about that fraction of the noise"
     if _independent_by_halves(lags):
         return f"{keeps}; --subsample 2 makes it independent ({lags[1]:.2f} at 2 pixels)"
@@ -212,7 +213,7 @@ def _describe_correlation(lags: list[float], reach: int) -> str:
 
 
 def _describe_growth(result: dict) -> str:
-    """By the exponent of a power law of the deviation over the brightness."""
+    """How the noise grows with the brightness: the exponent of a power law of its deviation, in words."""
     known = [(m, s) for m, s in zip(result["brightness"], result["deviation"], strict=True) if m > 0.01 and s > 0]
     if len(known) < 3 or known[-1][0] < 1.2 * known[0][0]:
         return "noise by brightness: the flat patches are too alike to say"

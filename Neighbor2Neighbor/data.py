@@ -5,6 +5,7 @@ noisy tree as they are (noise "none"), or those of a clean tree with their one f
 function of (seed, iteration), so that a killed run goes on with the very crops it would have seen.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from utils.images import MAX_PIXELS, ImageError, image_size, list_images, of_cha
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.progress import progress
 from utils.sampler import IterationSampler
+from utils.text import count_of
 from utils.values import FULL, Values
 from utils.workers import start_loader_worker
 
@@ -33,6 +35,15 @@ def read_noisy(
     return keyed_noise(image, spec, noise_seed, noise_key(relative))
 
 
+def read_or_message(read: Callable, *args):
+    """What read(*args) returns, or the message of its ImageError: from a worker process the error itself would come
+    with the worker's traceback."""
+    try:
+        return read(*args)
+    except ImageError as error:
+        return str(error)
+
+
 def unit_values(images: Tensor) -> Tensor:
     """Images of uint8 as float32 in [0, 1]; float ones as they are."""
     return images if images.is_floating_point() else images.float() / 255
@@ -44,8 +55,9 @@ def training_images(
 ) -> list[str]:  # fmt: skip
     """Relative paths of the images to train on: those in train/ where the tree has such a folder, else all.
 
-    channels: only images that can be read with so many, the others counted in a line; None: all. sides: only images
-    whose sides both lie in that range of pixels. subset: so many of them, drawn by the seed.
+    channels: only images that can be read with this number of channels, the others are counted in a printed line;
+    None: all. sides: only images whose sides both lie in this range of pixels. subset: how many of them, drawn by the
+    seed; None: all.
     """
     relatives = list_images(root, stack)
     relatives = [name for name in relatives if name.startswith("train/")] or relatives
@@ -67,7 +79,7 @@ def training_images(
         within = f"have both sides within {sides[0]}..{sides[1]} px, the others are left out (--sides)"
         print(f"{root}: {len(chosen)} of {len(relatives)} images {within}", flush=True)
     if subset is not None and len(chosen) < subset:
-        raise ValueError(f"{root} offers {len(chosen)} images for training, fewer than --subset {subset}")
+        raise ValueError(f"{root} offers {count_of(len(chosen), 'image')} for training, fewer than --subset {subset}")
     return sorted(chosen)
 
 
@@ -77,11 +89,11 @@ def _sides_within(path: Path, sides: tuple[int, int]) -> bool:
 
 
 def choose_crop(root: Path, relatives: list[str], wanted: int, depth: int, stride: int = 1) -> int:
-    """Side of the training crops: `wanted`, less where the images are smaller (by a sample of 64 of them). With a
-    stride, of every so manieth pixel.
+    """Side of the training crops: `wanted`, less where the images are smaller (by a sample of 64 of them).
 
-    Sub-sampling halves a crop before the U-Net's `depth` poolings, so the side is a multiple of 2^(depth + 1); images
-    smaller than that are padded by reflection. ValueError where `wanted` itself is too small for the depth.
+    stride: crops are of every stride-th pixel of an image. Sub-sampling halves a crop before the U-Net's `depth`
+    poolings, so the side is a multiple of 2^(depth + 1); images smaller than that are padded by reflection. ValueError
+    where `wanted` itself is too small for the depth.
     """
     multiple = 2 ** (depth + 1)
     if wanted < multiple:
@@ -114,10 +126,9 @@ class Crops(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> Tensor | str:
         index, seed = item
-        try:
-            image = self.read(self.relatives[index])
-        except ImageError as error:
-            return str(error)  # an exception would reach the main process wrapped in a worker's traceback
+        image = read_or_message(self.read, self.relatives[index])
+        if isinstance(image, str):
+            return image
         side = self.side * self.stride  # in pixels of the file
         image = pad_reflect(image, max(image.shape[0], side), max(image.shape[1], side))
         rng = np.random.default_rng(seed)

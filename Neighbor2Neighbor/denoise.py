@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from Neighbor2Neighbor.data import read_noisy
+from Neighbor2Neighbor.data import read_noisy, read_or_message
 from Neighbor2Neighbor.denoisers import (
+    TILE,
     Denoiser,
     by_phases,
     denoise_images,
@@ -34,6 +35,7 @@ from utils.memory import keep_freed_memory
 from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.results import VERSION
+from utils.text import count_of
 from utils.trees import TreeWriter, report_errors
 from utils.values import Values, add_options, check, is_consistent, is_deep, manifest_entry, resolve, rule_for_reading
 from utils.workers import worker_pool
@@ -52,7 +54,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--denoiser", default="n2n", help="n2n, nlm, or package.module:Class (default n2n)")
     batch = 8 if torch.cuda.is_available() else 1
     parser.add_argument("--batch-size", type=int, default=batch, help="of 512x512 px, or as many pixels (GPU 8, CPU 1)")
-    parser.add_argument("--tile", type=int, default=1024, help="larger images go in tiles of this side, px")
+    parser.add_argument("--tile", type=int, default=TILE, help="larger images go in tiles of this side, px")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     kinds = (
         "png, webp: rounded to uint8, 1 or 3 channels; npy: float32 in [0, 1], any channels "
@@ -67,7 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Denoise one tree (or this process's part). Returns 0, or 2 where single images could not be read."""
+    """Denoises one tree (or this process's part). Returns 0, or 2 where single images could not be read."""
     args = parse_arguments(argv)
     spec = NoiseSpec.parse(args.noise)
     shard, shards = _parse_shard(args.shard)
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     images.check_collisions(relatives)
     source = images.describe_source(args.data, spec, args.noise_seed)
     target = args.output or images.denoised_root(args.data, spec)
-    text = _values_text(args)
+    text = _choose_values(args)
     stride = args.subsample or training_options(args.model).get("subsample", 1)
     device = distributed.device()
     keep_freed_memory()
@@ -98,7 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         } | manifest_entry(values)  # fmt: skip
         writer = TreeWriter(args.data, target, relatives, fields, form)
         scale = rule_for_reading(values, args.data)
-        read = partial(_decode, args.data, spec, args.noise_seed, denoiser.channels, scale, args.max_pixels)
+        read = partial(
+            read_noisy, args.data, spec=spec, noise_seed=args.noise_seed, channels=denoiser.channels, values=scale,
+            max_pixels=args.max_pixels,
+        )  # fmt: skip
         with writer.at_work(f"-{shard}-of-{shards}" if shards > 1 else "") as begun:
             if not begun:
                 return 0
@@ -108,13 +113,13 @@ def main(argv: list[str] | None = None) -> int:
             missing = writer.finish()
     assert not missing or shards > 1, f"{missing} images were neither written nor named"
     if missing:
-        print(f"{target}: this shard is done, {missing} images of other shards are to come", flush=True)
+        print(f"{target}: this shard is done, {count_of(missing, 'image')} of other shards still to come", flush=True)
     else:
-        print(f"{target}: {len(relatives)} images", flush=True)
+        print(f"{target}: {count_of(len(relatives), 'image')}", flush=True)
     return 0
 
 
-def _values_text(args: argparse.Namespace) -> str:
+def _choose_values(args: argparse.Namespace) -> str:
     """--values, or those of the training that wrote the model, which must agree; auto where neither is given."""
     if args.values is not None:
         check(args.values, "--values")
@@ -140,7 +145,7 @@ class TreeRun:
     """
 
     def __init__(
-        self, source: Path, writer: TreeWriter, read: Callable[[str], np.ndarray | str],
+        self, source: Path, writer: TreeWriter, read: Callable[[str], np.ndarray],
         denoiser: Denoiser, device: torch.device, tile: int, batch_size: int,
     ):  # fmt: skip
         self.source, self.writer, self.read, self.denoiser = source, writer, read, denoiser
@@ -158,7 +163,7 @@ class TreeRun:
         with Progress(total, f"denoising {self.writer.root.name}", "img", finished, enabled=shard == 0) as bar:
             while True:
                 for batch in islice(batches, AHEAD - len(decoding)):
-                    decoding.append((batch, [pool.submit(self.read, relative) for relative in batch]))
+                    decoding.append((batch, [pool.submit(read_or_message, self.read, name) for name in batch]))
                 if not decoding:
                     break
                 batch, futures = decoding.popleft()
@@ -173,12 +178,12 @@ class TreeRun:
             if self.writer.missing.isdisjoint(block):
                 continue
             groups: dict[tuple[int, int], list[str]] = {}
-            sizes = [pool.submit(_size, self.source / relative) for relative in block]
+            sizes = [pool.submit(read_or_message, images.image_size, self.source / relative) for relative in block]
             for relative, size in zip(block, sizes, strict=True):
                 if isinstance(shape := size.result(), str):
                     self.errors.append(shape)
                 else:
-                    groups.setdefault(padded_size(*shape, self.denoiser.multiple), []).append(relative)
+                    groups.setdefault(padded_size(*shape, multiple=self.denoiser.multiple), []).append(relative)
             for (height, width), members in groups.items():
                 number = max(1, self.batch_size * 512 * 512 // (height * width))
                 for k in range(0, len(members), number):
@@ -194,23 +199,6 @@ class TreeRun:
             denoised = denoise_images(self.denoiser, list(whole.values()), self.device, self.tile, eight_bit)
             for relative, image in zip(whole, denoised, strict=True):
                 self.writer.write(pool, relative, image)
-
-
-def _decode(
-    source: Path, spec: NoiseSpec, seed: int, channels: int, values: Values, max_pixels: int, relative: str
-) -> np.ndarray | str:
-    """The noisy image, or what is wrong with it (in a worker process)."""
-    try:
-        return read_noisy(source, relative, spec, seed, channels, values, max_pixels)
-    except images.ImageError as error:
-        return str(error)
-
-
-def _size(path: Path) -> tuple[int, int] | str:
-    try:
-        return images.image_size(path)
-    except images.ImageError as error:
-        return str(error)
 
 
 if __name__ == "__main__":

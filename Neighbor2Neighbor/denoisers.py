@@ -26,6 +26,8 @@ from Neighbor2Neighbor.data import pad_reflect, unit_values
 from Neighbor2Neighbor.unet import UNet, load_unet
 from utils.noise import Gauss, NoiseSpec
 
+TILE = 1024  # pixels per side; larger images are denoised in parts
+
 
 class Denoiser(Protocol):
     """The interface; see the module's docstring."""
@@ -77,9 +79,9 @@ class NonLocalMeans:
 
     def denoise(self, batch: Tensor) -> Tensor:
         images = batch.permute(0, 2, 3, 1).cpu().numpy()  # [B, H, W, C]
-        return torch.stack([torch.from_numpy(self._one(image)) for image in images]).permute(0, 3, 1, 2)
+        return torch.stack([torch.from_numpy(self._denoise_one(image)) for image in images]).permute(0, 3, 1, 2)
 
-    def _one(self, image: np.ndarray) -> np.ndarray:
+    def _denoise_one(self, image: np.ndarray) -> np.ndarray:
         sigma = self.sigma or _estimate_sigma(image)
         options = {"patch_size": 5, "patch_distance": 6, "fast_mode": True, "channel_axis": -1}
         return self._denoise(image, h=0.8 * sigma, sigma=sigma, **options).astype(np.float32)
@@ -106,6 +108,7 @@ class PhaseDenoiser:
 
 
 def by_phases(denoiser: Denoiser, stride: int) -> Denoiser:
+    """The denoiser on sub-images of every stride-th pixel; itself for a stride of 1."""
     return denoiser if stride == 1 else PhaseDenoiser(denoiser, stride)
 
 
@@ -151,7 +154,7 @@ def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
 
 
 def denoise_images(
-    denoiser: Denoiser, images: list[np.ndarray], device: torch.device, tile: int, eight_bit: bool = True
+    denoiser: Denoiser, images: list[np.ndarray], device: torch.device, tile: int = TILE, eight_bit: bool = True
 ) -> list[np.ndarray]:
     """Denoised images of noisy ones [H, W, C] that share one padded size; larger ones than `tile` go in tiles.
 

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def judge_noise(images: list[np.ndarray], noise: str, names: list[str]) -> dict:
-    """The verdict, and every how manieth pixel makes the noise independent."""
+    """verdict: the sentences on the noise; subsample: 2 where only every second pixel has independent noise, else 1."""
     try:
         result = measure(images) | {"noise": noise}
     except ValueError as error:
@@ -53,6 +53,7 @@ def judge_noise(images: list[np.ndarray], noise: str, names: list[str]) -> dict:
 
 
 def seconds_per_step(training: Training) -> float:
+    """Of a training step with its crops: the mean over SECONDS, the first step left out."""
     batch, seed = training.args.batch_size, training.args.seed
     order = IterationSampler(len(training.crops), batch, seed, option="--batch-size ")
     done, started = 0, 0.0
@@ -60,7 +61,7 @@ def seconds_per_step(training: Training) -> float:
         if isinstance(crops, str):
             raise ValueError(crops)
         training.train_step(crops.to(training.device))
-        _wait()
+        _synchronize()
         if not started:  # the first one also sets up what the others find
             started = time.perf_counter()
         elif time.perf_counter() - started > SECONDS:
@@ -71,10 +72,11 @@ def seconds_per_step(training: Training) -> float:
 
 
 def seconds_per_megapixel(training: Training, images: list[np.ndarray]) -> float:
+    """Of denoising; the first image, which also sets up what the others find, is denoised twice and counted once."""
     denoiser = by_phases(UNetDenoiser(training.network, training.device, "fp32"), training.args.subsample)
     pixels, started = 0, 0.0
     for image in [images[0], *images]:
-        denoise_images(denoiser, [image], distributed.device(), 1024)
+        denoise_images(denoiser, [image], distributed.device())
         pixels += image.shape[0] * image.shape[1] if started else 0
         started = started or time.perf_counter()
         if time.perf_counter() - started > SECONDS:
@@ -82,7 +84,7 @@ def seconds_per_megapixel(training: Training, images: list[np.ndarray]) -> float
     return 1e6 * (time.perf_counter() - started) / max(pixels, 1)
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -33,7 +33,7 @@ from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
 from utils import cli, distributed, values
-from utils.files import atomic_path
+from utils.files import atomic_path, write_text
 from utils.images import ImageError, describe_source, source_files
 from utils.locks import locked
 from utils.memory import keep_freed_memory
@@ -42,11 +42,12 @@ from utils.noise import EXAMPLES, NoiseSpec
 from utils.progress import Progress
 from utils.sampler import IterationSampler
 from utils.tensor_files import load_tensors
+from utils.text import count_of
 from utils.yaml_files import load_yaml
 
 CHECKPOINT_SECONDS = 60  # between the checkpoints for resuming
-READ_EVERY = 20  # steps between two looks at the loss: each waits for the device
-# Settings of runs of versions without such options.
+READ_EVERY = 20  # steps between two reads of the loss: each waits for the device
+# What these options were in runs of versions that did not have them.
 UNNAMED = {"values": "full", "subsample": 1, "stack": "refuse", "mixed": "refuse"}
 # What a resumed run must share with the one it goes on with, besides the images and their noise.
 FIXED = ("seed", "subset", "sides", "depth", "channels", "batch_size", "epochs", "lr", "increase_ratio", "init_scale",
@@ -71,7 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--depth", type=int, default=5, help="poolings of the U-Net (default 5)")
     add("--channels", type=int, default=3, help="of the images; 1: grey (default 3)")
     values.add_options(parser)
-    add("--subsample", type=int, default=1, help="train on every so manieth pixel: noise correlated nearer (default 1)")
+    add(
+        "--subsample",
+        type=int,
+        default=1,
+        help="train on every n-th pixel: for noise that nearer pixels share (default 1)",
+    )
     add("--lr", type=float, default=3e-4, help="of Adam (default 3e-4)")
     add("--increase-ratio", type=float, default=2.0, help="Lambda at the end (default 2)")
     add("--init-scale", type=float, default=0.1, help="of the first weights; 1 for short trainings (default 0.1)")
@@ -299,8 +305,7 @@ class Training:
         """Write config.json."""
         self.output.mkdir(parents=True, exist_ok=True)
         config = {name: value for name, value in vars(self.args).items() if name != "config"}
-        with atomic_path(self.output / "config.json") as path:
-            path.write_text(json.dumps(config, indent=1) + "\n")
+        write_text(self.output / "config.json", json.dumps(config, indent=1) + "\n")
 
 
 def _save(state: dict, path: Path) -> None:
@@ -344,7 +349,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(reason, flush=True)
                 going_on = f", going on at step {training.step}" if training.step else ""
                 side = training.crops.side
-                print(f"{len(relatives)} images, crops of {side} px, {args.precision}{going_on}", flush=True)
+                print(
+                    f"{count_of(len(relatives), 'image')}, crops of {side} px, {args.precision}{going_on}", flush=True
+                )
             training.run()
             if distributed.is_main():
                 print(f"wrote {args.output}/unet.pth", flush=True)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.tensor_files import load_tensors
+from utils.text import one_line
 
 
 class Upsample(nn.Module):
@@ -106,5 +107,5 @@ def load_unet(path: Path | str) -> UNet:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not match the U-Net: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} does not match the U-Net: {one_line(error)}") from error
     return network.eval()

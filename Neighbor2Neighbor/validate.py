@@ -13,7 +13,6 @@ from utils.images import MAX_PIXELS, grey_levels, list_images, read_image, visib
 from utils.noise import NoiseSpec, perturb
 
 SHEET_IMAGES, SHEET_SIDE = 4, 256  # of the sample sheet: rows, and px of each picture
-TILE = 1024
 
 
 class Validation:
@@ -45,7 +44,7 @@ class Validation:
         for relative, clean in self.images.items():
             noisy = perturb(unit_values(torch.from_numpy(clean)), self.spec, generator).numpy()
             eight_bit = clean.dtype == np.uint8
-            (denoised,) = denoise_images(denoiser, [noisy], self.device, TILE, eight_bit)
+            (denoised,) = denoise_images(denoiser, [noisy], self.device, eight_bit=eight_bit)
             noisy = (noisy * 255 + 0.5).astype(np.uint8) if eight_bit else noisy
             levels = [grey_levels(image) for image in (clean, noisy, denoised)]
             values = psnr(levels[2], levels[0]), ssim(levels[2], levels[0]), psnr(*levels[:2]), ssim(*levels[:2])
@@ -54,13 +53,13 @@ class Validation:
                 pictures.append([visible(image) for image in (clean, noisy, denoised)])
         write_image(sheet, _contact_sheet(pictures))
         names = ("psnr", "ssim", "noisy_psnr", "noisy_ssim")
-        result = dict(zip(names, _average([row for rows_ in rows.values() for row in rows_]), strict=True))
+        result = dict(zip(names, _average_columns([row for rows_ in rows.values() for row in rows_]), strict=True))
         for group, values in rows.items():
-            result |= {f"{group}_{name}": mean for name, mean in zip(names, _average(values), strict=True)}
+            result |= {f"{group}_{name}": mean for name, mean in zip(names, _average_columns(values), strict=True)}
         return result
 
 
-def _average(rows: list[tuple[float, ...]]) -> list[float]:
+def _average_columns(rows: list[tuple[float, ...]]) -> list[float]:
     return [float(mean) for mean in np.mean(rows, axis=0)]
 
 

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from dinov2.keys import FREE_FORM, PAGE, RENAMED, STAGE, Key, check_choice, defaults, keys, suggest_key
 from utils.files import write_text
-from utils.nested import map_texts, walk
+from utils.nested import escaped, walk
 from utils.noise import NoiseSpec
 from utils.text import did_you_mean
 from utils.values import check as check_values
@@ -151,11 +151,6 @@ def _references(content: object, key: str = "") -> Iterator[str]:
     pairs = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for name, value in pairs:
         yield from _references(value, f"{key}.{name}".lstrip("."))
-
-
-def escaped(content: object) -> object:
-    """content with every ${ in its texts escaped, so that OmegaConf reads two characters, not a reference."""
-    return map_texts(content, lambda text: re.sub(r"(\\*)\$\{", r"\1\1\\${", text))
 
 
 def _read_yaml(path: Path) -> DictConfig:

@@ -34,6 +34,7 @@ from utils.images import ImageError
 from utils.locks import sweep
 from utils.progress import Progress
 from utils.sampler import spread_evenly
+from utils.text import count_of
 
 TOKENS = {  # name → of a backbone's output the features of each image
     "cls": lambda out: out["x_norm_clstoken"],  # [B, D]
@@ -197,7 +198,7 @@ def _compute_rows(partial: PartialRows, backbone, cfg, dataset, tokens: str, dev
             raise ValueError(str(error)) from None
     if len(partial.bad) == len(names):
         name, reason = next(iter(partial.bad.items()))
-        raise ValueError(f"{dataset.root}: none of {len(names)} images can be read, the first: {reason}")
+        raise ValueError(f"{dataset.root}: none of {count_of(len(names), 'image')} can be read, the first: {reason}")
 
 
 def main(argv: list[str]) -> None:
@@ -220,7 +221,7 @@ def main(argv: list[str]) -> None:
     names, values = embed(**given)
     output = Path(given["output"])
     beside = f", names in {names_path(output)}" if output.suffix == ".npy" else ""
-    print(f"{output}: {len(names)} images, {' x '.join(map(str, values.shape[1:]))} values each{beside}")
+    print(f"{output}: {count_of(len(names), 'image')}, {' x '.join(map(str, values.shape[1:]))} values each{beside}")
 
 
 sys.modules[__name__].__class__ = CommandModule  # dinov2.embed(...) is embed(...)

@@ -20,7 +20,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import signal
 import statistics
@@ -40,13 +39,14 @@ import torch
 from omegaconf import OmegaConf
 
 from dinov2.config import load_config
+from dinov2.run.pipeline import environment
 from exps import benchmark_cases as cases
 from utils import cli
-from utils.files import atomic_path
+from utils.environment import processor
+from utils.files import write_text
 from utils.noise import ALL_NOISES
 from utils.progress import Progress
 
-ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("step", "data", "both", "denoiser", "probe", "checkpoint")
 
 
@@ -77,7 +77,7 @@ class Measurement:
 
 # --- processes ------------------------------------------------------------------------------------------------------
 def serve(connection, factory: partial, device: str, threads: int | None) -> None:
-    """A case's process: builds it, then does one step for every message until None comes, and tells its peak memory."""
+    """Runs in a case's process: builds it, steps once per message until None comes, then sends the peak memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the process that the user started
     if threads:
         torch.set_num_threads(threads)
@@ -99,7 +99,7 @@ def serve(connection, factory: partial, device: str, threads: int | None) -> Non
 
 
 class Process:
-    """A case in a process of its own, that steps when it is told to."""
+    """A case in a process of its own, which steps when turn() asks for it."""
 
     def __init__(self, measurement: Measurement, device: str):
         self.measurement = measurement
@@ -148,7 +148,7 @@ def take_turns(measurements: list[Measurement], device: str, warm_up: int, turns
         processes = []
         for measurement in measurements:
             processes.append(stack.enter_context(Process(measurement, device)))
-            measurement.images = processes[-1].receive()  # built one after another
+            measurement.images = processes[-1].receive()  # waits, so that cases are built one after another
         for turn in range(warm_up + turns):
             for process in processes:
                 seconds, figures = process.turn()
@@ -259,14 +259,8 @@ def table(measurements: list[Measurement], rates: dict[str, float]) -> str:
 
 def describe_machine(device: str) -> dict[str, str | int]:
     """What the figures hold for."""
-    model = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cpu = model[0] if model else platform.processor()
-    machine: dict[str, str | int] = {"cpu": cpu, "cores": os.cpu_count() or 1, "torch": torch.__version__}
+    machine: dict[str, str | int] = {"cpu": processor(), "cores": os.cpu_count() or 1, "torch": torch.__version__}
     return machine | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -315,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
             *([f"model.arch={args.arch}"] if args.arch else []), *settings,
         ]  # fmt: skip
         os.environ["TMPDIR"] = folder  # of the cases' processes: gone with the folder
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        os.environ.update(environment())  # where the cases' processes find the packages
         multiprocessing.set_forkserver_preload([cases.__name__])
         job = cases.Job(OmegaConf.to_yaml(load_config(settings)), args.device, f"{folder}/photographs")
         cases.write_photographs(Path(job.photographs), max(4 * batch, 17) + 1)
@@ -326,8 +320,7 @@ def main(argv: list[str] | None = None) -> None:
         "config": job.config, "cases": [m.row() for m in measurements],
     }  # fmt: skip
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(args.output) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(args.output, json.dumps(content, indent=1) + "\n")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print("matrix products: " + ", ".join(f"{p} {rate / 1e9:.0f} GFLOP/s" for p, rate in rates.items()) + "\n")
     print(table(measurements, rates))

@@ -217,7 +217,7 @@ def denoising(job: Job, precision: str) -> Case:
     denoiser = UNetDenoiser(UNet(), torch.device(job.device), precision)
 
     def step() -> None:
-        denoise_images(denoiser, images, torch.device(job.device), 1024)
+        denoise_images(denoiser, images, torch.device(job.device))
 
     return Case(step, number)
 

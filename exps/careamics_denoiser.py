@@ -45,8 +45,8 @@ class StructN2V(LibraryDenoiser):
         return next(value for value in weights.values() if value.ndim == 4).shape[1]
 
 
-def hiding(mask: str, span: int, seed: int):
-    """What hides pixels of a batch: (hidden, as it was, where) of [B, C, H, W] each."""
+def make_hiding(mask: str, span: int, seed: int):
+    """What hides pixels of a batch: a function of [B, C, H, W] that returns (hidden, as it was, where), all alike."""
     from careamics.config.algorithms.n2v_manipulation import N2VManipulateConfig, StructMaskConfig
     from careamics.lightning.modules.n2v_utils import N2VManipulate
 
@@ -66,7 +66,7 @@ def main() -> None:
     network, images = StructN2V.build(args.channels), read_images(args)
     from careamics.losses import n2v_loss
 
-    hide = hiding(args.mask, args.span, args.seed)
+    hide = make_hiding(args.mask, args.span, args.seed)
 
     def loss(batch: Tensor) -> Tensor:
         hidden, whole, where = hide(batch)

@@ -25,28 +25,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def linear_probe_n2n(o: argparse.Namespace, caller: str, root: str) -> Iterator[Step]:
     """Noisy copies are read where they are there, else the clean images, with the same noise added while loading."""
-    name, models = os.path.basename(o.data.rstrip("/")) or "mini-imagenet", _models(o, caller, root)
+    name, models = os.path.basename(o.data.rstrip("/")) or "mini-imagenet", _models_folder(o, caller, root)
     places = [os.path.dirname(os.path.join(caller, o.data.rstrip("/")))]
     if "/" not in o.data:  # the published steps move the noisy copies into the script's folder and back
         places = [caller, os.path.dirname(caller), root, f"{root}/Neighbor2Neighbor"]
     for noise in o.noises:
         added = "none"
-        tree = _find(f"noisy_{name}-{noise}", places)
+        tree = _find_folder(f"noisy_{name}-{noise}", places)
         output = f"{tree}-denoised"
         if not tree:
-            added, tree = noise, _find(name, places)
+            added, tree = noise, _find_folder(name, places)
             output = f"{os.path.dirname(tree)}/noisy_{name}-{noise}-denoised"
         if not tree:
             found = f"neither {name} nor noisy_{name}-{noise} is here or in the folder above"
             raise ValueError(f"{found}; name the images by --data DIR")
         read, folder = ["--data", tree, "--noise", added], f"{models}/{noise}/denoiser"
         train = ["--config", "Neighbor2Neighbor/published.yaml", *read, "--output", folder, *o.rest]
-        yield _step(o, "Neighbor2Neighbor.train", *train)
-        yield _step(o, "Neighbor2Neighbor.denoise", "--model", f"{folder}/unet.pth", *read, "--output", output)
+        yield _make_step(o, "Neighbor2Neighbor.train", *train)
+        yield _make_step(o, "Neighbor2Neighbor.denoise", "--model", f"{folder}/unet.pth", *read, "--output", output)
 
 
 def instance_recog_n2n(o: argparse.Namespace, caller: str, root: str) -> Iterator[Step]:
-    data, models = os.path.join(caller, o.data.rstrip("/") or "."), _models(o, caller, root)
+    data, models = os.path.join(caller, o.data.rstrip("/") or "."), _models_folder(o, caller, root)
     data = f"{data}/datasets" if os.path.isdir(f"{data}/datasets") else data
     folders = [os.path.abspath(f"{data}/{name}/jpg") for name in ("roxford5k", "rparis6k")]
     if missing := next((folder for folder in folders if not os.path.isdir(folder)), None):
@@ -54,18 +54,18 @@ def instance_recog_n2n(o: argparse.Namespace, caller: str, root: str) -> Iterato
     for noise in o.noises:
         for folder in folders:
             words = ["--model", f"{models}/{noise}/denoiser/unet.pth", "--data", folder, "--noise", noise]
-            yield _step(o, "Neighbor2Neighbor.denoise", *words, *o.rest)
+            yield _make_step(o, "Neighbor2Neighbor.denoise", *words, *o.rest)
 
 
-def _models(o: argparse.Namespace, caller: str, root: str) -> str:
+def _models_folder(o: argparse.Namespace, caller: str, root: str) -> str:
     return os.path.join(caller, o.models.rstrip("/")) if o.models else f"{root}/runs/imagenet100"
 
 
-def _find(name: str, places: list[str]) -> str:
+def _find_folder(name: str, places: list[str]) -> str:
     """The folder of this name below one of the places, or nothing."""
     return next((os.path.abspath(f"{place}/{name}") for place in places if os.path.isdir(f"{place}/{name}")), "")
 
 
-def _step(o: argparse.Namespace, module: str, *words: str) -> Step:
+def _make_step(o: argparse.Namespace, module: str, *words: str) -> Step:
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(o.gpus)]
     return Step([*(several if o.gpus > 1 else []), "-m", module, *words])

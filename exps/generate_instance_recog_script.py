@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.results import FLOORS, read_results
 from utils.yaml_files import load_yaml
 
@@ -58,8 +58,7 @@ def main() -> None:
             settings = shlex.join([f"run={run.resolve()}", f"checkpoints={which}", root])
             lines.append(f'"$PYTHON" -m dinov2.eval.instance_recog {settings}')
     target = Path("instance_recog.sh")
-    with atomic_path(target) as unfinished:
-        unfinished.write_text("\n".join(lines) + "\n")
+    write_text(target, "\n".join(lines) + "\n")
     print(f"{target}: {len(lines) - 6} evaluations; run it with: sh {target}")
 
 

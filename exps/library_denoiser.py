@@ -80,7 +80,7 @@ def train(
 ) -> None:
     """args.steps of Adam on loss(batch of crops), then the weights in args.output."""
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for batch in progress(_batches(images, args), total=args.steps, desc=args.output.stem, unit="step"):
+    for batch in progress(_draw_batches(images, args), total=args.steps, desc=args.output.stem, unit="step"):
         optimizer.zero_grad()
         loss(batch).backward()
         optimizer.step()
@@ -88,12 +88,12 @@ def train(
         torch.save(network.state_dict(), temporary)
 
 
-def _batches(images: list[Tensor], args: argparse.Namespace) -> Iterator[Tensor]:
+def _draw_batches(images: list[Tensor], args: argparse.Namespace) -> Iterator[Tensor]:
     side = min(SIDE, *(length for image in images for length in image.shape[1:]))
     for _ in range(args.steps):
-        yield torch.stack([_crop(images[int(i)], side) for i in torch.randint(len(images), (args.batch_size,))])
+        yield torch.stack([_draw_crop(images[int(i)], side) for i in torch.randint(len(images), (args.batch_size,))])
 
 
-def _crop(image: Tensor, side: int) -> Tensor:
+def _draw_crop(image: Tensor, side: int) -> Tensor:
     top, left = (int(torch.randint(length - side + 1, ())) for length in image.shape[1:])
     return image[:, top : top + side, left : left + side]

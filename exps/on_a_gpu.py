@@ -1,4 +1,4 @@
-"""Half an hour of a GPU, used: what is to be known of this code there, in order of value.
+"""Tests, times and trains this code in half an hour on a GPU, what is worth most first.
 
     bash exps/on_a_gpu.sh --pack imagenette96        here: images and missing packages as small files in runs/pack
     bash exps/on_a_gpu.sh --output results           there: everything, at most 30 minutes; call it again to go on
@@ -140,7 +140,7 @@ def machine() -> dict[str, object]:
 
 
 def rows_of(work: Path, pattern: str) -> list[dict]:
-    """The rows of all files work/pattern of one JSON object per line, each with the folder that it is from."""
+    """The rows of the JSON-lines files work/<pattern>; "run" of each names the folder of its file."""
     found = []
     for path in sorted(work.glob(pattern)):
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -149,15 +149,15 @@ def rows_of(work: Path, pattern: str) -> list[dict]:
 
 
 def collect(work: Path, output: Path, summary: dict) -> None:
-    """Writes the small files. Curves without the rows between: every tenth, and those of the live kNN."""
+    """Writes the small files. Of the curves: every tenth row, and those with the live kNN."""
     output.mkdir(parents=True, exist_ok=True)
     curves = rows_of(work, "seed*/runs/**/metrics.jsonl")
     files = {
         "summary.json": json.dumps(summary, indent=1) + "\n",
         "benchmark.json": json.dumps([json.loads(path.read_text()) for path in sorted(work.glob("benchmark-*.json"))]),
-        "results.jsonl": lines(rows_of(work, "seed*/runs/**/results.jsonl")),
-        "curves.jsonl": lines([row for k, row in enumerate(curves) if k % 10 == 0 or "live_knn_top1" in row]),
-        "denoiser.jsonl": lines(rows_of(work, "denoiser/metrics.jsonl")),
+        "results.jsonl": to_json_lines(rows_of(work, "seed*/runs/**/results.jsonl")),
+        "curves.jsonl": to_json_lines([row for k, row in enumerate(curves) if k % 10 == 0 or "live_knn_top1" in row]),
+        "denoiser.jsonl": to_json_lines(rows_of(work, "denoiser/metrics.jsonl")),
     }
     logs = []
     for path in sorted((work / "logs").iterdir()):
@@ -170,7 +170,7 @@ def collect(work: Path, output: Path, summary: dict) -> None:
         shutil.copy(reports[0], output / "report.html")
 
 
-def lines(rows: list[dict]) -> str:
+def to_json_lines(rows: list[dict]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -209,7 +209,7 @@ def unpack(work: Path, images: Path | None, trial: bool) -> tuple[Path | None, d
 
 
 def environment(site: Path) -> dict[str, str]:
-    """Of all parts: this Python first, with the packages in `site`."""
+    """The environment variables of all parts: this Python comes first, with the packages in `site`."""
     here = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     here["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(site)])
     return here | {"PYTHONUNBUFFERED": "1"}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Half an hour of a GPU, used: what is to be known of this code there, in order of value, resumable. See exps/on_a_gpu.py.
+# Tests, times and trains this code in half an hour on a GPU, what is worth most first, resumable. See exps/on_a_gpu.py.
 #   bash exps/on_a_gpu.sh --pack imagenette96        here: images and missing packages as small files in runs/pack
 #   bash exps/on_a_gpu.sh --output results           there: everything, at most 30 minutes; call it again to go on
 #   bash exps/on_a_gpu.sh --device cpu --trial       every part in small, to see that it ends well

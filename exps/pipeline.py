@@ -1,4 +1,4 @@
-"""Runs a script of this folder, its stages with its own defaults, or of Neighbor2Neighbor/: called by its .sh."""
+"""Runs a script of this folder or of Neighbor2Neighbor/, called by its .sh: its stages, with its defaults."""
 
 from __future__ import annotations
 
@@ -49,53 +49,51 @@ DEFAULTS = {
 
 
 def main(script: str, caller: str, argv: list[str]) -> int:
-    if script in DENOISERS:
-        return denoisers(script, caller, argv)
+    """Runs the script of that name with the words given to it in the folder `caller`; returns the exit code."""
     defaults = DEFAULTS.get(script, Options())
     if {"-h", "--help"} & set(argv):
-        print(help_text(about(script), defaults))
+        published = script in DENOISERS
+        print(about(script, "Neighbor2Neighbor") if published else help_text(about(script), defaults))
         return 0
-    options = parse(argv, defaults, caller, str(ROOT))
+    try:
+        if script in DENOISERS:
+            run_denoisers(script, caller, argv)
+        else:
+            run_stages(script, parse(argv, defaults, caller, str(ROOT)))
+    except CommandFailed as failure:
+        print(failure, file=sys.stderr)
+        return failure.code
+    return 0
+
+
+def run_denoisers(script: str, caller: str, argv: list[str]) -> None:
+    """A script of Neighbor2Neighbor/."""
+    options = parse_denoisers(argv)
+    os.chdir(ROOT)
+    Runner("", options.dry).run(DENOISERS[script](options, caller, str(ROOT)))
+
+
+def run_stages(script: str, options: Options) -> None:
+    """A script of this folder: one stage, or several."""
     os.chdir(ROOT)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the command is ended too
     run = Runner(options.output, options.dry).run
     if not options.dry and script.startswith(("quickstart", "5_pretrain", "linear_probe")):
         check_settings(options)
-    try:
-        if script == "imagenet1k/submit":
-            submit(options)
-        elif script == "quickstart":
-            with nullcontext() if options.dry else locked(options.output, "-quickstart"):
-                quickstart(options, run)
-        else:
-            run(prepare(options))
-            stages = ["5_pretrain", "6_evaluate"] if script.startswith("linear_probe") else [script]
-            # Noise by noise, so that the first table is there before the last denoised run has begun.
-            for part in (
-                [replace(options, noises=[noise]) for noise in options.noises] if len(stages) > 1 else [options]
-            ):
-                for stage in stages:
-                    run(STAGES[stage](part))
-            if len(stages) > 1:
-                run(STAGES["7_report"](options))
-    except CommandFailed as failure:
-        print(failure, file=sys.stderr)
-        return failure.code
-    return 0
-
-
-def denoisers(script: str, caller: str, argv: list[str]) -> int:
-    if {"-h", "--help"} & set(argv):
-        print(about(script, "Neighbor2Neighbor"))
-        return 0
-    options = parse_denoisers(argv)
-    os.chdir(ROOT)
-    try:
-        Runner("", options.dry).run(DENOISERS[script](options, caller, str(ROOT)))
-    except CommandFailed as failure:
-        print(failure, file=sys.stderr)
-        return failure.code
-    return 0
+    if script == "imagenet1k/submit":
+        submit(options)
+    elif script == "quickstart":
+        with nullcontext() if options.dry else locked(options.output, "-quickstart"):
+            quickstart(options, run)
+    elif script.startswith("linear_probe"):
+        run(prepare(options))
+        for noise in options.noises:  # the first table is there before the last denoised run has begun
+            for stage in ("5_pretrain", "6_evaluate"):
+                run(STAGES[stage](replace(options, noises=[noise])))
+        run(STAGES["7_report"](options))
+    else:
+        run(prepare(options))
+        run(STAGES[script](options))
 
 
 def about(script: str, folder: str = "exps") -> str:

@@ -53,7 +53,7 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def read_mnist(folder: Path | str, name: str = "mnist") -> Digits:
+def read_mnist(folder: Path | str) -> Digits:
     """MNIST from the four idx files (plain or .gz) in `folder`, or where torchvision puts them under it.
 
     Raises ValueError when a file is missing or damaged, or when images and labels don't belong together.
@@ -69,7 +69,7 @@ def read_mnist(folder: Path | str, name: str = "mnist") -> Digits:
         if labels.max() > 9:
             raise ValueError(f"{folder}: {part} labels go up to {labels.max()}; MNIST's are 0 to 9")
     tensors = [torch.from_numpy(array.copy()) for array in arrays]
-    return Digits(name, tensors[0], tensors[1].long(), tensors[2], tensors[3].long())
+    return Digits("mnist", tensors[0], tensors[1].long(), tensors[2], tensors[3].long())
 
 
 def find_file(folder: Path, name: str) -> Path:

@@ -4,7 +4,7 @@
     sh mlp_exp.sh [SEEDS] --sweep     switch epochs 0..50 x noise levels 0.1..0.8
 
 Switch epoch 0 is the noisy encoder, the last epoch the clean one. What is finished is skipped. The output
-folder gets results.jsonl (one row a figure) and table.md, seeds.png and sweep.png, made of all results in it.
+folder gets results.jsonl (one row per figure) and table.md, seeds.png and sweep.png, made of all results in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from toy_mnist.model import load_encoder
 from toy_mnist.pretrain import BATCH, pretrain
 from toy_mnist.report import write_report
 from utils import cli
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.noise import NoiseSpec
 from utils.results import append_result, read_results
 
@@ -59,16 +59,14 @@ def run_seed(
 
 
 def claim_folder(folder: Path, data: Digits, epochs: int) -> None:
-    """Writes into `folder` which data and how many epochs its results are of.
-
-    ValueError when they are of others: checkpoints and rows of two experiments must not mix.
+    """Writes into `folder` which data and how many epochs its results are of. ValueError where it holds results of
+    others: checkpoints and rows of two experiments must not mix.
     """
     settings = {"dataset": data.name, "train_crc32": zlib.crc32(data.train_images.numpy()), "epochs": epochs}
     path = folder / "settings.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(settings))
+        write_text(path, json.dumps(settings))
     elif json.loads(path.read_text()) != settings:
         raise ValueError(f"{folder} holds results of other images or other --epochs; choose another --output")
 

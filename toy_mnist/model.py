@@ -15,11 +15,9 @@ COVARIANCE_WEIGHT = 0.5
 class Encoder(nn.Module):
     """784 -> 128 -> 32 with a ReLU between and no biases; parameters are named as in the released weights."""
 
-    def __init__(self, pixels: int = 784, hidden: int = 128, features: int = 32):
+    def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(pixels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, features, bias=False)
-        )
+        self.net = nn.Sequential(nn.Linear(784, 128, bias=False), nn.ReLU(), nn.Linear(128, 32, bias=False))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images: float [B, 28, 28] in [0, 1]. Returns features [B, 32]."""

@@ -41,13 +41,7 @@ def checkpoint_path(folder: Path, stage: str, epoch: int) -> Path:
 
 
 def pretrain(
-    images: torch.Tensor,
-    spec: NoiseSpec,
-    epochs: int,
-    seed: int,
-    folder: Path,
-    stage: str,
-    initial: Path | None = None,
+    images: torch.Tensor, spec: NoiseSpec, epochs: int, seed: int, folder: Path, stage: str, initial: Path | None = None
 ) -> Path:
     """Trains an encoder for `epochs` epochs and returns the path of its last checkpoint, <folder>/<stage>_<epochs>.pth.
 

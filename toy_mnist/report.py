@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from utils.files import atomic_path
+from utils.files import atomic_path, write_text
 from utils.noise import Gauss, NoiseSpec
 from utils.results import read_results
 
@@ -45,12 +45,11 @@ def write_report(folder: Path, curriculum: tuple[int, int, int]) -> str:
     if len(noises) > 1:
         text += "\n" + sweep_table(results, noises)
         plot_sweep(results, noises, curriculum[2], folder / "sweep.png")
-    with atomic_path(folder / "table.md") as temporary:
-        temporary.write_text(text)
+    write_text(folder / "table.md", text)
     return text
 
 
-def lines(results: Results, curriculum: tuple[int, int, int]) -> dict[str, tuple[str, int]]:
+def shown_encoders(results: Results, curriculum: tuple[int, int, int]) -> dict[str, tuple[str, int]]:
     """What the main table and plot show: label -> (noise, switch epoch), of those that have results."""
     noisy, switch, last = curriculum
     wanted = {
@@ -65,7 +64,7 @@ def lines(results: Results, curriculum: tuple[int, int, int]) -> dict[str, tuple
 def seeds_table(results: Results, curriculum: tuple[int, int, int], is_mnist: bool) -> str:
     """Markdown: mean, spread and range over the seeds, beside the published figures when the data are the same."""
     text = "| epochs | seeds | mean % | std | min | max | paper | released weights |\n|---" + "|---" * 7 + "|\n"
-    for label, key in lines(results, curriculum).items():
+    for label, key in shown_encoders(results, curriculum).items():
         found = results[key]
         std = f"{statistics.stdev(found):.2f}" if len(found) > 1 else "-"
         known = PUBLISHED.get(key, ("-", "-")) if is_mnist and curriculum[2] == 50 else ("-", "-")
@@ -89,7 +88,7 @@ def plot_seeds(results: Results, curriculum: tuple[int, int, int], path: Path) -
     """The table as a picture: a dot per seed, a bar for their mean."""
     from matplotlib import pyplot as plt
 
-    shown = lines(results, curriculum)
+    shown = shown_encoders(results, curriculum)
     figure, axes = plt.subplots(figsize=(6.5, 2.4), layout="constrained")
     for y, key in enumerate(shown.values()):
         axes.plot(results[key], [y] * len(results[key]), "o", alpha=0.6)

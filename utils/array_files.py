@@ -1,15 +1,22 @@
 """Files that hold more than Pillow reads: .npy, and TIFFs of any number of channels, of 8 bits, 16 bits or float.
 
-`scale` turns stored arrays into images [H, W, C], uint8 or float32 in [0, 1]. Errors in a file are ValueErrors without
-its name, which utils.images adds.
+They are read as arrays [H, W, C] of the stored numbers. Errors in a file are ValueErrors without its name, which
+utils.images adds.
 """
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from utils.text import one_line
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile
 
 Scale = Callable[[np.ndarray], np.ndarray]  # stored values -> uint8, or float32 in [0, 1]
 Check = Callable[[int, int, int], None]  # gets height, width, channels before decoding; ValueError to refuse
@@ -25,7 +32,7 @@ def open_npy(path: Path | str) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # NumPy fails in many ways on a damaged header
-        raise ValueError(f"it is no whole .npy file of numbers ({' '.join(str(error).split())})") from error
+        raise ValueError(f"it is no whole .npy file of numbers ({one_line(error)})") from error
     if os.path.getsize(path) != array.offset + array.nbytes:
         raise ValueError("it is longer than its header says")
     if array.ndim not in (2, 3) or not array.size:
@@ -33,26 +40,36 @@ def open_npy(path: Path | str) -> np.ndarray:
     return array
 
 
-def read_npy(path: Path | str, scale: Scale, check: Check) -> np.ndarray:
-    """The image of a .npy file of [H, W] or [H, W, C]."""
-    array = open_npy(path)
-    array = array if array.ndim == 3 else array[:, :, None]
-    check(*array.shape)
-    return scale(array)
+@contextmanager
+def open_tiff(path: Path | str) -> "Iterator[TiffFile]":
+    """A file open for tifffile. ValueError for what it would only log, such as missing pages of a truncated file."""
+    import tifffile  # here, as it loads slowly
+
+    strict, logger = _RaiseErrors(logging.ERROR), logging.getLogger("tifffile")
+    logger.addHandler(strict)
+    try:
+        with tifffile.TiffFile(path) as file:
+            yield file
+    finally:
+        logger.removeHandler(strict)
 
 
-def read_tiff(path: Path | str, scale: Scale, channels: int, check: Check, bands: int = 0) -> np.ndarray | None:
+class _RaiseErrors(logging.Handler):
+    """Raises what is logged, but for a single broken tag, which is harmless."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "TiffTag" not in (message := record.getMessage()):
+            raise ValueError(message)
+
+
+def read_tiff(path: Path | str, channels: int, check: Check, bands: int = 0) -> np.ndarray | None:
     """The first image of a TIFF, its channels by planes or by pixels as its axes say, turned by its orientation.
 
     channels: as asked for; for 1 or 3 the alpha of RGBA is dropped. bands: channels that Pillow finds, 0 if it cannot
     read the file. Returns None if Pillow reads all of the file, as it supports more compressions.
     """
-    import tifffile  # here, as it loads slowly
-
-    strict, logger = Strict(logging.ERROR), logging.getLogger("tifffile")
-    logger.addHandler(strict)
     try:
-        with tifffile.TiffFile(path) as file:
+        with open_tiff(path) as file:
             series = file.series[0]
             sides = zip(series.axes, series.shape, strict=True)
             letters, shape = zip(*[(axis, side) for axis, side in sides if axis in "YX" or side > 1], strict=True)
@@ -60,22 +77,19 @@ def read_tiff(path: Path | str, scale: Scale, channels: int, check: Check, bands
             if bands and (axes == "YX" or (axes == "YXS" and series.dtype == np.uint8 and shape[2] == bands)):
                 return None
             colours = series.keyframe.photometric.name  # type: ignore[attr-defined]
-            readable = _are_planes(axes) and colours in ("MINISBLACK", "RGB")
-            if readable:
-                sizes = dict(zip(axes, shape, strict=True))
-                check(sizes.pop("Y"), sizes.pop("X"), *sizes.values() or [1])
-            array = series.asarray().reshape(shape) if readable else None
+            if not _are_planes(axes) or colours not in ("MINISBLACK", "RGB"):
+                reason = f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS"
+                raise ValueError(f"{reason}; {_STACK}")
+            sizes = dict(zip(axes, shape, strict=True))
+            check(sizes.pop("Y"), sizes.pop("X"), *sizes.values() or [1])
+            array = series.asarray().reshape(shape)
             orientation = series.keyframe.tags.valueof(274, 1)
     except Exception as error:  # tifffile fails in many ways on a damaged file
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-    finally:
-        logger.removeHandler(strict)
-    if array is None:
-        raise ValueError(f"its axes {axes} {shape} of {colours} are no planes of channels, as CYX or YXS; {_STACK}")
+        raise ValueError(one_line(error)) from error
     array = array[:, :, None] if axes == "YX" else np.moveaxis(array, axes.index(axes.strip("YX")), -1)
     array = _upright(array, orientation)
     with_alpha = colours == "RGB" and array.shape[2] == 4
-    return scale(array[:, :, :3] if with_alpha and channels in (1, 3) else array)
+    return array[:, :, :3] if with_alpha and channels in (1, 3) else array
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -83,14 +97,6 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     array = array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array
     array = array[::-1] if orientation in (3, 4, 7, 8) else array
     return array[:, ::-1] if orientation in (2, 3, 6, 7) else array
-
-
-class Strict(logging.Handler):
-    """Raises what tifffile only logs, such as missing pages of a truncated file, which are channels here."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if "TiffTag" not in (message := record.getMessage()):  # a single broken tag is harmless
-            raise ValueError(message)
 
 
 def _are_planes(axes: str) -> bool:

@@ -12,7 +12,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.results import VERSION
 
 FILE = "environment.json"
@@ -23,8 +23,7 @@ def record_environment(run: Path) -> None:
     """Appends this process's environment to the run's list."""
     run.mkdir(parents=True, exist_ok=True)
     entries = [*read_environment(run), environment()]
-    with atomic_path(run / FILE) as temporary:
-        temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_text(run / FILE, json.dumps(entries, indent=1) + "\n")
 
 
 def read_environment(run: Path) -> list[dict]:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from utils.files import atomic_path
+from utils.files import atomic_path, write_text
 from utils.images import visible
+from utils.text import count_of
 
 METHODS = ("pca", "umap")
 MOST = 1000  # points; more cannot be distinguished
@@ -36,10 +37,10 @@ def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
     if method not in METHODS:
         raise ValueError(f"a map by {method!r}: choose {' or '.join(METHODS)}")
     if len(values) < 3:
-        raise ValueError(f"a map of {len(values)} images: give at least 3")
+        raise ValueError(f"a map of {count_of(len(values), 'image')}: give at least 3")
     rows = values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12)
     if method == "umap":
-        return _umap(rows), []
+        return _project_by_umap(rows), []
     rows = rows - rows.mean(axis=0)
     _, singular, axes = np.linalg.svd(rows, full_matrices=False)
     axes = np.pad(axes, ((0, max(0, 2 - len(axes))), (0, 0)))[:2]  # a single feature has no second axis
@@ -48,7 +49,7 @@ def project(values: np.ndarray, method: str) -> tuple[np.ndarray, list[float]]:
     return rows @ axes.T, fractions[:2].tolist()
 
 
-def _umap(rows: np.ndarray) -> np.ndarray:
+def _project_by_umap(rows: np.ndarray) -> np.ndarray:
     try:
         import umap
     except ImportError as error:
@@ -79,19 +80,18 @@ def write_map(
     sprite, columns = path.with_name(f"{path.stem}_thumbs.png"), int(np.ceil(np.sqrt(len(names))))
     points = [[*map(float, place), *rest] for place, *rest in zip(places, names, labels, strict=True)]
     content = {"method": method, "points": points, "thumbnails": sprite.name, "tile": TILE, "columns": columns}
-    _save(sprite, _sprite(tiles, columns))
-    _save(path, _picture(places, tiles, labels))
-    with atomic_path(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(content | {"explained": explained}))
+    _write_png(sprite, _tile_thumbnails(tiles, columns))
+    _write_png(path, _draw_points(places, tiles, labels))
+    write_text(path.with_suffix(".json"), json.dumps(content | {"explained": explained}))
     return explained
 
 
-def _save(path: Path, image: Image.Image) -> None:
+def _write_png(path: Path, image: Image.Image) -> None:
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", optimize=True)
 
 
-def _sprite(tiles: list[np.ndarray], columns: int) -> Image.Image:
+def _tile_thumbnails(tiles: list[np.ndarray], columns: int) -> Image.Image:
     sprite = np.full((-(-len(tiles) // columns) * TILE, columns * TILE, 3), 255, np.uint8)
     for number, tile in enumerate(tiles):
         top, left = number // columns * TILE, number % columns * TILE
@@ -99,7 +99,7 @@ def _sprite(tiles: list[np.ndarray], columns: int) -> Image.Image:
     return Image.fromarray(sprite)
 
 
-def _picture(places: np.ndarray, tiles: list[np.ndarray], labels: list[str | None]) -> Image.Image:
+def _draw_points(places: np.ndarray, tiles: list[np.ndarray], labels: list[str | None]) -> Image.Image:
     """Points in the colours of their labels, and as many thumbnails as fit without overlap."""
     low, high = places.min(axis=0), places.max(axis=0)
     xy = (places - low) / np.maximum(high - low, 1e-12)

@@ -42,8 +42,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """A file with this text, complete or not there at all; its folder is made if need be."""
+    """Writes a UTF-8 file as atomic_path() does: whole or not at all. Its folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

@@ -29,16 +29,17 @@ from utils.noise import ALL_NOISES, EXAMPLES, NoiseSpec, keyed_noise, noise_key
 from utils.progress import Progress
 from utils.results import VERSION
 from utils.sampler import spread_evenly
+from utils.text import count_of
 from utils.trees import TreeWriter, report_errors
 from utils.values import FULL, Values, add_options, check, manifest_entry, resolve
 from utils.workers import map_unordered, worker_pool
 
-SAMPLE = 8  # images at most that are written to memory to foresee the size on disk
+SAMPLE = 8  # at most so many images are encoded in memory, to foresee the size on disk
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know: where from, where to, which noises."""
+    """What a worker needs to know: which tree it reads, and which tree it writes for each noise."""
 
     source: Path
     targets: dict[NoiseSpec, Path]
@@ -52,7 +53,7 @@ class Job:
         return images.read_image(self.source / relative, self.channels, "native", self.values, self.max_pixels)
 
     def noisy(self, image: np.ndarray, spec: NoiseSpec, relative: str) -> np.ndarray:
-        """The noisy twin as it is written: what loading gives, to 8 bits where the format has no more."""
+        """The noisy twin as it is written: what loading gives, rounded to 8 bits where the format has no more."""
         noisy = keyed_noise(image, spec, self.seed, noise_key(relative))
         return noisy if self.format == "npy" else images.eight_bit(noisy)
 
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         relatives, left_out = images.of_channels(args.source, relatives, args.channels)
         print(left_out, end="\n" if left_out else "", flush=True)
     images.check_collisions(relatives)
-    targets = {spec: _target_root(args, spec) for spec in specs}
+    targets = {spec: _choose_target(args, spec) for spec in specs}
     values, reason = resolve(args.values, args.source, relatives, args.channels, args.max_pixels)
     print(reason, flush=True)
     job = Job(args.source, targets, args.seed, args.format, args.channels, values, args.max_pixels)
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _target_root(args: argparse.Namespace, spec: NoiseSpec) -> Path:
+def _choose_target(args: argparse.Namespace, spec: NoiseSpec) -> Path:
     root = images.noisy_root(args.source, spec)
     return root if args.output_root is None else args.output_root / root.name
 
@@ -145,15 +146,16 @@ def _check_disk(job: Job, missing: dict[str, list[NoiseSpec]]) -> None:
     needed = size / max(count, 1) * files
     root = next(iter(job.targets.values())).parent
     free = shutil.disk_usage(next(path for path in (root, *root.resolve().parents) if path.exists())).free
-    print(f"{files} images to write, about {_bytes(needed)}; {_bytes(free)} free", flush=True)
+    about, left = _format_bytes(needed), _format_bytes(free)
+    print(f"{count_of(files, 'image')} to write, about {about}; {left} free", flush=True)
     if needed > free:
         raise ValueError(
-            f"{root} has {_bytes(free)} free, and about {_bytes(needed)} are needed; name another --output-root or "
-            "fewer noises, or do without: training adds the noise while loading"
+            f"{root} has {left} free, and about {about} are needed; name another --output-root or fewer noises, or do "
+            "without: training adds the noise while loading"
         )
 
 
-def _bytes(number: float) -> str:
+def _format_bytes(number: float) -> str:
     power = min(4, int(math.log10(max(number, 1)) // 3))
     return f"{number / 1000**power:.1f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
@@ -171,7 +173,7 @@ def _write_all(job: Job, missing: dict[str, list[NoiseSpec]], workers: int) -> l
             written += result.bytes
             for spec, power in result.powers.items():
                 powers[spec] += power
-            bar.update(len(result.powers), written=_bytes(written))
+            bar.update(len(result.powers), written=_format_bytes(written))
     for spec, (signal, noise) in powers.items():
         if signal > 0 and noise > 0:
             print(f"{spec}: SNR {10 * math.log10(signal / noise):.2f} dB over the images written", flush=True)

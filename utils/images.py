@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from utils import array_files, readers
 from utils.files import atomic_path
 from utils.noise import NoiseSpec
+from utils.text import count_of, one_line
 
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".npy", *readers.FIELD_EXTENSIONS
@@ -56,8 +57,8 @@ def list_images(root: Path | str, stack: str = "refuse", times: dict[str, int] |
 
     stack: "pages" names each page of a file of several, "max" their maximum (utils/readers.py); "refuse" the file,
     which is then refused when read. Links to folders are followed. times takes the modification time (ns) of every
-    folder read, empty ones too, by its relative path ("" of root). ValueError where root is missing, is no folder, or
-    holds no image, and for an image's name on what is no file.
+    folder read, empty ones too, by its relative path ("" of root). ValueError where root is missing, is no folder or
+    holds no image, and where something with the name of an image is no file.
     """
     root = Path(root)
     if not root.is_dir():
@@ -118,17 +119,17 @@ def noisy_root(root: Path | str, spec: NoiseSpec) -> Path:
     """Folder of the noisy twin: noisy_<name>-<noise> beside root; root itself for noise "none"."""
     if spec.kind == "none":
         return Path(root)
-    root = _with_name(root)
+    root = _resolve_nameless(root)
     return root.parent / f"noisy_{root.name}-{spec}"
 
 
 def denoised_root(root: Path | str, spec: NoiseSpec) -> Path:
     """Folder of the denoised twin of the clean tree root: noisy_<name>-<noise>-denoised, or <name>-denoised."""
-    root = _with_name(noisy_root(root, spec))
+    root = _resolve_nameless(noisy_root(root, spec))
     return root.parent / f"{root.name}-denoised"
 
 
-def _with_name(root: Path | str) -> Path:
+def _resolve_nameless(root: Path | str) -> Path:
     """root with a name of its own: "." and ".." have none."""
     root = Path(root)
     return root if root.name not in ("", "..") else root.resolve()
@@ -147,7 +148,7 @@ def read_image(
     path: Path | str, channels: int = 3, dtype: str = "uint8", scale: array_files.Scale = array_files.in_range,
     max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:  # fmt: skip
-    """The image as [H, W, channels]; any number that the file has, besides 3 (RGB) of a grey file and 1 (grey) of RGB.
+    """The image as [H, W, channels]: as many channels as the file has, or 3 (RGB) of a grey file, or 1 (grey) of RGB.
 
     scale: utils.values.Values, which turn the stored values into uint8 or float32 in [0, 1]; by default 16-bit
     images are scaled (not cut) and float images must lie in [0, 1]. dtype: "native" as they then are, or "uint8".
@@ -161,12 +162,12 @@ def read_image(
     if found == 1 and channels == 3:
         image = np.repeat(image, 3, axis=2)
     elif found == 3 and channels == 1:
-        image = _luminance(image)
+        image = _to_grey(image)
     elif found != channels:
-        (height, width), plural = image.shape[:2], "s" if found > 1 else ""
+        height, width = image.shape[:2]
         raise ImageError(
-            f"{path} has {found} channel{plural} of {height} x {width} px, not {channels}; set data.in_chans of a run "
-            f"and --channels of a tool to {found}, or save the channels last"
+            f"{path} has {count_of(found, 'channel')} of {height} x {width} px, not {channels}; set data.in_chans of a "
+            f"run and --channels of a tool to {found}, or save the channels last"
         )
     return image if dtype == "native" else eight_bit(image)
 
@@ -178,15 +179,15 @@ def image_size(path: Path | str) -> tuple[int, int]:
             return array_files.open_npy(path).shape[:2]
         with _open_pillow(path) as image:
             _check_shape(max(MAX_PIXELS, image.height * image.width), image.height, image.width, 1)
-            turned = _orientation(image) in _QUARTER_TURNS
+            turned = _exif_orientation(image) in _QUARTER_TURNS
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # as in _decode(), which also says what is wrong with it
         return stored_values(path, 0).shape[:2]
 
 
 def own_shape(path: Path | str) -> tuple[int, int, int]:
-    """(height, width, channels) that an image has of its own: grey files 1, colours and palettes 3, alpha not counted;
-    of what Pillow does not convert, as many as it holds. ImageError as read_image()."""
+    """(height, width, channels) of a file: 1 channel for grey, 3 for colours and palettes, alpha not counted; as many
+    as it holds for a file that Pillow does not convert. ImageError as read_image()."""
     if str(path).lower().endswith(_CONVERTED):
         height, width = image_size(path)
         with _open_pillow(path) as image:
@@ -210,7 +211,8 @@ def of_channels(root: Path | str, relatives: list[str], channels: int) -> tuple[
     kept = found.get(channels, [])
     found.pop(channels, None)
     others = [f"{len(names)} of {count} (such as {names[0]})" for count, names in sorted(found.items())]
-    left_out = f"{root}: {len(kept)} of {len(relatives)} images have {channels} channels; left out: {', '.join(others)}"
+    having = f"{len(kept)} of {len(relatives)} images have {count_of(channels, 'channel')}"
+    left_out = f"{root}: {having}; left out: {', '.join(others)}"
     if not kept:
         raise ValueError(f"{left_out}. Ask for another number of channels")
     return kept, left_out if others else ""
@@ -247,31 +249,33 @@ def _decode(path: Path | str, channels: int, scale: array_files.Scale, max_pixel
     try:
         if check_file(readers.place_of(path)).st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
-        return _decode_file(path, channels, scale, partial(_check_shape, max_pixels))
+        return scale(_read_stored(path, channels, partial(_check_shape, max_pixels)))
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{path} is no image; replace or remove it") from error
     except Exception as error:  # on damaged files the readers fail in every way there is
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path} cannot be read: {reason}; replace or remove it") from error
+        raise ImageError(f"{path} cannot be read: {one_line(error)}; replace or remove it") from error
 
 
-def _decode_file(path: Path | str, channels: int, scale: array_files.Scale, check: array_files.Check) -> np.ndarray:
+def _read_stored(path: Path | str, channels: int, check: array_files.Check) -> np.ndarray:
+    """[H, W, C] of a file by the reader that its name or content asks for, not yet scaled."""
     name = str(path).lower()
     if (array := readers.read(path, check)) is not None:
-        return scale(array)
+        return array
     if name.endswith(".npy"):
-        return array_files.read_npy(path, scale, check)
+        array = np.atleast_3d(array_files.open_npy(path))
+        check(*array.shape)
+        return array
     try:
         with _open_pillow(path) as image:
             check(image.height, image.width, len(image.getbands()))
-            array = _beyond_pillow(path, image, channels, scale, check) if isinstance(image, TiffImageFile) else None
-            return scale(_pillow_image(image, channels)) if array is None else array
+            array = _read_more_than_pillow(path, image, channels, check) if isinstance(image, TiffImageFile) else None
+            return _read_pillow_image(image, channels) if array is None else array
     except Image.UnidentifiedImageError:
         if not name.endswith((".tif", ".tiff")):
             raise
-        array = array_files.read_tiff(path, scale, channels, check)
+        array = array_files.read_tiff(path, channels, check)
         assert array is not None, "Pillow has read it"
         return array
 
@@ -282,7 +286,7 @@ def _check_shape(max_pixels: int, height: int, width: int, channels: int) -> Non
         raise ValueError(f"its size is {height} x {width} px")
     if height * width * max(channels, 4) > 4 * max_pixels:
         raise ValueError(
-            f"its {height} x {width} px of {channels} channels are more than the limit of {max_pixels} px; "
+            f"its {height} x {width} px of {count_of(channels, 'channel')} are more than the limit of {max_pixels} px; "
             "if that is no mistake, raise data.max_pixels of a run and --max-pixels of a tool"
         )
 
@@ -294,19 +298,19 @@ def _open_pillow(path: Path | str) -> Iterator[Image.Image]:
         yield image
 
 
-def _beyond_pillow(
-    path: Path | str, image: TiffImageFile, channels: int, scale: array_files.Scale, check: array_files.Check
+def _read_more_than_pillow(
+    path: Path | str, image: TiffImageFile, channels: int, check: array_files.Check
 ) -> np.ndarray | None:
     """A TIFF that holds more than Pillow reads of it: several pages, more samples, or more than 8 bits; else None."""
     bands, samples, bits = len(image.getbands()), image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (1,)))
     if samples == bands and bits <= 8 and image.n_frames == 1:
         return None
-    return array_files.read_tiff(path, scale, channels, check, bands)
+    return array_files.read_tiff(path, channels, check, bands)
 
 
-def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
+def _read_pillow_image(image: Image.Image, channels: int) -> np.ndarray:
     """[H, W, C] upright, as stored but that 16 bits which Pillow holds in 32 are uint16 again, where they fit."""
-    if (orientation := _orientation(image)) > 1:
+    if (orientation := _exif_orientation(image)) > 1:
         image = image.transpose(_TURNS[orientation])
     if image.mode in _SIXTEEN_BIT:
         array = np.asarray(image)[:, :, None]
@@ -314,10 +318,10 @@ def _pillow_image(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode == "F":
         return np.asarray(image)[:, :, None]
     array = np.array(image.convert({3: "RGB", 1: "L"}.get(channels, image.mode)))
-    return array.reshape(*array.shape[:2], -1)
+    return np.atleast_3d(array)
 
 
-def _orientation(image: Image.Image) -> int:
+def _exif_orientation(image: Image.Image) -> int:
     """The orientation that EXIF gives, 1 to 8, which every reader honours; of TIFFs Pillow does so itself.
 
     Looked up before the pixels are loaded, so that image_size() and _decode() find the same.
@@ -330,7 +334,7 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _luminance(image: np.ndarray) -> np.ndarray:
+def _to_grey(image: np.ndarray) -> np.ndarray:
     """[H, W, 1] of RGB [H, W, 3], as Pillow weighs it."""
     if image.dtype == np.uint8:
         return np.array(Image.fromarray(image).convert("L"))[:, :, None]
@@ -364,7 +368,7 @@ def encode_image(array: np.ndarray, format: str = "png") -> bytes:
         np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
         return buffer.getvalue()
     assert array.dtype == np.uint8 and array.size and format in ("png", "webp"), (array.dtype, array.shape, format)
-    array = array if array.ndim == 3 else array[:, :, None]
+    array = np.atleast_3d(array)
     if format == "png":
         return _encode_png(array)
     image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
@@ -423,11 +427,11 @@ def describe_files(root: Path | str, relatives: list[str]) -> str:
     """How many files these are, and a hash of their names and sizes: what tells a list of images from another."""
     digest = hashlib.blake2b(digest_size=6)
     for relative in sorted(relatives):
-        digest.update(f"{relative}\0{_size(f'{root}/{relative}')}\n".encode())
+        digest.update(f"{relative}\0{_file_bytes(f'{root}/{relative}')}\n".encode())
     return f"{len(relatives)} images {digest.hexdigest()}"
 
 
-def _size(path: str) -> int:
+def _file_bytes(path: str) -> int:
     """Bytes of a file; of a page those of the file that it is in."""
     try:
         return os.stat(path).st_size

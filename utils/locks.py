@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that says who holds it, is right on NFS, and does not outlive its holder.
+"""One writer per folder: a lock that says who holds it, is right on NFS, and does not outlive its holder.
 
     with locked(folder): ...
     python -m utils.locks FOLDER NAME PID      the same for a shell script of process PID; nothing is printed
@@ -61,7 +61,7 @@ def locked(folder: Path | str, part: str = "") -> Iterator[None]:
     finally:
         if own and signal.getsignal(signal.SIGTERM) is _exit_on_signal:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() == held and _read(lock) == content:
+        if os.getpid() == held and _read_lock(lock) == content:
             lock.unlink()
             with suppress(OSError):  # what was refused leaves no empty folders; others are in use
                 for path in new:
@@ -69,7 +69,7 @@ def locked(folder: Path | str, part: str = "") -> Iterator[None]:
 
 
 def process_tag() -> str:
-    """What this process's temporary files, .NAME.tmp-<this>, are told by."""
+    """The end of the names of this process's temporary files, .NAME.tmp-<tag>: host and process."""
     return f"{_HOST}-{os.getpid()}"
 
 
@@ -79,7 +79,7 @@ def sweep(folder: Path | str) -> None:
         host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
         if host in ("", _HOST) and pid.isdecimal() and _process_start(int(pid)) is None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    found = _read(Path(folder, NAME))
+    found = _read_lock(Path(folder, NAME))
     if found is not None and _is_stale(found):
         with suppress(OSError, ValueError):  # read-only, or another one is at it
             _take_over(Path(folder, NAME), found)
@@ -90,15 +90,15 @@ def _exit_on_signal(number: int, _: object) -> None:
 
 
 def acquire(lock: Path, pid: int | None = None) -> str:
-    """Make the lock for a process, this one by default; its content. ValueError says who holds it."""
+    """Makes the lock for a process, this one by default, and returns its content. ValueError says who holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    content = _describe(os.getpid() if pid is None else pid)
+    content = _describe_holder(os.getpid() if pid is None else pid)
     while not _create(lock, content):
-        found = _read(lock)
+        found = _read_lock(lock)
         if found is None:
             continue  # released this moment
         if not _is_stale(found):
-            raise ValueError(_refusal(lock, found))
+            raise ValueError(_explain_refusal(lock, found))
         _take_over(lock, found)
     return content
 
@@ -111,13 +111,13 @@ def _take_over(lock: Path, found: str) -> None:
             raise ValueError(f"{mark} was left by a process that was ended just then; remove it and {lock}")
         time.sleep(0.1)
         return
-    if _read(lock) == found:
+    if _read_lock(lock) == found:
         lock.unlink()
     mark.unlink()
 
 
 def _create(path: Path, content: str) -> bool:
-    """Whether path was made with this content; False where it is there already."""
+    """Makes path with this content, whole. Returns False where it is there already."""
     temporary = path.with_name(f"{path.name}.tmp-{process_tag()}")
     try:
         temporary.write_text(content)
@@ -144,14 +144,14 @@ def _create_exclusively(path: Path, content: str) -> bool:
     return True
 
 
-def _read(lock: Path) -> str | None:
+def _read_lock(lock: Path) -> str | None:
     try:
         return lock.read_text(errors="replace")
     except FileNotFoundError:
         return None
 
 
-def _describe(pid: int) -> str:
+def _describe_holder(pid: int) -> str:
     return json.dumps({
         "host": socket.gethostname(), "boot": _BOOT, "space": _SPACE,
         "pid": pid, "start": _process_start(pid), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -179,7 +179,7 @@ def _process_start(pid: int) -> str | None:
 
 
 def _is_stale(found: str) -> bool:
-    """Whether the holder is known to be gone. What is no lock of ours is not known to be anything."""
+    """Whether the holder is known to be gone. Of a file that is no lock of ours nothing is known."""
     try:
         holder = json.loads(found)
         if holder["host"] == socket.gethostname() and holder["boot"] != _BOOT:
@@ -189,14 +189,13 @@ def _is_stale(found: str) -> bool:
         if here and _process_start(int(holder["pid"])) != holder["start"]:
             return True
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        return holder["job"] is not None and holder["job"] == os.environ.get("SLURM_JOB_ID") and (
-            holder["restarts"] < restarts
-        )  # fmt: skip
+        same_job = holder["job"] is not None and holder["job"] == os.environ.get("SLURM_JOB_ID")
+        return same_job and holder["restarts"] < restarts
     except (ValueError, KeyError, TypeError):
         return False
 
 
-def _refusal(lock: Path, found: str) -> str:
+def _explain_refusal(lock: Path, found: str) -> str:
     try:
         holder = json.loads(found)
         job = f", Slurm job {holder['job']}" if holder["job"] else ""

@@ -6,15 +6,15 @@ import json
 import threading
 from pathlib import Path
 
-from utils.files import atomic_path, naming_errors
+from utils.files import naming_errors, write_text
 from utils.results import append_json, read_json_lines
 
 
 class MetricsLog:
     """write({"iteration": i, …numbers…}) → one JSON line and TensorBoard scalars. Main rank only.
 
-    clock: the key that counts. after: the state that the run goes on from; rows of later ones, which it will write
-    again, are dropped (None: all are kept).
+    clock: the key that counts the steps. after: the step that the run goes on from; rows of later steps, which it will
+    write again, are dropped (None: all are kept).
     """
 
     def __init__(self, run: Path, clock: str = "iteration", after: int | None = None):
@@ -24,8 +24,7 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if after is not None:
             rows = [row for row in read_json_lines(self.path) if row[clock] <= after]
-            with atomic_path(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self.folder = Path(run) / "tensorboard"
         threading.excepthook = _print_unless_raised_again
         with naming_errors(self.folder):

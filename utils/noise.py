@@ -265,7 +265,7 @@ def keyed_noise(image: np.ndarray, spec: NoiseSpec, seed: int, key: str) -> np.n
         return keyed_noise_float(image, spec, seed, key)
     if spec.kind == "none":
         return image.copy()
-    table = _table(spec)
+    table = _alias_table(spec)
     bits = _bit_generator(spec, seed, key)
     noisy = np.empty(image.shape, np.uint8)
     source, target = np.ascontiguousarray(image).reshape(-1), noisy.reshape(-1)
@@ -295,5 +295,5 @@ def _bit_generator(spec: NoiseSpec, seed: int, key: str) -> np.random.SFC64:
 
 
 @lru_cache(maxsize=16)
-def _table(spec: NoiseSpec) -> np.ndarray:
+def _alias_table(spec: NoiseSpec) -> np.ndarray:
     return alias.table(spec.probabilities())

@@ -35,7 +35,7 @@ class Progress:
     def update(self, n: int = 1, **values: object) -> None:
         self.done += n
         if not self.marks and n:
-            self._mark()
+            self._note_pace()
             if self.bar is not None:
                 self.bar.unpause()
         if values:
@@ -46,12 +46,12 @@ class Progress:
             self.bar.update(n)
         elif self.enabled and time.monotonic() - self.last_line >= PLAIN_SECONDS:
             self.last_line = time.monotonic()
-            self._line()
+            self._print_line()
 
-    def _mark(self) -> None:
+    def _note_pace(self) -> None:
         self.marks.append((time.monotonic(), self.done))
 
-    def _line(self) -> None:
+    def _print_line(self) -> None:
         self.printed = self.done
         of, pace = f"/{self.total}" if self.total else "", ""
         since, before = self.marks[0] if self.marks else (0.0, self.done)
@@ -59,7 +59,7 @@ class Progress:
             rate = (self.done - before) / max(time.monotonic() - since, 1e-9)
             pace = f", {rate:.3g} {self.unit}/s" if rate < 1 else f", {rate:.1f} {self.unit}/s"
             pace += f", {duration((self.total - self.done) / rate)} left" if self.total else ""
-        self._mark()
+        self._note_pace()
         print(f"{self.desc}: {self.done}{of} {self.unit}{pace} {self.values}".rstrip(), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
@@ -69,7 +69,7 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif self.enabled and self.printed != self.done and time.monotonic() - self.started >= 2.0:
-            self._line()
+            self._print_line()
 
 
 def progress(iterable: Iterable, total: int | None = None, desc: str = "", unit: str = "it") -> Iterator:

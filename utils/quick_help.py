@@ -11,13 +11,17 @@ from importlib.machinery import ModuleSpec
 HEAVY = ("torch", "torchvision", "safetensors", "matplotlib", "scipy", "sklearn")
 
 
+def _stand_in(owner, name: str) -> "_Name":
+    """What any attribute of a stand-in is; Python itself asks for the names with two underscores."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Name(name, (), {})
+
+
 class _Name(type):
     """A class that stands for anything: a base class, a type, a value, a submodule, what makes a decorator."""
 
-    def __getattr__(cls, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Name(name, (), {})
+    __getattr__ = _stand_in
 
     def __getitem__(cls, key):
         return cls
@@ -27,10 +31,7 @@ class _Name(type):
 
 
 class _Module(types.ModuleType):
-    def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Name(name, (), {})
+    __getattr__ = _stand_in
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

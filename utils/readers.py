@@ -4,22 +4,23 @@ A page is an image of its own, named as its file with the page's number from 0 b
 largest value over all pages is scan#max.tif. list_images(root, stack) makes such names, read_image() reads them. Pages
 are: planes of depth, time or sequence of a TIFF, the first axis of a .npy of [N, H, W] (N, H, W > 4) or [N, H, W, C],
 frames of DICOM, leading axes of FITS, slices along the last axes of NIfTI, all axes but height, width and channels of
-Zarr, CZI, ND2 and LIF. Values are the physical ones: with the
-rescaling of DICOM, BSCALE of FITS and the slope of NIfTI. Rows are as stored: FITS counts them from the bottom.
+Zarr, CZI, ND2 and LIF. Values are the physical ones: with the rescaling of DICOM, BSCALE of FITS and the slope of
+NIfTI. Rows are as stored: FITS counts them from the bottom.
 """
 
 import json
-import logging
 import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.array_files import Check, Strict
+from utils.array_files import Check, open_tiff
+from utils.text import count_of, one_line
 
 STACKS = ("refuse", "pages", "max")
 _PAGE = re.compile(r"#(\d{4,}|max)(?=(\.\w+){1,2}$)")
@@ -34,85 +35,7 @@ class Stack(NamedTuple):
     page: Callable[[int], np.ndarray]
 
 
-@contextmanager
-def _tiff(path: Path) -> Iterator[Stack]:
-    import tifffile
-
-    strict, logger = Strict(logging.ERROR), logging.getLogger("tifffile")
-    logger.addHandler(strict)
-    try:
-        with tifffile.TiffFile(path) as file:
-            series = file.series[0]
-            lead = [place for place, axis in enumerate(series.axes) if axis not in "YXSC"]
-            count = math.prod(series.shape[place] for place in lead)
-
-            def page(number: int) -> np.ndarray:
-                if len(series.pages) == count:
-                    return series.pages[number].asarray()
-                rest = [place for place in range(series.ndim) if place not in lead]
-                whole = series.asarray().transpose(lead + rest).reshape(count, *(series.shape[place] for place in rest))
-                channels = [series.axes[place] for place in rest].index("C")
-                return np.moveaxis(whole[number], channels, -1)
-
-            sides = dict(zip(series.axes, series.shape, strict=True))
-            height, width = sides.pop("Y"), sides.pop("X")
-            yield Stack(count, (height, width, math.prod(sides.get(axis, 1) for axis in "SC")), page)
-    finally:
-        logger.removeHandler(strict)
-
-
-@contextmanager
-def _npy(path: Path) -> Iterator[Stack]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _FEW):
-        yield Stack(len(array), (*array.shape[1:], 1)[:3], lambda number: array[number])
-    else:
-        yield Stack(1, (*array.shape, 1, 1, 1)[:3], lambda number: array)
-
-
-@contextmanager
-def _dicom(path: Path) -> Iterator[Stack]:
-    import pydicom
-    from pydicom.pixels import apply_rescale
-
-    file = pydicom.dcmread(path, defer_size="1 MB")
-    count = int(file.get("NumberOfFrames") or 1)
-
-    def page(number: int) -> np.ndarray:
-        array = pydicom.pixels.pixel_array(path, index=number) if count > 1 else file.pixel_array
-        return apply_rescale(array, file)
-
-    yield Stack(count, (file.Rows, file.Columns, int(file.get("SamplesPerPixel") or 1)), page)
-
-
-@contextmanager
-def _fits(path: Path) -> Iterator[Stack]:
-    from astropy.io import fits
-
-    with fits.open(path, memmap=False) as file:
-        planes = [unit for unit in file if unit.is_image and unit.header["NAXIS"] >= 2]
-        if not planes:
-            raise ValueError("it holds no image of two axes or more")
-        *lead, height, width = planes[0].shape
-        size = height, width, 1
-        yield Stack(math.prod(lead), size, lambda number: planes[0].data.reshape(-1, height, width)[number])
-
-
-@contextmanager
-def _nifti(path: Path) -> Iterator[Stack]:
-    import nibabel
-
-    file: Any = nibabel.load(path)
-    shape = file.shape[2:]
-
-    def page(number: int) -> np.ndarray:
-        place = np.unravel_index(number, shape[::-1])[::-1]  # slices of the first volume come first
-        return np.asarray(file.dataobj[(slice(None), slice(None), *map(int, place))]).T
-
-    yield Stack(math.prod(shape), (file.shape[1], file.shape[0], 1), page)
-
-
-def _by_axes(axes: str, shape: tuple[int, ...], read: Callable[[tuple], np.ndarray]) -> Stack:
+def _stack_by_axes(axes: str, shape: tuple[int, ...], read: Callable[[tuple], np.ndarray]) -> Stack:
     """The pages of an array whose axes are named: Y, X, channels C or S; any others are pages, the last the fastest.
 
     read(index) gives a part of it, as array[index] does.
@@ -137,7 +60,68 @@ def _by_axes(axes: str, shape: tuple[int, ...], read: Callable[[tuple], np.ndarr
 
 
 @contextmanager
-def _zarr(path: Path) -> Iterator[Stack]:
+def _open_tiff(path: Path) -> Iterator[Stack]:
+    with open_tiff(path) as file:
+        series = file.series[0]
+        stack = _stack_by_axes(series.axes, series.shape, lambda index: series.asarray()[index])
+        if len(series.pages) == stack.count:  # each is stored by itself: none of the others need be read
+            stack = stack._replace(page=lambda number: series.pages[number].asarray())
+        yield stack
+
+
+@contextmanager
+def _open_npy(path: Path) -> Iterator[Stack]:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim == 4 or (array.ndim == 3 and array.shape[2] > _FEW):
+        yield Stack(len(array), (*array.shape[1:], 1)[:3], lambda number: array[number])
+    else:
+        yield Stack(1, (*array.shape, 1, 1, 1)[:3], lambda number: array)
+
+
+@contextmanager
+def _open_dicom(path: Path) -> Iterator[Stack]:
+    import pydicom
+    from pydicom.pixels import apply_rescale
+
+    file = pydicom.dcmread(path, defer_size="1 MB")
+    count = int(file.get("NumberOfFrames") or 1)
+
+    def page(number: int) -> np.ndarray:
+        array = pydicom.pixels.pixel_array(path, index=number) if count > 1 else file.pixel_array
+        return apply_rescale(array, file)
+
+    yield Stack(count, (file.Rows, file.Columns, int(file.get("SamplesPerPixel") or 1)), page)
+
+
+@contextmanager
+def _open_fits(path: Path) -> Iterator[Stack]:
+    from astropy.io import fits
+
+    with fits.open(path, memmap=False) as file:
+        planes = [unit for unit in file if unit.is_image and unit.header["NAXIS"] >= 2]
+        if not planes:
+            raise ValueError("it holds no image of two axes or more")
+        *lead, height, width = planes[0].shape
+        size = height, width, 1
+        yield Stack(math.prod(lead), size, lambda number: planes[0].data.reshape(-1, height, width)[number])
+
+
+@contextmanager
+def _open_nifti(path: Path) -> Iterator[Stack]:
+    import nibabel
+
+    file: Any = nibabel.load(path)
+    shape = file.shape[2:]
+
+    def page(number: int) -> np.ndarray:
+        place = np.unravel_index(number, shape[::-1])[::-1]  # slices of the first volume come first
+        return np.asarray(file.dataobj[(slice(None), slice(None), *map(int, place))]).T
+
+    yield Stack(math.prod(shape), (file.shape[1], file.shape[0], 1), page)
+
+
+@contextmanager
+def _open_zarr(path: Path) -> Iterator[Stack]:
     import zarr
 
     opened = zarr.open(path, mode="r")
@@ -154,30 +138,30 @@ def _zarr(path: Path) -> Iterator[Stack]:
         raise ValueError(f"it holds {opened.dtype}, or is packed by pickle: only plain numbers are read")
     if not axes:
         axes = {2: "YX", 3: "YXC" if opened.shape[-1] <= _FEW else "ZYX", 4: "ZYXC"}.get(opened.ndim, "")
-    yield _by_axes(axes, opened.shape, lambda index: np.asarray(opened[index]))
+    yield _stack_by_axes(axes, opened.shape, lambda index: np.asarray(opened[index]))
 
 
 @contextmanager
-def _nd2(path: Path) -> Iterator[Stack]:
+def _open_nd2(path: Path) -> Iterator[Stack]:
     import nd2
 
     with nd2.ND2File(path) as file:
         array = file.to_dask()
-        yield _by_axes("".join(file.sizes), array.shape, lambda index: array[index].compute())
+        yield _stack_by_axes("".join(file.sizes), array.shape, lambda index: array[index].compute())
 
 
 @contextmanager
-def _czi(path: Path) -> Iterator[Stack]:
+def _open_czi(path: Path) -> Iterator[Stack]:
     import czifile
 
     with czifile.CziFile(path) as file:
         array = file.asarray()
         axes = file.axes.replace("S", "P").replace("0", "S")  # its S are scenes, its 0 samples of a pixel
-        yield _by_axes(axes, array.shape, lambda index: array[index])
+        yield _stack_by_axes(axes, array.shape, lambda index: array[index])
 
 
 @contextmanager
-def _lif(path: Path) -> Iterator[Stack]:
+def _open_lif(path: Path) -> Iterator[Stack]:
     from readlif.reader import LifFile
 
     pages = [
@@ -199,14 +183,14 @@ class Reader(NamedTuple):
 
 
 READERS = {
-    ".tif": Reader(_tiff), ".tiff": Reader(_tiff), ".npy": Reader(_npy),
-    ".dcm": Reader(_dicom, "pydicom", "dicom"),
-    ".fits": Reader(_fits, "astropy", "fits"), ".fit": Reader(_fits, "astropy", "fits"),
-    ".fts": Reader(_fits, "astropy", "fits"),
-    ".zarr": Reader(_zarr, "zarr", "zarr"),
-    ".nd2": Reader(_nd2, "nd2", "microscopy"), ".czi": Reader(_czi, "czifile", "microscopy"),
-    ".lif": Reader(_lif, "readlif", "microscopy"),
-    ".nii": Reader(_nifti, "nibabel", "nifti"), ".nii.gz": Reader(_nifti, "nibabel", "nifti"),
+    ".tif": Reader(_open_tiff), ".tiff": Reader(_open_tiff), ".npy": Reader(_open_npy),
+    ".dcm": Reader(_open_dicom, "pydicom", "dicom"),
+    ".fits": Reader(_open_fits, "astropy", "fits"), ".fit": Reader(_open_fits, "astropy", "fits"),
+    ".fts": Reader(_open_fits, "astropy", "fits"),
+    ".zarr": Reader(_open_zarr, "zarr", "zarr"),
+    ".nd2": Reader(_open_nd2, "nd2", "microscopy"), ".czi": Reader(_open_czi, "czifile", "microscopy"),
+    ".lif": Reader(_open_lif, "readlif", "microscopy"),
+    ".nii": Reader(_open_nifti, "nibabel", "nifti"), ".nii.gz": Reader(_open_nifti, "nibabel", "nifti"),
 }  # fmt: skip
 FIELD_EXTENSIONS = tuple(ending for ending, reader in READERS.items() if reader.library)
 
@@ -216,7 +200,7 @@ def pages_of(root: Path, relative: str, stack: str) -> list[str]:
     if stack == "refuse" or not relative.lower().endswith(tuple(READERS)):
         return [relative]
     try:
-        with _open(root / relative) as opened:
+        with _open_stack(root / relative) as opened:
             count = opened.count
     except (ValueError, OSError):
         return [relative]  # named with the reason when it is read
@@ -249,30 +233,28 @@ def read(path: Path | str, check: Check) -> np.ndarray | None:
     match = None if path.exists() else _PAGE.search(path.name)
     if match is None and not path.name.lower().endswith(FIELD_EXTENSIONS):
         return None
-    with _open(place_of(path)) as opened:
+    with _open_stack(place_of(path)) as opened:
         if match is None and opened.count > 1:
             raise ValueError(
                 f"it holds {opened.count} pages; set data.stack of a run and --stack of a tool to pages or max"
             )
         check(*opened.size)
         if match and match[1] == "max":
-            array = opened.page(0)
-            for number in range(1, opened.count):
-                array = np.fmax(array, opened.page(number))
+            array = reduce(np.fmax, map(opened.page, range(opened.count)))
         else:
             number = int(match[1]) if match else 0
             if number >= opened.count:
-                raise ValueError(f"its file has {opened.count} pages")
+                raise ValueError(f"its file has {count_of(opened.count, 'page')}")
             array = opened.page(number)
     array = np.asarray(array)
     if array.ndim not in (2, 3) or not array.size:
         raise ValueError(f"its page has the shape {array.shape}, not [H, W] or [H, W, C]")
-    array = array if array.ndim == 3 else array[:, :, None]
+    array = np.atleast_3d(array)
     return array.astype(array.dtype.newbyteorder("="))
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Stack]:
+def _open_stack(path: Path) -> Iterator[Stack]:
     """The file's pages. Whatever a library raises is a ValueError."""
     ending = max((ending for ending in READERS if path.name.lower().endswith(ending)), key=len, default="")
     if not ending:
@@ -288,4 +270,4 @@ def _open(path: Path) -> Iterator[Stack]:
     except (ValueError, OSError):
         raise
     except Exception as error:  # libraries fail in many ways on a damaged file
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error

@@ -5,6 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from utils.text import count_of
+
 
 def spread_evenly(count: int, most: int) -> np.ndarray:
     """At most `most` of `count` numbers from 0, spread evenly: int64, rising."""
@@ -35,7 +37,7 @@ class IterationSampler:
     ):
         assert 0 <= rank < world_size
         if world_size > n:
-            raise ValueError(f"{world_size} ranks for {n} images: start at most {n} ranks.")
+            raise ValueError(f"{world_size} ranks for {count_of(n, 'image')}: start at most {count_of(n, 'rank')}.")
         if batch_size % world_size:
             raise ValueError(f"{option}{batch_size} is not a multiple of the {world_size} ranks.")
         self.n, self.batch_size, self.seed = n, batch_size, seed

@@ -13,10 +13,20 @@ def did_you_mean(word: str, known: Iterable[str], before: str = "", after: str =
     return f"{before}did you mean {close[0]}?{after}" if close else ""
 
 
-def list_some(names: Iterable[str], most: int = 5) -> str:
-    """The first of the sorted names, and how many more there are."""
+def list_some(names: Iterable[str]) -> str:
+    """The first five of the sorted names, and how many more there are."""
     names = sorted(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def count_of(number: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def duration(seconds: float) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import images, locks
-from utils.files import atomic_path
+from utils.files import write_text
+from utils.text import count_of
 
 BACKLOG = 32  # images that may wait to be written
 
@@ -33,20 +34,20 @@ class TreeWriter:
         self.root, self.relatives, self.fields, self.format = Path(root), relatives, fields, format
         self.files = images.source_files(source, relatives)
         self._check_claim()
-        twins = {self._name(relative): relative for relative in relatives}
+        twins = {self._twin_name(relative): relative for relative in relatives}
         existing = images.existing_images(root)
         if extra := sorted(existing - twins.keys()):
             raise ValueError(f"{root} holds {len(extra)} images that the source lacks, such as {extra[0]}; remove them")
         self.missing = {relative for name, relative in twins.items() if name not in existing}
         self._writing: deque[Future] = deque()
 
-    def _name(self, relative: str) -> str:
+    def _twin_name(self, relative: str) -> str:
         return str(images.twin("", relative, f".{self.format}"))
 
     def _check_claim(self) -> None:
         begun = images.read_manifest(self.root) or images.read_manifest(self.root, images.BEGUN)
         if begun is None and self.root.exists():
-            if not (self.root.is_dir() and all(_is_passing(path.name) for path in self.root.iterdir())):
+            if not (self.root.is_dir() and all(_is_temporary(path.name) for path in self.root.iterdir())):
                 raise ValueError(
                     f"{self.root} exists and was not made by this tool; remove it or choose another output"
                 )
@@ -59,7 +60,7 @@ class TreeWriter:
 
     @contextmanager
     def at_work(self, part: str = "") -> Iterator[bool]:
-        """Hold the tree, or this part of it, while it is written; begin()'s answer. A finished tree is left alone."""
+        """Holds the tree, or this part of it, while it is written; yields what begin() returns."""
         with nullcontext() if self._is_finished() else locks.locked(self.root, part):
             yield self.begin()
 
@@ -67,11 +68,11 @@ class TreeWriter:
         return not self.missing and (self.root / images.MANIFEST).exists()
 
     def begin(self) -> bool:
-        """Claim the folder before the first image is written. False, and said, where the tree is finished already."""
+        """Claims the folder before the first image is written. Returns False, and says so, where it is finished."""
         self._check_claim()  # once more: another tool may have been quicker
         if self._is_finished():
             images.check_unchanged(self.root, self.files)
-            print(f"{self.root} is finished already: {len(self.relatives)} images", flush=True)
+            print(f"{self.root} is finished already: {count_of(len(self.relatives), 'image')}", flush=True)
             return False
         self.root.mkdir(parents=True, exist_ok=True)
         _write_json(self.root / images.BEGUN, self.fields)
@@ -82,20 +83,21 @@ class TreeWriter:
         """Encode and write a twin in a worker. Waits where many are under way; raises what one of them has raised."""
         path = images.twin(self.root, relative, f".{self.format}")
         self._writing.append(pool.submit(images.write_image, path, image, self.format))
-        while len(self._writing) > BACKLOG:
-            self._writing.popleft().result()
+        self.wait(BACKLOG)
 
-    def wait(self) -> None:
-        """Until all that was given to write() is written; raises what a worker has raised, such as a full disk."""
-        while self._writing:
+    def wait(self, backlog: int = 0) -> None:
+        """Waits until at most `backlog` twins given to write() are unwritten; raises what a worker has raised, such as
+        a full disk."""
+        while len(self._writing) > backlog:
             self._writing.popleft().result()
 
     def finish(self) -> int:
-        """The number of twins that are missing still; the tree is marked as finished where it is none.
+        """Returns the number of twins that are still missing; where it is 0, marks the tree as finished.
 
-        What killed runs left is swept first. The mark comes last of all.
+        What killed runs left is swept first: the mark comes last of all.
         """
-        if missing := len({self._name(relative) for relative in self.relatives} - images.existing_images(self.root)):
+        twins = {self._twin_name(relative) for relative in self.relatives}
+        if missing := len(twins - images.existing_images(self.root)):
             return missing
         for leftover in self.root.rglob(".*.tmp-*"):
             leftover.unlink(missing_ok=True)
@@ -104,8 +106,8 @@ class TreeWriter:
         return 0
 
 
-def _is_passing(name: str) -> bool:
-    """Whether a file is there only while, or because, a tool of ours was at work: temporary files and locks."""
+def _is_temporary(name: str) -> bool:
+    """Whether a file is a temporary one or a lock of our tools, which say nothing about what else the folder holds."""
     return ".tmp-" in name or name.startswith(locks.NAME)
 
 
@@ -117,12 +119,11 @@ def check_apart(source: Path | str, target: Path | str) -> None:
 
 
 def report_errors(errors: list[str], done: str, unfinished: str) -> int:
-    """Say which images could not be read; the exit code."""
+    """Prints which images could not be read, a line for each, and returns the exit code."""
     print("\n".join(sorted(errors)), file=sys.stderr)
-    print(f"error: {len(errors)} images could not be {done}; {unfinished} not finished", file=sys.stderr)
+    print(f"error: {count_of(len(errors), 'image')} could not be {done}; {unfinished} not finished", file=sys.stderr)
     return 2
 
 
 def _write_json(path: Path, fields: dict) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(fields, indent=1, sort_keys=True) + "\n")

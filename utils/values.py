@@ -23,6 +23,7 @@ from utils.array_files import in_range
 from utils.images import MAX_PIXELS, MAX_PIXELS_HELP, MIXED, ImageError, read_manifest, stored_values
 from utils.readers import STACKS
 from utils.sampler import spread_evenly
+from utils.text import count_of
 
 ESTIMATED = ("auto", "percentile", "log")
 HELP = "auto, full, percentile, range=[lo,hi], log or log=[lo,hi]"
@@ -137,13 +138,13 @@ def resolve(
         return values, f"values: {values}, as {root} was made with"
     if text not in ESTIMATED:
         return Values.parse(text), f"values: {text}, as given"
-    arrays = _sample(root, relatives, channels, max_pixels)
+    arrays = _read_sample(root, relatives, channels, max_pixels)
     try:
-        values, reason = _estimate(text, arrays)
+        values, reason = _estimate_rule(text, arrays)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from None
     # By way of its text, so that the estimate and what is read back from a manifest are the same numbers.
-    return Values.parse(str(values)), f"values: {values} ({text}: {reason}, by {len(arrays)} images)"
+    return Values.parse(str(values)), f"values: {values} ({text}: {reason}, by {count_of(len(arrays), 'image')})"
 
 
 def manifest_entry(values: Values) -> dict[str, str]:
@@ -158,10 +159,10 @@ def rule_for_reading(values: Values, root: Path | str) -> Values:
 
 def is_deep(root: Path | str, relatives: list[str], channels: int, max_pixels: int = MAX_PIXELS) -> bool:
     """Whether any image of the sample has more than 8 bits."""
-    return any(array.dtype != np.uint8 for array in _sample(root, relatives, channels, max_pixels))
+    return any(array.dtype != np.uint8 for array in _read_sample(root, relatives, channels, max_pixels))
 
 
-def _sample(root: Path | str, relatives: list[str], channels: int, max_pixels: int) -> list[np.ndarray]:
+def _read_sample(root: Path | str, relatives: list[str], channels: int, max_pixels: int) -> list[np.ndarray]:
     """Stored values of PIXELS pixels at most of each of SAMPLE images; files that cannot be read are passed over."""
     arrays, error, relatives = [], None, sorted(relatives)
     for index in spread_evenly(len(relatives), SAMPLE):
@@ -184,10 +185,10 @@ def _sample(root: Path | str, relatives: list[str], channels: int, max_pixels: i
     return arrays
 
 
-def _estimate(text: str, arrays: list[np.ndarray]) -> tuple[Values, str]:
+def _estimate_rule(text: str, arrays: list[np.ndarray]) -> tuple[Values, str]:
     """The rule and the reason. ValueError where the values allow none."""
     if text == "auto":
-        return _automatic(arrays)
+        return _choose_rule(arrays)
     pooled = np.concatenate([array.reshape(-1).astype(np.float64) for array in arrays])
     finite = pooled[np.isfinite(pooled)]
     if text == "log":
@@ -201,7 +202,7 @@ def _estimate(text: str, arrays: list[np.ndarray]) -> tuple[Values, str]:
     return Values("log" if text == "log" else "range", float(low), float(high)), reason
 
 
-def _automatic(arrays: list[np.ndarray]) -> tuple[Values, str]:
+def _choose_rule(arrays: list[np.ndarray]) -> tuple[Values, str]:
     deep = [array for array in arrays if array.dtype != np.uint8]
     if not deep:
         return FULL, "8 bits"
@@ -210,7 +211,7 @@ def _automatic(arrays: list[np.ndarray]) -> tuple[Values, str]:
     floats = all(array.dtype.kind == "f" for array in deep)
     if floats and low >= 0 and high <= 1:
         return FULL, "floats in [0, 1]"
-    values, reason = _range_of_bits(deep, int(high)) if sixteen else _estimate("percentile", deep)
+    values, reason = _estimate_by_bits(deep, int(high)) if sixteen else _estimate_rule("percentile", deep)
     if len(deep) < len(arrays) and values.kind != "full":
         raise ValueError(
             f"8-bit files lie beside {_dtype_names(deep)} up to {high:g}: no rule fits both; give range=[lo,hi] or full"
@@ -218,14 +219,14 @@ def _automatic(arrays: list[np.ndarray]) -> tuple[Values, str]:
     return values, reason
 
 
-def _range_of_bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
+def _estimate_by_bits(arrays: list[np.ndarray], largest: int) -> tuple[Values, str]:
     """Of uint16: the range of the bits in use, or the percentiles where nearly all values are dark in it."""
     bits = max(8, largest.bit_length())
     top = 65535 if bits > 14 else 2**bits - 1
     bright = np.percentile(np.concatenate([array.reshape(-1) for array in arrays]), TAILS[1])
     reason = f"uint16 up to {largest}, {16 if bits > 14 else bits} bits"
     if bright < top / DARK and bright > 0:
-        return _estimate("percentile", arrays)[0], f"{reason}, but 99.9 % of the values are at most {bright:g}"
+        return _estimate_rule("percentile", arrays)[0], f"{reason}, but 99.9 % of the values are at most {bright:g}"
     return (FULL if top == 65535 else Values("range", 0, top)), reason
 
 

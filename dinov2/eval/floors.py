@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dinov2.checkpoint import Checkpoint
-from dinov2.config import escaped, load_defaults, load_run_config, save_run_config
+from dinov2.config import load_defaults, load_run_config, save_run_config
 from dinov2.eval import common, knn, linear
 from dinov2.eval.features import eval_view, labelled_dataset, why_without_labels
 from dinov2.models.pretrained import read_backbone
 from dinov2.models.vision_transformer import build_backbone
 from utils import distributed
 from utils.memory import keep_freed_memory
+from utils.nested import escaped
 
 EVALUATORS = {"knn": knn.evaluate, "linear": linear.evaluate}
 FLOORS = {"untrained-0": ("untrained", 0), "untrained-1": ("untrained", 1), "pixels": ("pixels", 0)}  # method, seed

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dinov2 import checkpoint
-from dinov2.config import anchor_source, escaped, load_run_config, stage_end, stage_overrides
+from dinov2.config import anchor_source, load_run_config, stage_end, stage_overrides
 from dinov2.data.dataset import ImageDataset, Mix, dataset_from_config
 from dinov2.objectives import OBJECTIVES, Objective
 from dinov2.train import identity
@@ -22,7 +22,7 @@ from dinov2.train.anchor import can_be_anchored, with_anchor
 from dinov2.train.optim import load_optimizer_state, optimizer_state
 from utils import distributed
 from utils.images import read_manifest
-from utils.nested import flatten
+from utils.nested import escaped, flatten
 from utils.noise import NoiseSpec
 
 # Keys and sections in which a stage and the run that it builds on must agree.

@@ -197,7 +197,7 @@ def test_shards_share_the_tree_and_the_last_one_finishes_it(model, tree, tmp_pat
     monkeypatch.setattr(denoise, "BLOCK", 3)
     run(model, tree, "--output", tmp_path / "one")
     run(model, tree, "--output", tmp_path / "many", "--shard", "1/3")
-    assert "images of other shards are to come" in capsys.readouterr().out
+    assert "images of other shards still to come" in capsys.readouterr().out
     assert images.read_manifest(tmp_path / "many") is None
     for rank in ("0", "2"):
         monkeypatch.setitem(os.environ, "RANK", rank)

@@ -32,9 +32,7 @@ import torch
 from dinov2.data.dataset import ImageDataset
 from dinov2.data.loader import make_eval_loader
 from dinov2.eval.instance_recog import Landmarks
-from Neighbor2Neighbor.data import Crops
-from Neighbor2Neighbor.denoise import _decode as denoise_decode
-from Neighbor2Neighbor.denoise import _size as denoise_size
+from Neighbor2Neighbor.data import Crops, read_noisy, read_or_message
 from Neighbor2Neighbor.validate import Validation
 from tests.attack.samples import image_files
 from utils import generate_noise, images
@@ -125,7 +123,10 @@ def _crops(root: Path, relative: str) -> str | None:
 
 
 def _denoise(root: Path, relative: str) -> str | None:
-    found = denoise_size(root / relative), denoise_decode(root, NONE, 0, 3, FULL, MAX_PIXELS, relative)
+    found = [
+        read_or_message(images.image_size, root / relative),
+        read_or_message(read_noisy, root, relative, NONE, 0, 3, FULL, MAX_PIXELS),
+    ]
     return next((item for item in found if isinstance(item, str)), None)
 
 

@@ -54,11 +54,11 @@ def test_it_learns_from_noisy_images_and_writes_a_copy(library, options, tmp_pat
 
 def test_the_neighbours_of_a_hidden_pixel_are_hidden_too():
     pytest.importorskip("careamics", reason="the user installs careamics: pip install careamics")
-    from exps.careamics_denoiser import hiding
+    from exps.careamics_denoiser import make_hiding
 
     batch = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     for mask, span in (("none", 1), ("square", 3), ("horizontal", 5)):
-        hidden, whole, where = hiding(mask, span, 0)(batch)
+        hidden, whole, where = make_hiding(mask, span, 0)(batch)
         assert torch.equal(whole, batch) and 20 < where.sum() < 80
         kernel = torch.ones(1, 1, 1 if mask == "horizontal" else span, span)
         near = F.conv2d(where.float(), kernel, padding="same") > 0  # the pixels, and those that share their noise

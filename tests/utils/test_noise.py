@@ -107,7 +107,7 @@ def test_keyed_noise_has_the_published_distribution(name):
 def test_the_table_draws_the_published_probabilities(name):
     """What the alias table draws, summed over its columns, is the formula's probability of each byte."""
     spec = NoiseSpec.parse(name)
-    entry = noise._table(spec).astype(np.int64).reshape(256, 256)
+    entry = noise._alias_table(spec).astype(np.int64).reshape(256, 256)
     threshold, alias = entry >> 8, entry & 255
     kept = np.where(alias == np.arange(256), 1 << 24, threshold)
     drawn = kept.copy()

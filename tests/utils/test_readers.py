@@ -129,7 +129,7 @@ def test_a_page_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, mon
     WRITERS[ending](tmp_path / f"scan.{ending}", STACK)
     (name, *_) = list_images(tmp_path, "pages")
     channels = stored_values(tmp_path / name, 1, max_pixels=120).shape[2]
-    monkeypatch.setattr(readers, "_open", _without_pages(readers._open))
+    monkeypatch.setattr(readers, "_open_stack", _without_pages(readers._open_stack))
     with pytest.raises(ImageError, match=f"10 x 12 px of {channels} channels? are more than the limit of 119 px"):
         stored_values(tmp_path / name, 1, max_pixels=119)
 
@@ -169,11 +169,11 @@ def test_what_only_a_microscope_writes_is_named_where_it_is_damaged(tmp_path, en
 
 def test_axes_may_stand_in_any_order():
     array = np.arange(2 * 3 * 4 * 5 * 2).reshape(2, 3, 4, 5, 2)
-    stack = readers._by_axes("TCYXZ", array.shape, lambda index: array[index])
+    stack = readers._stack_by_axes("TCYXZ", array.shape, lambda index: array[index])
     assert stack.count == 4 and stack.size == (4, 5, 3)
     assert np.array_equal(stack.page(3), array[1, :, :, :, 1].transpose(1, 2, 0))
     with pytest.raises(ValueError, match="have no height and width"):
-        readers._by_axes("TZ", (2, 3), None)
+        readers._stack_by_axes("TZ", (2, 3), None)
 
 
 def test_a_zarr_store_is_an_image_among_class_folders(tmp_path):

@@ -18,7 +18,7 @@ from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_r
 from utils.environment import record_environment
 from utils.report import __main__ as report
 from utils.report.check import noise_check
-from utils.report.curves import ANCHORED, INFORMATION, charts_of, denoisers, run_series, training
+from utils.report.curves import ANCHORED, INFORMATION, denoisers, draw_section, run_series, training
 from utils.report.data import Run, find_denoisers, find_runs
 from utils.report.page import page as make_page
 from utils.report.page import render_part
@@ -223,6 +223,7 @@ def test_errors_of_the_user(tmp_path):
 def test_long_logs_are_thinned_to_means():
     x, y = thin(np.arange(25_000), np.arange(25_000) % 2)
     assert len(x) == 300 and np.all(np.abs(y - 0.5) < 0.01) and np.all(np.diff(x) > 0)
+    assert np.isfinite(thin(np.arange(25_000), np.where(np.arange(25_000) % 9, 1, np.nan))[1]).all()
     x, y = thin([0, 1, 2], [1.0, float("nan"), 3.0])
     assert x.tolist() == [0, 2] and y.tolist() == [1, 3]
     chart = line_chart([Series("a", 0, range(25_000), range(25_000))], "epoch", "loss")[0].svg
@@ -260,7 +261,7 @@ def test_first_curve_is_the_information_and_entropies_have_their_maximum(page):
 
 def test_anchored_sum_has_an_axis_of_its_own(runs):
     found = find_runs([runs / "nct", runs / "dinov2"])
-    plain, own = ([chart.svg for chart in charts_of(name, found)] for name in ("Losses", ANCHORED))
+    plain, own = ([chart.svg for chart in draw_section(name, found)] for name in ("Losses", ANCHORED))
     assert "total loss" in plain[0] and "var(--s0)" in plain[0] and "var(--s2)" not in plain[0]
     assert "total loss" in own[0] and "var(--s2)" in own[0] and "var(--s0)" not in own[0]
     assert "anchor ibot loss" in own[1]
@@ -269,10 +270,10 @@ def test_anchored_sum_has_an_axis_of_its_own(runs):
 def test_older_logs_are_drawn_with_their_batch_entropy(tmp_path):
     rows = [{"epoch": e, "teacher_entropy": 6.0, "teacher_entropy_of_mean": 6.5} for e in range(3)]
     run = Run(tmp_path, {"dino": {"prototypes": 4096}}, [], rows)
-    ((chart, _),) = charts_of(INFORMATION, [run])
+    ((chart, _),) = draw_section(INFORMATION, [run])
     assert "teacher entropy" in chart and "ln K = 8.32" in chart
     newer = [row | {"target_entropy_cls": 6.0} for row in rows]
-    charts = [chart.svg for chart in charts_of(INFORMATION, [Run(tmp_path, {}, [], newer)])]
+    charts = [chart.svg for chart in draw_section(INFORMATION, [Run(tmp_path, {}, [], newer)])]
     assert len(charts) == 1 and "entropy of the targets, CLS" in charts[0] and "ln K =" not in charts[0]
 
 

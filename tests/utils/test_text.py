@@ -1,6 +1,6 @@
 """Phrases of messages."""
 
-from utils.text import did_you_mean, duration, list_some
+from utils.text import count_of, did_you_mean, duration, list_some, one_line
 
 
 def test_a_hint_names_the_most_alike_word_or_nothing():
@@ -12,6 +12,11 @@ def test_a_hint_names_the_most_alike_word_or_nothing():
 def test_long_lists_are_cut_and_the_rest_counted():
     assert list_some(["b", "a"]) == "a, b"
     assert list_some("gfedcba") == "a, b, c, d, e and 2 more"
+
+
+def test_a_count_agrees_with_its_noun_and_an_error_fits_a_line():
+    assert [count_of(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert one_line(ValueError("cut\n  at 3")) == "cut at 3" and one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
 def test_durations():

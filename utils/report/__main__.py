@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from utils import cli, report
-from utils.files import atomic_path
+from utils.files import write_text
 from utils.locks import sweep
 from utils.report.data import find_denoisers, find_runs
 from utils.report.page import page
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     output = options.output or Path(shared) / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     sweep(output.parent)
-    with atomic_path(output) as temporary:
-        temporary.write_text(page(runs, options.title, list(denoisers.values())), encoding="utf-8")
+    write_text(output, page(runs, options.title, list(denoisers.values())))
     print(f"report: {output}")
     return 0
 

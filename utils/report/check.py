@@ -7,11 +7,13 @@ from utils.files import atomic_path
 from utils.images import read_image
 from utils.report.data import denoiser_name
 from utils.report.plots import data_uri
+from utils.text import count_of
 
 
 def format_figures(check: dict) -> list[str]:
     """The correlations as lines of text."""
-    lines = [f"{check['patches']} flat patches of {check['images']} images; correlation of pixels 1, 2, 3, 4 apart:"]
+    looked_at = f"{check['patches']} flat patches of {count_of(check['images'], 'image')}"
+    lines = [f"{looked_at}; correlation of pixels 1, 2, 3, 4 apart:"]
     for kind, remark in (("correlation", ""), ("residual_correlation", "  (residuals)")):
         for name, values in (check[kind] or {}).items():
             lines.append(f"  {name:<10} " + "  ".join(f"{value:6.3f}" for value in values) + remark)

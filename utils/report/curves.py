@@ -39,12 +39,12 @@ PLOTS = {section: [Plot(**entry) for entry in entries] for section, entries in W
 
 def training(runs: list[Run]) -> dict | None:
     """Columns of metrics.jsonl in small charts with all runs in them; schedules and pace folded away."""
-    shown = {name: list(charts_of(name, runs)) for name in PLOTS if name not in (INFORMATION, DENOISER, LABEL_FREE)}
+    shown = {name: list(draw_section(name, runs)) for name in PLOTS if name not in (INFORMATION, DENOISER, LABEL_FREE)}
     shown = {name: charts for name, charts in shown.items() if charts}
     return {"runs": runs, "shown": shown, "folded": FOLDED} if shown else None
 
 
-def charts_of(section: str, runs: list[Run]) -> Iterator[Chart]:
+def draw_section(section: str, runs: list[Run]) -> Iterator[Chart]:
     """The charts of one section. The sum of an anchored run has terms that the others lack: an axis of its own."""
     columns = dict.fromkeys(column for run in runs for row in run.metrics for column in row)
     if "target_entropy_cls" in columns:
@@ -57,20 +57,20 @@ def charts_of(section: str, runs: list[Run]) -> Iterator[Chart]:
                 drawn.add(column)
                 shown = runs
                 if column == "total_loss":
-                    shown = [run for run in runs if anchored(run) == (section == ANCHORED)]
-                yield from chart_of(plot, match, shown)
+                    shown = [run for run in runs if is_anchored(run) == (section == ANCHORED)]
+                yield from draw_column(plot, match, shown)
 
 
-def anchored(run: Run) -> bool:
+def is_anchored(run: Run) -> bool:
     return any(column.startswith("anchor_") for row in run.metrics for column in row)
 
 
-def chart_of(plot: Plot, match: re.Match, runs: list[Run]) -> list[Chart]:
+def draw_column(plot: Plot, match: re.Match, runs: list[Run]) -> list[Chart]:
     """The chart of the matched column of all runs."""
     dashed = match.expand(plot.dashed)
     series = [run_series(run, match[0]) for run in runs]
     series += [run_series(run, dashed, dashed=True) for run in runs] if dashed else []
-    levels = [(value, f"ln K = {value:.2f}") for value in sorted(maxima(runs))] if plot.maximum else []
+    levels = [(value, f"ln K = {value:.2f}") for value in sorted(find_maxima(runs))] if plot.maximum else []
     levels += [(0.0, "")] if plot.zero else []
     ends = {found[1] for run in runs if (found := run.collapse())} if plot.zero else set()
     marks = [(epoch, "collapsed") for epoch in sorted(ends)]
@@ -90,7 +90,7 @@ def run_series(run: Run, column: str, dashed: bool = False) -> Series:
     return make_series(run.name, slot(run), run.metrics, column, run.restart, dashed)
 
 
-def maxima(runs: list[Run]) -> set[float]:
+def find_maxima(runs: list[Run]) -> set[float]:
     """ln K of the runs' heads: logged, in older runs from their configs."""
     found = set()
     for run in runs:
@@ -105,13 +105,13 @@ def results(table: Table) -> dict:
     apart, and its accuracy over epochs."""
     objectives, charts = table.by_objective(), []
     for name, runs in objectives.items():
-        accuracy = [evaluated(runs, metric, f"{title_of(metric)}, top-1 in %", NOTE) for metric in table.metrics]
+        accuracy = [draw_evaluated(runs, metric, f"{title_of(metric)}, top-1 in %", NOTE) for metric in table.metrics]
         prefix = f"{name}: " if len(objectives) > 1 else ""
-        charts.append((prefix, runs, list(charts_of(INFORMATION, runs)), list(chain(*accuracy))))
+        charts.append((prefix, runs, list(draw_section(INFORMATION, runs)), list(chain(*accuracy))))
     return {"table": table, "charts": charts}
 
 
-def evaluated(runs: list[Run], metric: str, title: str, note: str) -> list[Chart]:
+def draw_evaluated(runs: list[Run], metric: str, title: str, note: str) -> list[Chart]:
     """A metric of the evaluated checkpoints over the epochs, with the restarts marked."""
     series = [make_series(run.name, slot(run), run.select(metric), "value", run.restart) for run in runs]
     marks = [(epoch, "restart") for epoch in sorted({run.restart for run in runs} - {0})]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -12,9 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from utils.nested import map_texts
+from utils.nested import unescaped
 from utils.noise import NoiseSpec
 from utils.results import is_number, read_json_lines, read_results
+from utils.text import one_line
 from utils.yaml_files import load_yaml
 
 WORDS = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("words.yaml")))
@@ -86,8 +86,7 @@ class Run:
         return epochs
 
     def select(self, metric: str) -> list[dict]:
-        """Rows of one metric under the run's own noise, view and data, in order of epochs; of equal epochs the last
-        written.
+        """Rows of one metric under the run's own noise, view and data, one per epoch (the last written), in order.
 
         Protocols are never mixed: the one with the most epochs is taken, of equals the exact one.
         """
@@ -137,22 +136,18 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is no run: it has no config.yaml (name folders that dinov2.train wrote)")
     try:
         # References are not resolved: a saved config has none, and one from elsewhere could ask for the environment.
-        config = dict(_plain(OmegaConf.to_container(load_yaml(config_path))))
-        run = Run(path, config, read_results(path), [_figures(row) for row in read_json_lines(path / "metrics.jsonl")])
+        config = dict(unescaped(OmegaConf.to_container(load_yaml(config_path))))
+        metrics = [_keep_figures(row) for row in read_json_lines(path / "metrics.jsonl")]
+        run = Run(path, config, read_results(path), metrics)
         _ = run.restart, NoiseSpec.parse(run.noise)
     except Exception as error:  # YAML, OmegaConf and the disk each have errors of their own
-        raise ValueError(f"{config_path} can't be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{config_path} can't be read: {one_line(error)}") from error
     return run
 
 
-def _figures(row: dict) -> dict:
-    """What of a row of metrics.jsonl can be drawn, and the word for a collapse."""
+def _keep_figures(row: dict) -> dict:
+    """What can be drawn of a row of metrics.jsonl, and the word for a collapse."""
     return {key: v for key, v in row.items() if is_number(v) or (key == "collapsed" and isinstance(v, str))}
-
-
-def _plain(content: object) -> object:
-    """content with the texts that dinov2.config escaped as they were given."""
-    return map_texts(content, lambda text: re.sub(r"(\\*)\1\\\$\{", r"\1${", text))
 
 
 def find_runs(paths: list[Path]) -> list[Run]:

@@ -19,13 +19,13 @@ from utils.report.sections import configs, cost, environment, label_free, retrie
 from utils.report.table import KINDS, Table, is_ahead, learned, make_tables, title_of
 from utils.report.verdict import collapses, verdict
 from utils.results import VERSION
-from utils.text import duration
+from utils.text import count_of, duration, one_line
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
 )  # fmt: skip
-TEMPLATES.filters |= {"duration": duration, "title_of": title_of, "slot": slot}
+TEMPLATES.filters |= {"count_of": count_of, "duration": duration, "title_of": title_of, "slot": slot}
 TEMPLATES.globals |= {
     "kinds": KINDS, "information": INFORMATION, "is_ahead": is_ahead, "label": label, "learned": learned,
     "verdict": verdict,
@@ -47,8 +47,7 @@ def render_part(make: Callable[..., dict | None], *arguments) -> Markup:
         shown = make(*arguments)
         return getattr(macros, make.__name__)(**shown) if shown else Markup()
     except Exception as error:  # what is read here may have been damaged in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        reason = f"{make.__name__.replace('_', ' ')} is left out: {reason}"
+        reason = f"{make.__name__.replace('_', ' ')} is left out: {one_line(error)}"
         print(f"warning: {reason}", file=sys.stderr)
         return macros.remark(reason)
 

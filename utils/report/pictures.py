@@ -15,6 +15,7 @@ from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.report.data import Run, label
 from utils.report.plots import SERIES, data_uri, scatter
 from utils.report.table import Table
+from utils.text import one_line
 from utils.values import Values, rule_for_reading
 
 GRID_IMAGES = 4
@@ -32,7 +33,7 @@ class Picture(NamedTuple):
 
 
 def make_picture(image: np.ndarray | None, decibel: float | None = None, side: int = 2 * THUMBNAIL) -> Picture | None:
-    """Of an image [H, W, C], as visible() shows it; None leaves its place empty."""
+    """The picture of an image [H, W, C], as visible() shows it; None for None, which leaves its place empty."""
     if image is None:
         return None
     return Picture(data_uri(visible(image), side), decibel, max(image.shape[:2]) < THUMBNAIL)
@@ -59,6 +60,7 @@ def grid_views(run: Run, spec: NoiseSpec) -> Iterator[list[np.ndarray | None]]:
     """read_views() of a few images, spread evenly over the validation set."""
     data = run.config.get("data") or {}
     root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
+    seed = int(data.get("noise_seed", 0))
     values = rule_for_reading(Values.parse(data.get("values", "full")), root)
     denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
     suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
@@ -66,15 +68,16 @@ def grid_views(run: Run, spec: NoiseSpec) -> Iterator[list[np.ndarray | None]]:
     relatives = list_images(root / within, data.get("stack", "refuse"))
     for i in np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1]):
         name = within + relatives[i]
-        yield read_views(
-            root, name, spec, int(data.get("noise_seed", 0)), channels, values, twin(denoised, name, suffix)
-        )
+        yield read_views(root, name, spec, seed, channels, values, twin(denoised, name, suffix))
 
 
 def read_views(
     root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, values: Values, denoised: Path
 ) -> list[np.ndarray | None]:
-    """[the file, with noise, denoised]: None for what there is not. denoised: the file of that."""
+    """An image as its file holds it, with noise, and denoised; None for a view that there is not.
+
+    denoised: the file of the denoised image, which need not exist.
+    """
     source = read_image(root / relative, channels, "native", values)
     noisy = None if spec.kind == "none" else keyed_noise(source, spec, seed, noise_key(relative))
     return [source, noisy, read_image(denoised, channels, "native") if denoised.is_file() else None]
@@ -98,7 +101,7 @@ def pca(table: Table) -> dict | None:
                 with np.load(run.path / "pca.npz", allow_pickle=False) as file:
                     content = {key: file[key] for key in ("names", "views", "images", "components")}
             except Exception as error:  # a damaged archive fails in many ways
-                damaged.append(f"{run.path / 'pca.npz'} cannot be read: {' '.join(str(error).split())}")
+                damaged.append(f"{run.path / 'pca.npz'} cannot be read: {one_line(error)}")
                 print(f"warning: {damaged[-1]}", file=sys.stderr)
                 continue
             groups.setdefault(tuple(content["names"].tolist()), []).append((run, content))

@@ -34,7 +34,7 @@ STYLE = {
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 1, "lines.linewidth": 1.8,
     "lines.markersize": 5, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0,
 }  # fmt: skip
-CLEANED = {  # of an SVG: what the page has no use for, and what would change the whole of it
+CLEANED = {  # patterns in an SVG, and what replaces them: metadata has no use, a <style> holds for the whole page
     r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->": "",
     r"font: ([\d.]+px) [^;\"]*": r"font-size: \1",
     r"(font-size: [\d.]+px); font-family: [^;\"]*": r"\1",
@@ -61,14 +61,14 @@ class Series:
     dashed: bool = False
 
 
-def thin(x: Sequence[float], y: Sequence[float], points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Means over at most `points` bins of consecutive samples; values that are not finite are left out."""
+def thin(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Means over at most POINTS bins of consecutive samples; values that are not finite are left out."""
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     xs, ys = xs[np.isfinite(ys)], ys[np.isfinite(ys)]
-    if len(xs) <= points:
+    if len(xs) <= POINTS:
         return xs, ys
-    edges = np.linspace(0, len(x), points + 1).astype(int)
-    return np.add.reduceat(x, edges[:-1]) / np.diff(edges), np.add.reduceat(y, edges[:-1]) / np.diff(edges)
+    edges = np.linspace(0, len(xs), POINTS + 1).astype(int)
+    return np.add.reduceat(xs, edges[:-1]) / np.diff(edges), np.add.reduceat(ys, edges[:-1]) / np.diff(edges)
 
 
 def line_chart(

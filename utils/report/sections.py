@@ -8,7 +8,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from utils.environment import read_environment
-from utils.report.curves import LABEL_FREE, PLOTS, evaluated
+from utils.report.curves import LABEL_FREE, PLOTS, draw_evaluated
 from utils.report.data import Run, label, slot, sort_key
 from utils.report.plots import Series, line_chart
 from utils.report.table import title_of
@@ -56,7 +56,7 @@ def label_free(runs: list[Run]) -> dict | None:
     columns = [(metric, view, known[metric].title if metric in known else metric) for metric, view in keys]
     present = [run for run in runs if any(key[0] == run.path for key in last)]
     plots = [plot for plot in known.values() if plot.column in dict(keys)]
-    charts = [chart for plot in plots for chart in evaluated(present, plot.column, plot.title, plot.note)]
+    charts = [chart for plot in plots for chart in draw_evaluated(present, plot.column, plot.title, plot.note)]
     notes = [plot for plot in plots if plot.note not in {chart.note for chart in charts}]
     return {"runs": present, "columns": columns, "last": last, "charts": charts, "notes": notes} if present else None
 

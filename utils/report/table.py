@@ -118,29 +118,30 @@ def make_tables(runs: list[Run]) -> list[Table]:
     groups = groups or {(run.dataset, run.noise): [] for run in runs}
     for (dataset, noise), group in groups.items():
         group += [run for run in runs if run.dataset == dataset and (run.noise == noise or run in oracles)]
-    tables = [_table(dataset, noise, group, floors) for (dataset, noise), group in groups.items()]
+    tables = [make_table(dataset, noise, group, floors) for (dataset, noise), group in groups.items()]
     known = {run.dataset for run in runs}
     strange = dict.fromkeys(floor.dataset for floor in floors if floor.dataset not in known)
     tables[0].kept_out += [f"Floors of another data set, {name}, are kept out." for name in strange]
     return tables
 
 
-def _table(dataset: str, noise: str, runs: list[Run], floors: list[Run]) -> Table:
+def make_table(dataset: str, noise: str, runs: list[Run], floors: list[Run]) -> Table:
+    """The table of these runs; of `floors`, which may belong to any table, those that fit."""
     knn = knn_metric(runs)
     metrics = [m for m in (LINEAR, knn) if m and any(run.select(m) for run in runs)]
     runs = sorted(runs, key=lambda run: run.rank)
     names = dict.fromkeys(run.name for run in runs)
-    lines = [_line([run for run in runs if run.name == name], metrics) for name in names]
+    lines = [make_line([run for run in runs if run.name == name], metrics) for name in names]
     own = [f for f in floors if f.dataset == dataset and (f.noise == noise or f.view == "clean")]
     own.sort(key=lambda floor: floor.noise != noise)  # clean ones may have been made under several noises
     table = Table(dataset, noise, runs, metrics, lines, [], [])
     for line in lines:
-        line.floors = _floors_under(line, own, table)
+        line.floors = find_floors(line, own, table)
     return table
 
 
-def _floors_under(line: Line, floors: list[Run], table: Table) -> list[Line]:
-    """The floors of the line's own view that fit its runs; they are put into the table, or what keeps them out is."""
+def find_floors(line: Line, floors: list[Run], table: Table) -> list[Line]:
+    """The floors of the line's own view that fit its runs, also put into the table, which notes why others do not."""
     found = []
     for method in FLOORS:
         fitting = []
@@ -153,7 +154,7 @@ def _floors_under(line: Line, floors: list[Run], table: Table) -> list[Line]:
                     table.kept_out.append(sentence)
         known = next((one for one in table.floors if [f.path for f in one.runs] == [f.path for f in fitting]), None)
         if fitting and known is None:
-            known = _line(fitting, table.metrics)
+            known = make_line(fitting, table.metrics)
             table.floors.append(known)
         found += [known] if known else []
     return found
@@ -186,8 +187,8 @@ def knn_metric(runs: list[Run]) -> str | None:
     return preferred if preferred in common else min(common, key=lambda m: int(m[3:-5]), default=None)
 
 
-def _line(runs: list[Run], metrics: list[str]) -> Line:
-    """Epochs go on counting from the epoch that a run restarted from."""
+def make_line(runs: list[Run], metrics: list[str]) -> Line:
+    """The line of runs that differ in their seed alone. Epochs are counted on from where a run restarted."""
     cells, shown = {}, []
     for metric in metrics:
         series = [(run.restart, rows) for run in runs if (rows := run.select(metric))]

@@ -7,6 +7,7 @@ from itertools import pairwise
 from utils.report.data import FLOORS, METHODS, WORDS, Run
 from utils.report.table import NEEDED, Cell, Line, Table, title_of
 from utils.significance import difference
+from utils.text import count_of
 
 EQUAL_ALLOWED = {"n2n", "clean"}  # NCT <= N2N + DINOv2 <= clean; up to NCT each is strictly above the one before
 
@@ -81,7 +82,7 @@ def ordering(finals: dict[str, Cell], objective: str = "DINOv2") -> str:
 
 
 def kept_out(table: Table) -> list[str]:
-    """On floors that were left out, and on those that there are not."""
+    """Sentences on the floors that were left out, and on those that are missing."""
     sentences = list(table.kept_out)
     lacking = [line.name for line in table.lines if line.cells and not {f.method for f in line.floors} >= set(NEEDED)]
     if lacking:
@@ -90,7 +91,7 @@ def kept_out(table: Table) -> list[str]:
 
 
 def caveats(table: Table) -> list[str]:
-    """On which figures the sentences rest, and how well they are known."""
+    """Sentences on the figures that the others rest on, and on how well they are known."""
     present = {line.runs[0].name for line in table.lines}
     wanted = [words["name"] for method, words in METHODS.items() if (method, table.noise) != ("clean", "none")]
     possible = [name.replace("DINOv2", objective) for objective in table.by_objective() for name in wanted]
@@ -109,7 +110,7 @@ def caveats(table: Table) -> list[str]:
     if table.val_images:
         margin = 100 * 1.96 * (0.25 / table.val_images) ** 0.5
         sentences.append(
-            f"With {table.val_images} validation images a figure near 50\u00a0% is known to about ±{margin:.1f} "
-            "points (95\u00a0%)."
+            f"With {count_of(table.val_images, 'validation image')} a figure near 50\u00a0% is known to about "
+            f"±{margin:.1f} points (95\u00a0%)."
         )
     return sentences
