@@ -45,7 +45,7 @@ from dinov2.run.subset import link, spread
 from dinov2.run.survey import Survey, look_at
 from utils import cli
 from utils.files import write_text
-from utils.images import list_images
+from utils.images import MAX_PIXELS, list_images
 from utils.locks import locked
 from utils.readers import STACKS
 from utils.text import duration
@@ -97,8 +97,9 @@ class Request:
         o.reading = ["--stack", self.stack] if self.stack != "refuse" else []
         return o
 
-    def look(self, root: str, layout: Layout, values: str) -> Survey:
-        return look_at(root, layout, None if self.channels is None else str(self.channels), values)
+    def look(self, root: str, layout: Layout, values: str, max_pixels: str | None) -> Survey:
+        channels = None if self.channels is None else str(self.channels)
+        return look_at(root, layout, channels, values, int(max_pixels or MAX_PIXELS))
 
 
 def pretrain(folder: Path | str, *settings: str, **options) -> Path:
@@ -113,14 +114,16 @@ def pretrain(folder: Path | str, *settings: str, **options) -> Path:
     check_early(request, o)
     layout = Layout(request.val, o.given("data.group"), o.given("data.labels"), stack=request.stack)
     scaled = Options(scale=request.scale).of_scale("data.values") if request.scale else None
-    survey = request.look(o.data, layout, o.given("data.values") or request.values or scaled or "auto")
+    limit = o.given("data.max_pixels")
+    o.reading += ["--max-pixels", limit] if limit else []
+    survey = request.look(o.data, layout, o.given("data.values") or request.values or scaled or "auto", limit)
     total = survey.count
     if request.steps and not o.dry and (names := trial_images(request, o)):
         o.data = f"{o.output}/images-{len(names)}"
         link(request.folder, names, o.data, layout.labels)
         if layout.labels:
             o.overrides.append(f"data.labels={o.data}/labels.csv")  # not one of this name in the working folder
-        survey = request.look(o.data, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule))
+        survey = request.look(o.data, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule), limit)
     plan = Plan(o, survey, choices_of(request, o, survey), total)
     with locked(o.output, "-quickstart"):
         plan.fill(list(request.evaluate))

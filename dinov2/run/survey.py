@@ -16,7 +16,7 @@ import numpy as np
 from dinov2.data.index import Index, build_index, has_images
 from dinov2.data.splits import SPLITS, Layout, has_splits
 from utils import values
-from utils.images import ImageError, of_channels, own_shape, read_image
+from utils.images import MAX_PIXELS, ImageError, of_channels, own_shape, read_image
 from utils.sampler import spread_evenly
 
 SAMPLE = 64
@@ -38,6 +38,7 @@ class Survey:
     channels: int
     deep: bool  # more than 8 bits
     rule: values.Values
+    max_pixels: int  # of a file; one that claims more is refused
     notes: tuple[str, ...]  # sentences for the plan
 
     @property
@@ -50,7 +51,7 @@ class Survey:
 
     def read(self, relative: str) -> np.ndarray:
         """An image as the runs will read it: [H, W, C], uint8 or float32 in [0, 1]."""
-        return read_image(Path(self.root, relative), self.channels, "native", self.rule)
+        return read_image(Path(self.root, relative), self.channels, "native", self.rule, self.max_pixels)
 
     @property
     def labelled(self) -> bool:
@@ -67,7 +68,7 @@ class Survey:
         return sum(h * w * number for (h, w), number in self.shapes.items()) / self.looked_at
 
 
-def look_at(root: str, layout: Layout, channels: str | None, text: str) -> Survey:
+def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixels: int = MAX_PIXELS) -> Survey:
     """Looks at a folder of images. ValueError, which names the way out, where nothing can be trained on it.
 
     channels: "majority" or a number: images of other channels are left out; None: all must have the same.
@@ -87,11 +88,11 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str) -> Surve
         shapes = {name: shape for name, shape in shapes.items() if _is_readable_as(shape[2], layout.only)}
         notes.append(left_out)
     number = layout.only or max(shape[2] for shape in shapes.values())
-    rule, reason = values.resolve(text, root, train.relatives, number)
-    deep = rule.kind != "full" or values.is_deep(root, train.relatives, number)
+    rule, reason = values.resolve(text, root, train.relatives, number, max_pixels)
+    deep = rule.kind != "full" or values.is_deep(root, train.relatives, number, max_pixels)
     counts = Counter(shape[:2] for shape in shapes.values())
     sentences = tuple(filter(None, [*notes, reason]))
-    found = Survey(root, layout, train, val, len(shapes), counts, number, deep, rule, sentences)
+    found = Survey(root, layout, train, val, len(shapes), counts, number, deep, rule, max_pixels, sentences)
     if found.side < SMALLEST:
         small = f"images of {found.side} px per side are too small for crops"
         raise ValueError(f"{root}: {small}: enlarge them to {SMALLEST} px or more")

@@ -189,6 +189,14 @@ def write_rows(path: Path, rows: list) -> Path:
     return path
 
 
+def test_the_largest_file_allowed_is_the_same_for_the_survey_and_the_denoiser(tmp_path, capsys):
+    folder = make_images(tmp_path / "d")
+    assert "more than the limit of 500 px" in refused(folder, "--output", tmp_path / "o", "data.max_pixels=500")
+    assert main([str(folder), "--dry-run", "--output", str(tmp_path / "o"), "data.max_pixels=2000"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if "Neighbor2Neighbor." in line]
+    assert commands and all("--max-pixels 2000" in line for line in commands)
+
+
 def test_tables_of_labels(tmp_path):
     folder = make_images(tmp_path / "d")
     names = sorted(path.name for path in folder.iterdir())
