@@ -85,7 +85,9 @@ def test_two_ranks_have_the_gradients_of_one(tmp_path):
         one = gradients(name)
         assert one.keys() == two[name].keys()
         for key, value in one.items():
-            torch.testing.assert_close(two[name][key], value, atol=1e-5, rtol=1e-4, msg=f"{name} {key}")
+            # Float32 products round by the size of the batch, on some processors more than on others.
+            atol = 1e-5 * max(1.0, float(value.abs().max()))
+            torch.testing.assert_close(two[name][key], value, atol=atol, rtol=1e-4, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("name", ["dino", "ibot"])
