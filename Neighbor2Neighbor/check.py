@@ -75,7 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     result["verdict"] = verdict(result, jpeg=all(name.lower().endswith((".jpg", ".jpeg")) for name in names))
     print("\n".join([*format_figures(result), *result["verdict"]]), flush=True)
     if folder := args.output or (args.model and args.model.parent):
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "check.json", json.dumps(result, indent=1) + "\n")
         draw(result, folder / "check.png")
     return 0

@@ -303,7 +303,6 @@ class Training:
 
     def record(self) -> None:
         """Write config.json."""
-        self.output.mkdir(parents=True, exist_ok=True)
         config = {name: value for name, value in vars(self.args).items() if name != "config"}
         write_text(self.output / "config.json", json.dumps(config, indent=1) + "\n")
 

@@ -21,7 +21,7 @@ from dinov2.keys import FREE_FORM, PAGE, RENAMED, STAGE, Key, check_choice, defa
 from utils.files import write_text
 from utils.nested import escaped, walk
 from utils.noise import NoiseSpec
-from utils.text import did_you_mean
+from utils.text import did_you_mean, one_line
 from utils.values import check as check_values
 from utils.yaml_files import load_yaml
 
@@ -114,7 +114,8 @@ def _insert_objective(arguments: list[str]) -> list[str | DictConfig]:
 
 def finish(cfg: DictConfig, validated: bool = True) -> DictConfig:
     """Resolves interpolations, so that the saved config is complete by itself, and checks combinations."""
-    missing = [key for key in ("output_dir", "data.root") if key in OmegaConf.missing_keys(cfg)]
+    unset = OmegaConf.missing_keys(cfg)
+    missing = [key for key in ("output_dir", "data.root") if key in unset]
     if missing and validated:
         raise ValueError(f"{missing[0]} is not set: give {missing[0]}=FOLDER")
     try:
@@ -157,7 +158,7 @@ def _read_yaml(path: Path) -> DictConfig:
     try:
         content = load_yaml(path)
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is no YAML: {one_line(error)}") from None
     if not OmegaConf.is_dict(content):
         raise ValueError(f"{path} must hold keys and values")
     return content

@@ -48,7 +48,7 @@ from utils.files import write_text
 from utils.images import MAX_PIXELS, list_images
 from utils.locks import locked
 from utils.readers import STACKS
-from utils.text import duration
+from utils.text import count_of, duration
 
 TRIAL_IMAGES = 256  # that a trial looks at, at least
 # Keys that the denoiser must hear of too → the option that tells both.
@@ -97,9 +97,9 @@ class Request:
         o.reading = ["--stack", self.stack] if self.stack != "refuse" else []
         return o
 
-    def look(self, root: str, layout: Layout, values: str, max_pixels: str | None) -> Survey:
+    def look(self, o: Options, layout: Layout, values: str) -> Survey:
         channels = None if self.channels is None else str(self.channels)
-        return look_at(root, layout, channels, values, int(max_pixels or MAX_PIXELS))
+        return look_at(o.data, layout, channels, values, int(o.given("data.max_pixels") or MAX_PIXELS))
 
 
 def pretrain(folder: Path | str, *settings: str, **options) -> Path:
@@ -114,16 +114,14 @@ def pretrain(folder: Path | str, *settings: str, **options) -> Path:
     check_early(request, o)
     layout = Layout(request.val, o.given("data.group"), o.given("data.labels"), stack=request.stack)
     scaled = Options(scale=request.scale).of_scale("data.values") if request.scale else None
-    limit = o.given("data.max_pixels")
-    o.reading += ["--max-pixels", limit] if limit else []
-    survey = request.look(o.data, layout, o.given("data.values") or request.values or scaled or "auto", limit)
+    survey = request.look(o, layout, o.given("data.values") or request.values or scaled or "auto")
     total = survey.count
     if request.steps and not o.dry and (names := trial_images(request, o)):
         o.data = f"{o.output}/images-{len(names)}"
         link(request.folder, names, o.data, layout.labels)
         if layout.labels:
             o.overrides.append(f"data.labels={o.data}/labels.csv")  # not one of this name in the working folder
-        survey = request.look(o.data, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule), limit)
+        survey = request.look(o, replace(survey.layout, labels=o.given("data.labels")), str(survey.rule))
     plan = Plan(o, survey, choices_of(request, o, survey), total)
     with locked(o.output, "-quickstart"):
         plan.fill(list(request.evaluate))
@@ -229,7 +227,7 @@ class Plan:
         parts = f"{len(survey.train.relatives)} train, {len(survey.val.relatives)} val" if survey.val else "all train"
         labels = f"{len(survey.train.classes)} classes" if survey.labelled else "no labels"
         print(f"  images    {some}: {parts}, {labels}")
-        print(f"  sizes     {_describe_sizes(survey)}; {survey.channels} channel{'s' * (survey.channels > 1)}")
+        print(f"  sizes     {_describe_sizes(survey)}; {count_of(survey.channels, 'channel')}")
         for note in survey.notes:
             print(f"  {'' if ':' in note[:9] else 'note: '}{note}")
         print(f"  noise     {o.noises[0]}; methods: {', '.join(o.methods)}; evaluation: {', '.join(o.evals)}")

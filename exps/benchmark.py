@@ -319,7 +319,6 @@ def main(argv: list[str] | None = None) -> None:
         "machine": machine, "command": sys.argv, "matrix_flops_per_s": rates,
         "config": job.config, "cases": [m.row() for m in measurements],
     }  # fmt: skip
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.output, json.dumps(content, indent=1) + "\n")
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print("matrix products: " + ", ".join(f"{p} {rate / 1e9:.0f} GFLOP/s" for p, rate in rates.items()) + "\n")

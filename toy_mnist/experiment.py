@@ -65,7 +65,6 @@ def claim_folder(folder: Path, data: Digits, epochs: int) -> None:
     settings = {"dataset": data.name, "train_crc32": zlib.crc32(data.train_images.numpy()), "epochs": epochs}
     path = folder / "settings.json"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings))
     elif json.loads(path.read_text()) != settings:
         raise ValueError(f"{folder} holds results of other images or other --epochs; choose another --output")

@@ -21,7 +21,6 @@ CODE = Path(__file__).resolve().parents[1]
 
 def record_environment(run: Path) -> None:
     """Appends this process's environment to the run's list."""
-    run.mkdir(parents=True, exist_ok=True)
     entries = [*read_environment(run), environment()]
     write_text(run / FILE, json.dumps(entries, indent=1) + "\n")
 

@@ -33,6 +33,7 @@ from utils.memory import keep_freed_memory
 from utils.noise import NoiseSpec
 from utils.progress import Progress
 from utils.results import append_result, read_results, what_is_learned
+from utils.text import one_line
 
 Result = tuple[str, float, dict]  # metric, value (percent for accuracies and mAP), details
 ROW_FIELDS = ("noise", "view", "dataset", "protocol")  # those that details may replace
@@ -146,7 +147,7 @@ def load_settings(folder: Path, overrides: list[str]) -> DictConfig:
         try:
             value = parse_value(key, text)
         except (OmegaConfBaseException, YAMLError) as error:
-            raise ValueError(f"{override!r} can't be read: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{override!r} can't be read: {one_line(error)}") from error
         keys()[key].check_kind(key, value)
         keys()[key].check_bounds(key, value)
         OmegaConf.update(cfg, key, value)

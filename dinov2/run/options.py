@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from dinov2.config import CONFIGS, overlay_names
 from dinov2.eval import EVALUATORS
 from utils.noise import NoiseSpec
-from utils.text import did_you_mean
+from utils.text import count_of, did_you_mean
 
 METHODS = ("dinov2", "n2n", "nc", "nct", "clean")
 # What runs the commands: by its short name, where that is the same program.
@@ -256,7 +256,7 @@ def _set_channels(options: Options) -> None:
     channels = options.channels
     if channels:
         if channels != 3 and None in (options.given("data.mean"), options.given("data.std")):
-            numbers = f"{channels} number{'s' if channels > 1 else ''} each"
+            numbers = f"{count_of(channels, 'number')} each"
             raise ValueError(f"--channels {channels} needs data.mean=[...] and data.std=[...], {numbers}")
         options.overrides.append(f"data.in_chans={channels}")
         options.copies = "npy"

@@ -66,7 +66,8 @@ def runs_of(o: Options) -> Iterator[tuple[str, str]]:
 
 def reading(o: Options) -> list[str]:
     """Options of the tools that say how files are read."""
-    return [*(["--max-pixels", str(o.max_pixels)] if o.max_pixels else []), *o.reading]
+    limit = o.given("data.max_pixels")
+    return [*(["--max-pixels", limit] if limit else []), *o.reading]
 
 
 def copies(o: Options) -> list[str]:
