@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from utils.array_files import Check, open_tiff
 from utils.text import count_of, one_line
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPageSeries
 
 STACKS = ("refuse", "pages", "max")
 _PAGE = re.compile(r"#(\d{4,}|max)(?=(\.\w+){1,2}$)")
@@ -63,10 +66,31 @@ def _stack_by_axes(axes: str, shape: tuple[int, ...], read: Callable[[tuple], np
 def _open_tiff(path: Path) -> Iterator[Stack]:
     with open_tiff(path) as file:
         series = file.series[0]
-        stack = _stack_by_axes(series.axes, series.shape, lambda index: series.asarray()[index])
-        if len(series.pages) == stack.count:  # each is stored by itself: none of the others need be read
-            stack = stack._replace(page=lambda number: series.pages[number].asarray())
-        yield stack
+        yield _stack_by_axes(series.axes, series.shape, _part_reader(file, series))
+
+
+def _part_reader(file: "TiffFile", series: "TiffPageSeries") -> Callable[[tuple], np.ndarray]:
+    """read(index) of a series, that reads no more of the file than it must: pages of large stacks are read singly."""
+    stored = series.keyframe.shape
+    leading = series.shape[: len(series.shape) - len(stored)]
+    if series.dataoffset is not None and series.dtype is not None:  # in one piece, as ImageJ writes them
+        dtype = np.dtype(file.byteorder + series.dtype.char)
+        mapped = file.filehandle.memmap_array(dtype, series.shape, offset=series.dataoffset)
+        return lambda index: np.array(mapped[index])
+    if math.prod(leading) != len(series.pages):
+        return lambda index: series.asarray()[index]
+
+    numbers = np.arange(len(series.pages)).reshape(leading)
+
+    def read(index: tuple) -> np.ndarray:
+        chosen = numbers[index[: len(leading)]]
+        planes = [series.pages[int(number)] for number in chosen.flat]
+        if None in planes:
+            raise ValueError("its header names a plane that the file does not hold")
+        array = np.stack([plane.asarray() for plane in planes]).reshape(chosen.shape + stored)
+        return array[(Ellipsis, *index[len(leading) :])]
+
+    return read
 
 
 @contextmanager
@@ -101,9 +125,8 @@ def _open_fits(path: Path) -> Iterator[Stack]:
         planes = [unit for unit in file if unit.is_image and unit.header["NAXIS"] >= 2]
         if not planes:
             raise ValueError("it holds no image of two axes or more")
-        *lead, height, width = planes[0].shape
-        size = height, width, 1
-        yield Stack(math.prod(lead), size, lambda number: planes[0].data.reshape(-1, height, width)[number])
+        shape = planes[0].shape
+        yield _stack_by_axes("Z" * (len(shape) - 2) + "YX", shape, lambda index: planes[0].section[index])
 
 
 @contextmanager

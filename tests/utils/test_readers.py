@@ -103,6 +103,36 @@ def test_pages_are_images_with_names_of_their_own(tmp_path, ending):
         read_image(tmp_path / f"{before}#0003.{last}", channels, "native", values)
 
 
+TIFFS = {  # how tifffile writes: in one piece, plane by plane, as volumes
+    "imagej": {"imagej": True, "metadata": {"axes": "TZCYX"}},
+    "big endian": {"ome": True, "metadata": {"axes": "TZCYX"}, "byteorder": ">"},
+    "compressed": {"ome": True, "metadata": {"axes": "TZCYX"}, "compression": "zlib"},
+    "volumes": {"metadata": {"axes": "TCZYX"}, "volumetric": True, "tile": (16, 16, 16)},
+}
+
+
+@pytest.mark.parametrize("way", TIFFS)
+def test_a_page_of_a_tiff_is_read_alone(tmp_path, monkeypatch, way):
+    array = np.random.default_rng(0).integers(0, 60000, (2, 3, 2, 20, 24), np.uint16)  # [T, Z, C, H, W]
+    stored = array.swapaxes(1, 2) if way == "volumes" else array
+    tifffile.imwrite(tmp_path / "scan.tif", stored, photometric="minisblack", **TIFFS[way])
+    if way != "volumes":
+        monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", lambda *_, **__: pytest.fail("all of the file is read"))
+    pages = list_images(tmp_path, "pages")
+    assert len(pages) == 6
+    for page, truth in zip(pages, array.reshape(6, 2, 20, 24), strict=True):
+        assert np.array_equal(stored_values(tmp_path / page, 2), np.moveaxis(truth, 0, -1))
+
+
+def test_a_plane_that_a_tiff_lacks_is_named(tmp_path):
+    path = tmp_path / "scan.tif"
+    tifffile.imwrite(path, STACK.astype(np.uint16), ome=True, metadata={"axes": "ZYX"}, compression="zlib")
+    tifffile.tiffcomment(path, tifffile.tiffcomment(path).replace('SizeZ="3"', 'SizeZ="4"').encode())
+    assert stored_values(tmp_path / "scan#0002.tif", 1).shape == (10, 12, 1)
+    with pytest.raises(ImageError, match=r"#0003\..*names a plane that the file does not hold"):
+        stored_values(tmp_path / "scan#0003.tif", 1)
+
+
 @pytest.mark.parametrize("ending", ["dcm", "fits", "nii", "tif"])
 def test_a_stack_is_refused_with_the_way_out(tmp_path, ending):
     WRITERS[ending](tmp_path / f"scan.{ending}", STACK)
