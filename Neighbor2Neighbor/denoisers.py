@@ -13,7 +13,6 @@ precision=...). NonLocalMeans below is such a class.
 import hashlib
 import importlib
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from Neighbor2Neighbor.data import pad_reflect, unit_values
 from Neighbor2Neighbor.unet import UNet, load_unet
 from utils.noise import Gauss, NoiseSpec
+from utils.precision import autocast
 
 TILE = 1024  # pixels per side; larger images are denoised in parts
 
@@ -141,11 +141,6 @@ def training_options(model: Path | None) -> dict:
         return options if "increase_ratio" in options else {}  # another program's, as a Hugging Face model's
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); it says how {model} was trained") from error
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision for one pass of the network, or none."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:

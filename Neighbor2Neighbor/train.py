@@ -28,7 +28,6 @@ from torch.nn.parallel import DistributedDataParallel
 from yaml import YAMLError
 
 from Neighbor2Neighbor.data import Crops, choose_crop, make_loader, training_images, unit_values
-from Neighbor2Neighbor.denoisers import autocast
 from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
 from Neighbor2Neighbor.validate import Validation
@@ -39,6 +38,7 @@ from utils.locks import locked
 from utils.memory import keep_freed_memory
 from utils.metrics_log import MetricsLog
 from utils.noise import EXAMPLES, NoiseSpec
+from utils.precision import autocast
 from utils.progress import Progress
 from utils.sampler import IterationSampler
 from utils.tensor_files import load_tensors

@@ -11,7 +11,6 @@ needed. A killed call goes on where it was when it is given once more.
 import argparse
 import hashlib
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from dinov2.config import config_hash
 from dinov2.data.dataset import ImageDataset, dataset_from_config
 from dinov2.data.eval_transforms import CentreCrop, Preprocess
 from dinov2.data.loader import make_eval_loader
-from dinov2.eval.features import PRECISIONS, check_finite
+from dinov2.eval.features import check_finite
 from dinov2.keys import check_choice
 from dinov2.models import pretrained
 from dinov2.models.vision_transformer import VisionTransformer
@@ -32,6 +31,7 @@ from utils.feature_map import MOST, thumbnail, write_map
 from utils.feature_table import PartialRows, check_table, names_path, write_table
 from utils.images import ImageError
 from utils.locks import sweep
+from utils.precision import DTYPES, autocast
 from utils.progress import Progress
 from utils.sampler import spread_evenly
 from utils.text import count_of
@@ -93,14 +93,14 @@ def embed(
     device = _find_device(device or distributed.device())
     cfg = _settings_for(backbone, folder, {"resize": size, "crop": crop, "batch_size": batch_size}, workers)
     precision = precision or (cfg.train.precision if device.type == "cuda" else "fp32")
-    check_choice("precision", precision, PRECISIONS)
+    check_choice("precision", precision, DTYPES)
     shape = _row_shape(backbone, cfg, tokens)
     dataset, output = _list_images(cfg), None if output is None else _check_output(Path(output), Path(folder), shape)
     key = "" if output is None else _hash_what_decides(backbone, cfg, dataset, f"{tokens} {precision} {device.type}")
     for written in filter(None, (output, map)):
         sweep(Path(written).parent)
     partial = PartialRows(output, shape, key)
-    _compute_rows(partial, backbone.to(device).eval(), cfg, dataset, tokens, device, PRECISIONS[precision], skip_bad)
+    _compute_rows(partial, backbone.to(device).eval(), cfg, dataset, tokens, device, precision, skip_bad)
     names, values = [name for name in dataset.relatives if name not in partial.bad], partial.values()
     for name, reason in partial.bad.items():
         print(f"left out: {name} ({reason})", file=sys.stderr)
@@ -177,13 +177,17 @@ def _hash_what_decides(backbone: VisionTransformer, cfg: DictConfig, dataset: Im
 
 
 @torch.inference_mode()
-def _compute_rows(partial: PartialRows, backbone, cfg, dataset, tokens: str, device, dtype, skip_bad: bool) -> None:
+def _compute_rows(
+    partial: PartialRows, backbone, cfg, dataset, tokens: str, device, precision: str, skip_bad: bool
+) -> None:
     """Computes the rows that `partial` lacks."""
     transform = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
     more = {"workers": cfg.data.workers, "device": device, "start": partial.next, "skip_bad": skip_bad}
-    context = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
     names, loader = dataset.relatives, make_eval_loader(dataset, cfg.eval.batch_size, **more)
-    with Progress(len(names), f"features of {dataset.root}", "image", initial=partial.next) as bar, context:
+    with (
+        Progress(len(names), f"features of {dataset.root}", "image", initial=partial.next) as bar,
+        autocast(device, precision),
+    ):
         try:
             for batch in loader:
                 rows = torch.empty(0, *partial.shape)
@@ -214,7 +218,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="images (default: the run's eval.batch_size)")
     parser.add_argument("--workers", type=int, metavar="N", help="that decode (default: the run's data.workers)")
     parser.add_argument("--device", help="cpu | cuda | cuda:1 (default: the GPU, where there is one)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32 on a CPU, the run's on a GPU")
+    parser.add_argument("--precision", choices=DTYPES, help="default: fp32 on a CPU, the run's on a GPU")
     parser.add_argument("--skip-bad", action="store_true", help="leave out, and name, the files that cannot be read")
     parser.add_argument("--map", metavar="FILE.png", help="draw the images by the first two principal components")
     given = vars(parser.parse_args(argv))

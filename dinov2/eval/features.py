@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,11 +16,10 @@ from dinov2.data.dataset import ImageDataset, dataset_from_config, layout_of
 from dinov2.data.eval_transforms import CentreCrop
 from dinov2.data.index import MissingSplit, why_no_accuracy
 from dinov2.data.loader import ImageBatch, ResidentImages, make_eval_loader
-from utils import distributed
+from utils import distributed, precision
 from utils.progress import progress
 
 LAST_BLOCKS = 4  # whose CLS tokens the linear probe uses
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def eval_view(cfg: DictConfig) -> str:
 
 def autocast(cfg: DictConfig, quick: bool = False) -> AbstractContextManager:
     """The precision of the run's training on a GPU; on a CPU float32 unless `quick`."""
-    dtype, device = PRECISIONS[cfg.train.precision], distributed.device().type
-    return nullcontext() if dtype is None or (device == "cpu" and not quick) else torch.autocast(device, dtype)
+    device = distributed.device()
+    return precision.autocast(device, "fp32" if device.type == "cpu" and not quick else cfg.train.precision)
 
 
 def cls_tokens(backbone: nn.Module, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -29,9 +29,8 @@ from dinov2.train.placement import compile_parts, compiling, shard, whole_state
 from dinov2.train.schedules import Schedules
 from utils import distributed
 from utils.metrics_log import MetricsLog
+from utils.precision import DTYPES, autocast
 from utils.progress import Progress
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Terminated(SystemExit):
@@ -81,10 +80,9 @@ class Trainer:
         self.run, self.device = Path(cfg.output_dir), distributed.device()
         self.length, self.identity = cfg.train.epoch_length, identity
         self.model = model.to(self.device).train()
-        self.autocast_dtype = PRECISIONS[cfg.train.precision]
         if distributed.world_size() > 1:
             for network in model.networks():  # CPUs have no norm of float32 tokens by weights in bf16
-                shard(network, self.device, self.autocast_dtype if self.device.type == "cuda" else None)
+                shard(network, self.device, DTYPES[cfg.train.precision] if self.device.type == "cuda" else None)
         prepare(model)
         backbone = model.student["backbone"]
         backbone.activation_checkpointing = cfg.train.activation_checkpointing
@@ -189,10 +187,9 @@ class Trainer:
         apply_schedule(self.optimizer, values)
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
-        dtype = self.autocast_dtype
         progress = iteration / max(self.cfg.train.epochs * self.length, 1)
         for batch in batches:
-            with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
+            with autocast(self.device, self.cfg.train.precision):
                 loss, new = model(batch, values.teacher_temp, progress)
             self.scaler.scale(loss / cfg.train.accumulate).backward()
             for name, value in ({"total_loss": loss} | new).items():

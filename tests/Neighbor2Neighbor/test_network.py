@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from Neighbor2Neighbor.denoisers import autocast
 from Neighbor2Neighbor.metrics import psnr, ssim
 from Neighbor2Neighbor.subsample import PAIRS, draw_pairs, neighbor_loss, subsample
 from Neighbor2Neighbor.unet import UNet, load_unet
 from tests.conftest import fill_parameters, golden
+from utils.precision import autocast
 
 
 @pytest.fixture(scope="module")
