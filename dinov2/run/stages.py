@@ -243,7 +243,7 @@ def report(o: Options) -> Steps:
     patterns = "*/*/config.yaml", "clean*/config.yaml", "floors/*/*/config.yaml"
     found = [str(path.parent) for pattern in patterns for path in sorted(Path(o.output).glob(pattern))]
     runs = list(dict.fromkeys(found))
-    yield Step(["-m", "utils.report", *([f"{o.output}/*/*"] if o.dry else runs), "--output", f"{o.output}/report.html"])
+    yield Step(["-m", "utils.report", *([str(o.output)] if o.dry else runs), "--output", f"{o.output}/report.html"])
 
 
 STAGES: dict[str, Callable[[Options], Steps]] = {
