@@ -172,7 +172,7 @@ def _read_sample(root: Path | str, relatives: list[str], channels: int, max_pixe
             error = caught
             continue
         flat = array.reshape(-1, array.shape[-1])
-        arrays.append(flat[:: -(-len(flat) // PIXELS)])
+        arrays.append(flat[:: -(-len(flat) // PIXELS)].copy())  # a view would keep the whole image in memory
     if not arrays:
         raise error
     counts = Counter(array.shape[1] for array in arrays)

@@ -15,6 +15,7 @@ from Neighbor2Neighbor import denoise
 from Neighbor2Neighbor import train as denoiser
 from tests.dinov2.train.tiny import settings
 from utils import generate_noise
+from utils import values as values_module
 from utils.images import ImageError, list_images, read_image, read_manifest
 from utils.values import Values, is_deep, resolve, rule_for_reading
 
@@ -91,6 +92,13 @@ def test_dark_sixteen_bits_are_stretched(tmp_path):
     array[3, 3] = 60000  # one hot pixel
     values, sentence = resolve("auto", tmp_path / "a", save(tmp_path / "a", [array] * 3), 1)
     assert values.kind == "range" and 480 < values.high < 520 and "99.9 % of the values are at most" in sentence
+
+
+def test_an_estimate_holds_no_more_than_the_pixels_that_it_looks_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(values_module, "PIXELS", 100)
+    names = save(tmp_path / "set", [AUTO["eight"][0]] * 3)
+    for array in values_module._read_sample(tmp_path / "set", names, 1, 2**20):
+        assert array.base is None and len(array) <= 100
 
 
 def test_what_no_rule_fits_is_named(tmp_path):
