@@ -249,7 +249,10 @@ def _decode(path: Path | str, channels: int, scale: array_files.Scale, max_pixel
     try:
         if check_file(readers.place_of(path)).st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
-        return scale(_read_stored(path, channels, partial(_check_shape, max_pixels)))
+        array = _read_stored(path, channels, partial(_check_shape, max_pixels))
+        if array.dtype.kind not in "buif":
+            raise ImageError(f"{path} holds {array.dtype}, no real numbers; save its amplitude or intensity instead")
+        return scale(array)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:

@@ -101,6 +101,17 @@ def test_an_estimate_holds_no_more_than_the_pixels_that_it_looks_at(tmp_path, mo
         assert array.base is None and len(array) <= 100
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.tif"])
+def test_complex_numbers_are_refused_and_not_cut_to_their_real_part(tmp_path, name):
+    array = (SCENE + 1j * SCENE).astype(np.complex64)
+    (np.save if name == "x.npy" else tifffile.imwrite)(tmp_path / name, array)
+    for text in ("auto", "percentile"):
+        with pytest.raises(ImageError, match=rf"{name} holds complex64, no real numbers; save its amplitude"):
+            resolve(text, tmp_path, [name], 1)
+    with pytest.raises(ImageError, match=f"{name} holds complex64"):
+        read_image(tmp_path / name, 1, "native", Values("range", 0, 1))
+
+
 def test_what_no_rule_fits_is_named(tmp_path):
     mixed = save(tmp_path / "mixed", [(SCENE * 255).astype(np.uint8), (SCENE * 4000).astype(np.uint16)])
     with pytest.raises(ValueError, match="mixed: 8-bit files lie beside uint16 up to 4000: .*give range"):
