@@ -31,7 +31,8 @@ def save(root, arrays) -> list[str]:
 
 
 def test_a_rule_reads_back_from_its_text():
-    for text in ("full", "range=[0,4095]", "range=[-1000,3000.5]", "log=[0.001,20]"):
+    for text in ("full", "range=[0,4095]", "range=[-1000,3000.5]", "log=[0.001,20]", "range=[0,1048575]",
+                 "range=[-0.123456789,1e+22]", "log=[1e-07,1.04858e+06]"):  # fmt: skip
         assert str(Values.parse(text)) == text
     for text in ("fll", "range", "range=[3,3]", "range=[a,b]", "range=[1,inf]", "log=[0,4]", "log=[2,1]", "range=[1]"):
         with pytest.raises(ValueError, match="values '.*(write auto, full|must be finite)"):
@@ -85,6 +86,15 @@ def test_auto_decides_and_says_why(tmp_path, name):
     assert image.min() < 0.01 and image.max() > 0.97 and is_deep(tmp_path / "set", names, 1) == (name != "eight")
     if name == "eight":
         assert image.dtype == np.uint8 and np.array_equal(image[:, :, 0], array)
+
+
+def test_a_given_range_of_many_digits_is_that_of_the_trees_made_with_it(tmp_path):
+    names = save(tmp_path / "scans", [(SCENE * 2**20).astype(np.int32)])
+    text = "range=[0,1048575]"  # 20 bits
+    generate_noise.main(["--source", str(tmp_path / "scans"), "--noise", "gauss50", "--channels", "1", "--workers", "0",
+                         "--format", "npy", "--values", text])  # fmt: skip
+    noisy = tmp_path / "noisy_scans-gauss50"
+    assert resolve(text, noisy, list_images(noisy), 1)[0] == resolve(text, tmp_path / "scans", names, 1)[0]
 
 
 def test_dark_sixteen_bits_are_stretched(tmp_path):
