@@ -19,6 +19,7 @@ from utils.files import write_text
 from utils.text import count_of
 
 BACKLOG = 32  # images that may wait to be written
+UNNAMED = {"values": "full"}  # fields that manifests leave out where they have this value
 
 
 class TreeWriter:
@@ -51,7 +52,10 @@ class TreeWriter:
                 raise ValueError(
                     f"{self.root} exists and was not made by this tool; remove it or choose another output"
                 )
-        for key, value in self.fields.items() if begun else ():
+        if begun is None:
+            return
+        begun = UNNAMED | begun
+        for key, value in (UNNAMED | self.fields).items():
             if begun.get(key) != value:
                 raise ValueError(
                     f"{self.root} was made with {key} {begun.get(key)!r}, not {value!r}; remove it or choose another "

@@ -44,6 +44,8 @@ def test_a_tree_is_claimed_finished_and_reopened(tmp_path, capsys):
     assert not writer(root).begin() and "finished already: 2 images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="noise_seed 0, not 1"):
         writer(root, noise_seed=1)
+    with pytest.raises(ValueError, match=r"values 'full', not 'range=\[0,9\]'"):
+        writer(root, values="range=[0,9]")
     more = writer(root, [*NAMES, "b.jpg"])
     assert images.read_manifest(root)["count"] == 2 and more.begin()
     assert images.read_manifest(root) is None and images.read_manifest(root, images.BEGUN) == FIELDS
@@ -99,3 +101,10 @@ def test_trees_inside_each_other_are_refused(tmp_path):
     for source, target in (("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "b/../a")):
         with pytest.raises(ValueError, match="separate"):
             check_apart(tmp_path / source, tmp_path / target)
+
+
+def test_a_tree_of_scaled_values_is_none_of_values_as_they_are(tmp_path):
+    """A manifest names no values where they are "full"."""
+    writer(tmp_path / "tree", values="range=[0,9]").begin()
+    with pytest.raises(ValueError, match=r"was made with values 'range=\[0,9\]', not 'full'; remove it"):
+        writer(tmp_path / "tree")
