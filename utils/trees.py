@@ -32,7 +32,8 @@ class TreeWriter:
 
     def __init__(self, source: Path, root: Path, relatives: list[str], fields: dict, format: str):
         check_apart(source, root)
-        self.root, self.relatives, self.fields, self.format = Path(root), relatives, fields, format
+        self.source, self.root, self.relatives = source, Path(root), relatives
+        self.fields, self.format = fields, format
         self.files = images.source_files(source, relatives)
         self._check_claim()
         twins = {self._twin_name(relative): relative for relative in relatives}
@@ -74,14 +75,21 @@ class TreeWriter:
     def begin(self) -> bool:
         """Claims the folder before the first image is written. Returns False, and says so, where it is finished."""
         self._check_claim()  # once more: another tool may have been quicker
+        self._check_twins()
         if self._is_finished():
-            images.check_unchanged(self.root, self.files)
             print(f"{self.root} is finished already: {count_of(len(self.relatives), 'image')}", flush=True)
             return False
         self.root.mkdir(parents=True, exist_ok=True)
         _write_json(self.root / images.BEGUN, self.fields)
         (self.root / images.MANIFEST).unlink(missing_ok=True)
         return True
+
+    def _check_twins(self) -> None:
+        """ValueError where a finished tree was made from other files: images may have been added, or twins lost."""
+        if made := images.read_manifest(self.root):
+            kept = [relative for relative in self.relatives if relative not in self.missing]
+            if not self.missing or made | images.source_files(self.source, kept) != made:
+                images.check_unchanged(self.root, self.files)
 
     def write(self, pool: Executor, relative: str, image: np.ndarray) -> None:
         """Encode and write a twin in a worker. Waits where many are under way; raises what one of them has raised."""

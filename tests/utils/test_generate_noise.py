@@ -250,3 +250,12 @@ def test_a_finished_tree_of_other_images_is_refused(source, capsys):
         ValueError, match=r"gauss50 was made from 6 images \w+, its source now has 6 images \w+; remove"
     ):
         run("--source", str(source), "--noise", "gauss50")
+    write_image(source / "train/n1/new.png", np.zeros((5, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"gauss50 was made from 6 images \w+, its source now has 7 images"):
+        run("--source", str(source), "--noise", "gauss50")
+    first.write_bytes(first.read_bytes()[:-1])  # as it was: an image is added, no other one has changed
+    run("--source", str(source), "--noise", "gauss50")
+    tree = source.parent / "noisy_mini-imagenet-gauss50"
+    next(tree.rglob("*.png")).unlink()
+    run("--source", str(source), "--noise", "gauss50")
+    assert images.read_manifest(tree)["count"] == 7
