@@ -70,7 +70,8 @@ class TreeWriter:
             yield self.begin()
 
     def _is_finished(self) -> bool:
-        return not self.missing and (self.root / images.MANIFEST).exists()
+        marks = images.MANIFEST, images.BEGUN  # a kill between the two may have left both
+        return not self.missing and [(self.root / mark).exists() for mark in marks] == [True, False]
 
     def begin(self) -> bool:
         """Claims the folder before the first image is written. Returns False, and says so, where it is finished."""

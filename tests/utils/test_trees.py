@@ -8,6 +8,7 @@ import pytest
 
 from utils import images
 from utils.images import write_image
+from utils.noise import NoiseSpec
 from utils.trees import BACKLOG, TreeWriter, check_apart
 from utils.workers import InProcess
 
@@ -70,6 +71,23 @@ def test_a_kill_between_two_marks_loses_no_tree(tmp_path, monkeypatch):
                 step()
         assert writer(root).missing == set()
     assert writer(root).finish() == 0
+
+
+def test_a_tree_that_was_killed_while_it_was_marked_is_finished_by_the_next_run(tmp_path):
+    tree = writer(tmp_path / "tree", ["x.jpg"])
+    tree.begin()
+    tree.write(InProcess(), "x.jpg", COLOUR)
+    begun = (tmp_path / "tree" / images.BEGUN).read_text()
+    assert tree.finish() == 0
+    (tmp_path / "tree" / images.BEGUN).write_text(begun)  # its removal is the last step
+    with pytest.raises(ValueError, match="is not finished; run the command that writes it once more"):
+        images.describe_source(tmp_path / "tree", NoiseSpec.parse("none"), 0)
+    again = writer(tmp_path / "tree", ["x.jpg"])
+    with again.at_work() as begun:
+        assert begun and again.finish() == 0
+    assert images.describe_source(tmp_path / "tree", NoiseSpec.parse("none"), 0)["noise"] == "gauss50"
+    with writer(tmp_path / "tree", ["x.jpg"]).at_work() as begun:
+        assert not begun
 
 
 def test_what_a_worker_raises_is_raised_and_little_waits(tmp_path, monkeypatch):
