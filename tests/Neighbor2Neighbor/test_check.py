@@ -73,6 +73,16 @@ def test_how_noise_grows_with_the_brightness(tmp_path, capsys):
     assert "as photon noise" in words(root, "--noise", "shot30", capsys=capsys)
 
 
+def test_large_images_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(check, "PATCHES", 10)
+    image = np.random.default_rng(0).random((64, 100, 2), np.float32)  # 4 x 6 x 2 patches
+    patches, means, structure = check.flat_patches(image)
+    assert len(patches) == len(means) == len(structure) == 10 and patches.base is None
+    monkeypatch.setattr(outlook, "PIXELS", 10_000)
+    kept = []
+    assert len(list(outlook._keep_some([image] * 5, kept))) == 5 and len(kept) == 2
+
+
 def test_the_files_and_the_section_of_the_report(tmp_path, capsys):
     assert noise_check(tmp_path) is None
     words(scenes(tmp_path / "set"), "--noise", "gauss50", "--output", str(tmp_path), capsys=capsys)
