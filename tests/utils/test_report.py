@@ -14,12 +14,13 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_runs
 from utils.environment import record_environment
 from utils.report import __main__ as report
 from utils.report.check import noise_check
 from utils.report.curves import ANCHORED, INFORMATION, denoisers, draw_section, run_series, training
-from utils.report.data import Run, find_denoisers, find_runs
+from utils.report.data import OBJECTIVES, Run, find_denoisers, find_runs
 from utils.report.page import page as make_page
 from utils.report.page import render_part
 from utils.report.pictures import feature_map, noise_grid, psnr
@@ -415,6 +416,10 @@ def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
 
 
 # --- objectives, figures without labels, maps
+
+
+def test_every_objective_has_a_name_on_the_page():
+    assert {path.stem for path in (ROOT / "dinov2/configs/objectives").glob("*.yaml")} <= set(OBJECTIVES)
 
 
 def test_runs_of_several_objectives_stand_apart(tmp_path):
