@@ -85,7 +85,10 @@ def _load_denoiser(args: argparse.Namespace, spec: NoiseSpec):
     """The denoiser, its channels, and the values that it was trained with."""
     options = training_options(args.model)
     denoiser = make_denoiser("n2n", spec, args.model, distributed.device(), "fp32")
-    denoiser = by_phases(denoiser, options.get("subsample", 1))
+    stride = options.get("subsample", 1)
+    if stride % args.subsample == 0:
+        stride //= args.subsample  # the images are parted already
+    denoiser = by_phases(denoiser, stride)
     return denoiser, denoiser.channels, args.values or options.get("values")
 
 
