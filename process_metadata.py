@@ -18,9 +18,8 @@ def main() -> int:
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="data folders with train/ and val/")
     parser.add_argument("--cache", type=Path, help="folder of the lists (data.index_cache); default: the data folder")
     arguments = parser.parse_args()
-    folders = arguments.folders or [
-        path for pattern in ("mini-imagenet*", "noisy_mini-imagenet*") for path in sorted(Path().glob(pattern))
-    ]
+    found = [path for pattern in ("mini-imagenet*", "noisy_mini-imagenet*") for path in sorted(Path().glob(pattern))]
+    folders = arguments.folders or [path for path in found if path.is_dir()]  # archives may lie beside them
     if not folders:
         raise ValueError("no mini-imagenet* or noisy_mini-imagenet* folder here: name data folders, DIR/{train,val}.")
     for folder in folders:

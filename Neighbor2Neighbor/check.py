@@ -33,6 +33,7 @@ from utils.text import count_of
 from utils.values import Values, add_options, check, resolve, rule_for_reading
 
 PATCH, BLOCK, LAGS = 16, 4, 4  # pixels
+PATCHES = 4096  # of an image, at most: those of a megapixel; all of a large folder's would not fit into memory
 QUIETEST = 0.25  # fraction of the patches that is taken
 INDEPENDENT = 0.1  # largest correlation that counts as none
 BINS = 10  # of brightness
@@ -84,7 +85,10 @@ def _load_denoiser(args: argparse.Namespace, spec: NoiseSpec):
     """The denoiser, its channels, and the values that it was trained with."""
     options = training_options(args.model)
     denoiser = make_denoiser("n2n", spec, args.model, distributed.device(), "fp32")
-    denoiser = by_phases(denoiser, options.get("subsample", 1))
+    stride = options.get("subsample", 1)
+    if stride % args.subsample == 0:
+        stride //= args.subsample  # the images are parted already
+    denoiser = by_phases(denoiser, stride)
     return denoiser, denoiser.channels, args.values or options.get("values")
 
 
@@ -105,11 +109,14 @@ def flat_patches(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """Patches of [H, W, C] in [0, 1] without their plane [N, 16, 16], their means [N], and their structure [N].
 
     Structure is the variance of the means of 4x4 blocks times 16, over that of the pixels: about 1 for independent
-    noise alone. Patches without any noise, such as black ones, are left out.
+    noise alone. Patches without any noise, such as black ones, are left out. Of more than PATCHES so many are drawn.
     """
     height, width = (side // PATCH * PATCH for side in image.shape[:2])
     cells = image[:height, :width].reshape(height // PATCH, PATCH, width // PATCH, PATCH, -1)
-    patches = cells.transpose(0, 2, 4, 1, 3).reshape(-1, PATCH, PATCH).astype(np.float64)
+    patches = cells.transpose(0, 2, 4, 1, 3).reshape(-1, PATCH, PATCH)
+    if len(patches) > PATCHES:
+        patches = patches[np.sort(np.random.default_rng(0).choice(len(patches), PATCHES, replace=False))]
+    patches = patches.astype(np.float64)
     means = patches.mean((1, 2))
     axis = np.arange(PATCH) - (PATCH - 1) / 2
     patches = patches - means[:, None, None]

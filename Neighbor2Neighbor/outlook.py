@@ -9,6 +9,7 @@ Prints a line of JSON: verdict (the sentences of Neighbor2Neighbor.check, over 6
 
 import json
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from utils.sampler import IterationSampler, spread_evenly
 
 IMAGES = 64  # looked at
 SECONDS = 2.0  # of training steps, and of denoising
+PIXELS = 2**24  # of the images that are kept to be denoised
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,8 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     relatives = training_images(args.data, args.subset, args.sides, args.seed, args.stack, kept)
     rule, _ = values.resolve(args.values, args.data, relatives, args.channels, args.max_pixels)
     sample, args.values = [relatives[i] for i in spread_evenly(len(relatives), IMAGES)], str(rule)
-    images = list(noisy_images(args, sample, spec, values.rule_for_reading(rule, args.data)))
-    found = judge_noise(images, str(spec), sample)
+    images: list[np.ndarray] = []
+    looked_at = _keep_some(noisy_images(args, sample, spec, values.rule_for_reading(rule, args.data)), images)
+    found = judge_noise(looked_at, str(spec), sample)
     args.subsample = found["subsample"] = args.subsample if args.subsample > 1 else found["subsample"]
     training = Training(args, sample, choose_crop(args.data, sample, args.crop, args.depth, args.subsample))
     found |= {"step_s": seconds_per_step(training), "megapixel_s": seconds_per_megapixel(training, images)}
@@ -42,7 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def judge_noise(images: list[np.ndarray], noise: str, names: list[str]) -> dict:
+def _keep_some(images: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """All of the images; the first ones, up to about PIXELS, are also put into `kept`."""
+    for image in images:
+        if sum(one.shape[0] * one.shape[1] for one in kept) < PIXELS:
+            kept.append(image)
+        yield image
+
+
+def judge_noise(images: Iterable[np.ndarray], noise: str, names: list[str]) -> dict:
     """verdict: the sentences on the noise; subsample: 2 where only every second pixel has independent noise, else 1."""
     try:
         result = measure(images) | {"noise": noise}

@@ -179,7 +179,8 @@ class Training:
         steps = args.steps or args.epochs * max(1, len(relatives) // args.batch_size)
         self.schedule = Schedule(steps, min(args.epochs, steps), args.lr, args.increase_ratio)
         spec = NoiseSpec.parse(args.noise)
-        scale = values.rule_for_reading(values.Values.parse(args.values), args.data)
+        rule = values.Values.parse(args.values)
+        scale = values.rule_for_reading(rule, args.data)
         self.crops = Crops(
             Path(args.data), relatives, spec, args.noise_seed, side, args.channels, scale, args.subsample,
             args.max_pixels,
@@ -190,7 +191,7 @@ class Training:
             val_spec = NoiseSpec.parse(args.val_noise or args.noise)
             self.validation = Validation(
                 Path(args.val_clean), val_spec, args.channels, self.device, args.precision, args.subsample,
-                args.max_pixels,
+                args.max_pixels, rule,
             )  # fmt: skip
         self.settings = describe_source(args.data, spec, args.noise_seed) | {"crop": side, "steps": steps}
         self.settings |= {name: getattr(args, name) for name in FIXED}

@@ -11,23 +11,27 @@ from Neighbor2Neighbor.metrics import psnr, ssim
 from Neighbor2Neighbor.unet import UNet
 from utils.images import MAX_PIXELS, grey_levels, list_images, read_image, visible, write_image
 from utils.noise import NoiseSpec, perturb
+from utils.values import FULL, Values
 
 SHEET_IMAGES, SHEET_SIDE = 4, 256  # of the sample sheet: rows, and px of each picture
 
 
 class Validation:
-    """Clean images below root, one folder per set (Kodak/, Set14/), or a single set where root itself holds images."""
+    """Clean images below root, one folder per set (Kodak/, Set14/), or a single set where root itself holds images.
+
+    values: what scales their files, as those of the training.
+    """
 
     def __init__(
         self, root: Path, spec: NoiseSpec, channels: int, device: torch.device, precision: str, stride: int = 1,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int = MAX_PIXELS, values: Values = FULL,
     ):  # fmt: skip
         if spec.kind == "none":
             raise ValueError("--val-clean needs a noise to add; name it with --val-noise")
         self.spec, self.device, self.precision, self.stride = spec, device, precision, stride
         self.images: dict[str, np.ndarray] = {}
         for relative in list_images(root):
-            self.images[relative] = image = read_image(root / relative, channels, "native", max_pixels=max_pixels)
+            self.images[relative] = image = read_image(root / relative, channels, "native", values, max_pixels)
             if min(image.shape[:2]) < 11:
                 raise ValueError(f"{root / relative} is smaller than 11 px, the window of SSIM; remove it")
         self.name = root.resolve().name

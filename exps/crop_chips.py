@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
 from utils.files import atomic_path
 from utils.images import list_images
+from utils.locks import sweep
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -36,6 +37,7 @@ def main() -> None:
         print(f"{output} is there already; left as it is")
         return
     relatives = list_images(source)
+    sweep(output.parent)
     with atomic_path(output) as unfinished:
         for relative in relatives:
             split, *rest = Path(relative).parts

@@ -22,6 +22,7 @@ from toy_mnist.pretrain import BATCH, pretrain
 from toy_mnist.report import write_report
 from utils import cli
 from utils.files import write_text
+from utils.locks import locked
 from utils.noise import NoiseSpec
 from utils.results import append_result, read_results
 
@@ -90,10 +91,11 @@ def main() -> None:
         raise ValueError(f"seeds and epochs must be at least 1, and switch epochs in 0..{args.epochs} (--epochs)")
     data = load_digits_or_mnist(args.data)
     folder = args.output / data.name
-    claim_folder(folder, data, args.epochs)
-    for seed in range(args.seeds):
-        run_seed(data, noises, switches, args.epochs, seed, folder)
-    print(write_report(folder, curriculum))
+    with locked(folder):  # a second process would add the same rows once more, as if of further seeds
+        claim_folder(folder, data, args.epochs)
+        for seed in range(args.seeds):
+            run_seed(data, noises, switches, args.epochs, seed, folder)
+        print(write_report(folder, curriculum))
     print(f"table and plots: {folder}")
     if args.seeds == 1:
         print("one seed has no spread: `sh mlp_exp.sh 5` adds four more to it")

@@ -58,7 +58,7 @@ def write_table(path: Path, names: list[str], values: np.ndarray) -> None:
 
 
 def _write_csv(path: Path, names: list[str], values: np.ndarray) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # paths to the letter
         writer = csv.writer(file)
         writer.writerow(["path", *(f"f{i}" for i in range(values.shape[1]))])
         # Nine digits are enough to read each float32 back exactly.

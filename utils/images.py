@@ -249,7 +249,10 @@ def _decode(path: Path | str, channels: int, scale: array_files.Scale, max_pixel
     try:
         if check_file(readers.place_of(path)).st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes); replace or remove it")
-        return scale(_read_stored(path, channels, partial(_check_shape, max_pixels)))
+        array = _read_stored(path, channels, partial(_check_shape, max_pixels))
+        if array.dtype.kind not in "buif":
+            raise ImageError(f"{path} holds {array.dtype}, no real numbers; save its amplitude or intensity instead")
+        return scale(array)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -427,7 +430,8 @@ def describe_files(root: Path | str, relatives: list[str]) -> str:
     """How many files these are, and a hash of their names and sizes: what tells a list of images from another."""
     digest = hashlib.blake2b(digest_size=6)
     for relative in sorted(relatives):
-        digest.update(f"{relative}\0{_file_bytes(f'{root}/{relative}')}\n".encode())
+        line = f"{relative}\0{_file_bytes(f'{root}/{relative}')}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))  # names may be of another encoding
     return f"{len(relatives)} images {digest.hexdigest()}"
 
 

@@ -107,8 +107,9 @@ def _take_over(lock: Path, found: str) -> None:
     """Remove a stale lock. Of several processes that found it, the one that makes the mark named after it does so."""
     mark = lock.with_name(f"{lock.name}-{hashlib.sha256(found.encode()).hexdigest()[:12]}")
     if not _create(mark, "taking over"):
-        if time.time() - mark.stat().st_mtime > 10:
-            raise ValueError(f"{mark} was left by a process that was ended just then; remove it and {lock}")
+        with suppress(FileNotFoundError):  # the other one was done this moment
+            if time.time() - mark.stat().st_mtime > 10:
+                raise ValueError(f"{mark} was left by a process that was ended just then; remove it and {lock}")
         time.sleep(0.1)
         return
     if _read_lock(lock) == found:
@@ -123,13 +124,14 @@ def _create(path: Path, content: str) -> bool:
         temporary.write_text(content)
         try:
             os.link(temporary, path)
-        except FileExistsError:
-            return False
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                # An NFS server whose answer was lost has made the link all the same.
-                return temporary.stat().st_nlink == 2
-            return _create_exclusively(path, content)  # a file system without hard links
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                return _create_exclusively(path, content)  # a file system without hard links
+            if temporary.stat().st_nlink == 2:
+                return True  # an NFS server whose answer was lost has made the link all the same
+            if not isinstance(error, FileExistsError):
+                raise
+            return False
         return True
     finally:
         temporary.unlink(missing_ok=True)

@@ -230,9 +230,9 @@ def pages_of(root: Path, relative: str, stack: str) -> list[str]:
     if count == 1:
         return [relative]
     path = PurePosixPath(relative)
-    stem, dot, ending = path.name.partition(".") if path.name.lower().endswith(".nii.gz") else path.name.rpartition(".")
+    ending = path.name[-len(".nii.gz") :] if path.name.lower().endswith(".nii.gz") else path.suffix
     names = ["max"] if stack == "max" else [f"{number:04}" for number in range(count)]
-    return [str(path.with_name(f"{stem}#{name}{dot}{ending}")) for name in names]
+    return [str(path.with_name(f"{path.name.removesuffix(ending)}#{name}{ending}")) for name in names]
 
 
 def file_of(relative: str) -> str:

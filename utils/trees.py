@@ -19,6 +19,7 @@ from utils.files import write_text
 from utils.text import count_of
 
 BACKLOG = 32  # images that may wait to be written
+UNNAMED = {"values": "full"}  # fields that manifests leave out where they have this value
 
 
 class TreeWriter:
@@ -31,7 +32,8 @@ class TreeWriter:
 
     def __init__(self, source: Path, root: Path, relatives: list[str], fields: dict, format: str):
         check_apart(source, root)
-        self.root, self.relatives, self.fields, self.format = Path(root), relatives, fields, format
+        self.source, self.root, self.relatives = source, Path(root), relatives
+        self.fields, self.format = fields, format
         self.files = images.source_files(source, relatives)
         self._check_claim()
         twins = {self._twin_name(relative): relative for relative in relatives}
@@ -51,7 +53,10 @@ class TreeWriter:
                 raise ValueError(
                     f"{self.root} exists and was not made by this tool; remove it or choose another output"
                 )
-        for key, value in self.fields.items() if begun else ():
+        if begun is None:
+            return
+        begun = UNNAMED | begun
+        for key, value in (UNNAMED | self.fields).items():
             if begun.get(key) != value:
                 raise ValueError(
                     f"{self.root} was made with {key} {begun.get(key)!r}, not {value!r}; remove it or choose another "
@@ -65,19 +70,27 @@ class TreeWriter:
             yield self.begin()
 
     def _is_finished(self) -> bool:
-        return not self.missing and (self.root / images.MANIFEST).exists()
+        marks = images.MANIFEST, images.BEGUN  # a kill between the two may have left both
+        return not self.missing and [(self.root / mark).exists() for mark in marks] == [True, False]
 
     def begin(self) -> bool:
         """Claims the folder before the first image is written. Returns False, and says so, where it is finished."""
         self._check_claim()  # once more: another tool may have been quicker
+        self._check_twins()
         if self._is_finished():
-            images.check_unchanged(self.root, self.files)
             print(f"{self.root} is finished already: {count_of(len(self.relatives), 'image')}", flush=True)
             return False
         self.root.mkdir(parents=True, exist_ok=True)
         _write_json(self.root / images.BEGUN, self.fields)
         (self.root / images.MANIFEST).unlink(missing_ok=True)
         return True
+
+    def _check_twins(self) -> None:
+        """ValueError where a finished tree was made from other files: images may have been added, or twins lost."""
+        if made := images.read_manifest(self.root):
+            kept = [relative for relative in self.relatives if relative not in self.missing]
+            if not self.missing or made | images.source_files(self.source, kept) != made:
+                images.check_unchanged(self.root, self.files)
 
     def write(self, pool: Executor, relative: str, image: np.ndarray) -> None:
         """Encode and write a twin in a worker. Waits where many are under way; raises what one of them has raised."""

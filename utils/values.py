@@ -57,7 +57,7 @@ class Values:
         return cls(kind, low, high)
 
     def __str__(self) -> str:
-        return "full" if self.kind == "full" else f"{self.kind}=[{self.low:.6g},{self.high:.6g}]"
+        return "full" if self.kind == "full" else f"{self.kind}=[{_exact_text(self.low)},{_exact_text(self.high)}]"
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         """An array as a file holds it -> uint8 as it is (full), else float32 in [0, 1]. ValueError: see the module."""
@@ -79,6 +79,11 @@ class Values:
 
 
 FULL = Values()
+
+
+def _exact_text(number: float) -> str:
+    """The number in six digits, or in as many as it takes to read it back."""
+    return short if float(short := f"{number:.6g}") == number else repr(number).removesuffix(".0")
 
 
 def _without_nan(x: np.ndarray) -> np.ndarray:
@@ -143,8 +148,9 @@ def resolve(
         values, reason = _estimate_rule(text, arrays)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from None
-    # By way of its text, so that the estimate and what is read back from a manifest are the same numbers.
-    return Values.parse(str(values)), f"values: {values} ({text}: {reason}, by {count_of(len(arrays), 'image')})"
+    if values.kind != "full":  # six digits of an estimate are enough
+        values = Values.parse(f"{values.kind}=[{values.low:.6g},{values.high:.6g}]")
+    return values, f"values: {values} ({text}: {reason}, by {count_of(len(arrays), 'image')})"
 
 
 def manifest_entry(values: Values) -> dict[str, str]:
@@ -172,7 +178,7 @@ def _read_sample(root: Path | str, relatives: list[str], channels: int, max_pixe
             error = caught
             continue
         flat = array.reshape(-1, array.shape[-1])
-        arrays.append(flat[:: -(-len(flat) // PIXELS)])
+        arrays.append(flat[:: -(-len(flat) // PIXELS)].copy())  # a view would keep the whole image in memory
     if not arrays:
         raise error
     counts = Counter(array.shape[1] for array in arrays)

@@ -10,9 +10,10 @@ import torch
 from Neighbor2Neighbor import check, denoise, outlook
 from Neighbor2Neighbor import train as denoiser
 from Neighbor2Neighbor.denoisers import NonLocalMeans, PhaseDenoiser, denoise_images
+from Neighbor2Neighbor.unet import UNet
 from tests.conftest import ROOT
 from utils import images
-from utils.noise import ALL_NOISES
+from utils.noise import ALL_NOISES, NoNoise
 from utils.report.check import noise_check
 from utils.report.page import render_part
 
@@ -71,6 +72,16 @@ def test_how_noise_grows_with_the_brightness(tmp_path, capsys):
     assert "the same at every brightness" in words(root, "--noise", "gauss25", capsys=capsys)
     assert "as speckle: values=log makes it alike" in words(root, "--noise", "speckle0.2", capsys=capsys)
     assert "as photon noise" in words(root, "--noise", "shot30", capsys=capsys)
+
+
+def test_large_images_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(check, "PATCHES", 10)
+    image = np.random.default_rng(0).random((64, 100, 2), np.float32)  # 4 x 6 x 2 patches
+    patches, means, structure = check.flat_patches(image)
+    assert len(patches) == len(means) == len(structure) == 10 and patches.base is None
+    monkeypatch.setattr(outlook, "PIXELS", 10_000)
+    kept = []
+    assert len(list(outlook._keep_some([image] * 5, kept))) == 5 and len(kept) == 2
 
 
 def test_the_files_and_the_section_of_the_report(tmp_path, capsys):
@@ -135,6 +146,15 @@ def test_training_on_every_second_pixel_is_remembered_by_the_model(tmp_path, cap
     assert made["denoiser"].endswith("subsample 2") and made["count"] == 3
     text = words(root, "--model", str(out / "unet.pth"), capsys=capsys)
     assert "residuals of the denoiser: " in text and "(residuals)" in text and (out / "check.json").is_file()
+
+
+@pytest.mark.parametrize("looked_at,multiple", [(1, 8), (2, 4)])
+def test_every_second_pixel_is_not_parted_once_more_for_the_residuals(tmp_path, looked_at, multiple):
+    torch.save(UNet(1, 4, 2).state_dict(), tmp_path / "unet.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"increase_ratio": 2.0, "subsample": 2}))
+    words = ["x", "--model", str(tmp_path / "unet.pth"), "--subsample", str(looked_at)]
+    denoiser, _, _ = check._load_denoiser(check.parse_arguments(words), NoNoise())
+    assert denoiser.multiple == multiple
 
 
 def test_the_denoiser_of_the_documentation_works(tmp_path, monkeypatch):

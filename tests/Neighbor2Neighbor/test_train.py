@@ -69,6 +69,20 @@ def test_a_run_leaves_what_it_says(tree, tmp_path):
     assert load_unet(tmp_path / "run/unet.pth").depth == 2
 
 
+def test_clean_images_are_scaled_as_those_of_the_training(tmp_path):
+    """Of 12 bits: read with 16, they were nearly black."""
+    deep = np.add.outer(np.arange(24), np.arange(24)).astype(np.uint16) * 80
+    for name in ("set/0.npy", "set/1.npy", "clean/0.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, deep)
+    args = train.parse_arguments(["--data", str(tmp_path / "set"), "--output", str(tmp_path / "run"), *OPTIONS,
+                                  "--channels", "1", "--values", "range=[0,4095]", "--val-clean",
+                                  str(tmp_path / "clean")])  # fmt: skip
+    training = train.Training(args, ["0.npy", "1.npy"], 16)
+    seen = training.crops.read("0.npy", spec=NoiseSpec.parse("none"))
+    assert np.array_equal(training.validation.images["0.npy"], seen) and seen.max() > 0.8
+
+
 def test_it_learns_to_denoise(tree, tmp_path):
     """After some seconds the held-out image is nearer to the clean one than its noisy copy by more than 3 dB."""
     run(tree, tmp_path / "run", "--steps", "300", "--epochs", "10", "--lr", "1e-3")

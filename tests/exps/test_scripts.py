@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dinov2.config import load_config
 from dinov2.run import stages
 from dinov2.run.options import Options, finish
+from utils.locks import process_tag
 from utils.results import append_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,6 +264,17 @@ def test_arguments_are_printed_as_a_shell_reads_them_and_never_run(shell, tmp_pa
     listed = commands(shell, "exps/5_pretrain.sh", "--method", "dinov2", f"data.name={hostile}")
     assert value(listed[-1], "data.name") == hostile
     assert list(tmp_path.iterdir()) == []
+
+
+def test_chips_are_cut_and_what_a_kill_left_is_swept(tmp_path):
+    (tmp_path / "source/test/a").mkdir(parents=True)
+    Image.new("L", (9, 8)).save(tmp_path / "source/test/a/x.jpg")
+    left = tmp_path / "out" / f".chips.tmp-{process_tag().partition('-')[0]}-{2**22 + 1}"
+    left.mkdir(parents=True)
+    command = ["exps/crop_chips.py", "--source", tmp_path / "source", "--size", 6, "--output", tmp_path / "out/chips"]
+    done = run(sys.executable, *command)
+    assert done.returncode == 0, done.stderr
+    assert not left.exists() and Image.open(tmp_path / "out/chips/val/a/x.png").size == (6, 6)
 
 
 def test_digits_are_split_by_class_and_written_once(tmp_path):

@@ -11,6 +11,7 @@ from tests.toy_mnist.conftest import write_mnist
 from toy_mnist import experiment, pretrain
 from toy_mnist.report import seeds_table, write_report
 from utils import cli
+from utils.locks import locked
 from utils.results import append_result, read_results
 
 TOY = Path(experiment.__file__).parent
@@ -94,6 +95,12 @@ def test_interrupted_experiment_leaves_no_half_written_file_and_goes_on(tmp_path
     monkeypatch.setattr(pretrain, "train_epoch", train_epoch)
     call(monkeypatch, *common)
     assert len(read_results(tmp_path / "out" / "mnist")) == 4
+
+
+def test_two_at_once_do_not_count_a_seed_twice(tmp_path, mnist_folder, monkeypatch):
+    with locked(tmp_path / "mnist"), pytest.raises(ValueError, match="mnist is in use by process"):
+        call(monkeypatch, "--data", mnist_folder, "--output", tmp_path, "--epochs", 1)
+    assert not read_results(tmp_path / "mnist")
 
 
 @pytest.mark.parametrize(

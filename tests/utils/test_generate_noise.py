@@ -16,6 +16,7 @@ from PIL import Image
 from tests import killing
 from tests.conftest import ROOT
 from utils import generate_noise, images
+from utils.feature_table import write_table
 from utils.images import read_image, write_image
 from utils.noise import ALL_NOISES, NoiseSpec, keyed_noise
 from utils.workers import map_unordered
@@ -250,3 +251,24 @@ def test_a_finished_tree_of_other_images_is_refused(source, capsys):
         ValueError, match=r"gauss50 was made from 6 images \w+, its source now has 6 images \w+; remove"
     ):
         run("--source", str(source), "--noise", "gauss50")
+    write_image(source / "train/n1/new.png", np.zeros((5, 5, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"gauss50 was made from 6 images \w+, its source now has 7 images"):
+        run("--source", str(source), "--noise", "gauss50")
+    first.write_bytes(first.read_bytes()[:-1])  # as it was: an image is added, no other one has changed
+    run("--source", str(source), "--noise", "gauss50")
+    tree = source.parent / "noisy_mini-imagenet-gauss50"
+    next(tree.rglob("*.png")).unlink()
+    run("--source", str(source), "--noise", "gauss50")
+    assert images.read_manifest(tree)["count"] == 7
+
+
+def test_names_of_another_encoding_are_taken_to_the_letter(tmp_path):
+    (tmp_path / "old").mkdir()
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "x.png")
+    os.rename(os.fsencode(tmp_path) + b"/x.png", os.fsencode(tmp_path) + b"/old/caf\xe9.png")  # latin-1
+    assert run("--source", tmp_path / "old", "--noise", "gauss50") == 0
+    assert os.path.exists(os.fsencode(tmp_path) + b"/noisy_old-gauss50/caf\xe9.png")
+    assert run("--source", tmp_path / "old", "--noise", "gauss50") == 0
+    (name,) = images.list_images(tmp_path / "old")
+    write_table(tmp_path / "x.npy", [name], np.zeros((1, 2), np.float32))
+    assert (tmp_path / "x.names.csv").read_bytes() == b"path\r\ncaf\xe9.png\r\n"

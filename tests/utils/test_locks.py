@@ -131,6 +131,34 @@ def test_without_hard_links_a_file_is_made_exclusively(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), FileExistsError(17, "there")])
+def test_a_link_whose_answer_was_lost_is_held_and_one_that_fails_is_said(tmp_path, monkeypatch, error):
+    signal.alarm(20)  # it was tried again and again
+    link = os.link
+
+    def fail(*paths):
+        raise error
+
+    def lose_the_answer(*paths):
+        link(*paths)
+        raise error
+
+    monkeypatch.setattr(os, "link", lose_the_answer)
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run/.lock").exists()
+    monkeypatch.setattr(os, "link", fail)
+    if not isinstance(error, FileExistsError):
+        with pytest.raises(OSError, match="I/O error"), locked(tmp_path / "run"):
+            pass
+    signal.alarm(0)
+
+
+def test_a_mark_that_goes_while_it_is_looked_at_is_no_error(tmp_path, monkeypatch):
+    left(tmp_path, pid=2**22 + 1)
+    monkeypatch.setattr(locks, "_create", lambda *_: False)  # another process is taking the lock over
+    locks._take_over(tmp_path / ".lock", (tmp_path / ".lock").read_text())
+
+
 HOLD = """import sys, time; from utils.locks import locked
 with locked(sys.argv[1]):
     print('held', flush=True)

@@ -103,6 +103,17 @@ def test_pages_are_images_with_names_of_their_own(tmp_path, ending):
         read_image(tmp_path / f"{before}#0003.{last}", channels, "native", values)
 
 
+@pytest.mark.parametrize("name", ["sub-01.v2.nii.gz", "scan 0.5mm.NII.GZ", "scan.0.5.npy"])
+def test_a_file_with_dots_in_its_name_has_pages(tmp_path, name):
+    writer = np.save if name.endswith("npy") else write_nifti
+    writer(tmp_path / f"x.{'npy' if name.endswith('npy') else 'nii.gz'}", STACK)
+    next(tmp_path.iterdir()).rename(tmp_path / name)
+    pages = list_images(tmp_path, "pages")
+    assert len(pages) == 3 and {readers.file_of(page) for page in pages} == {name}
+    for page, array in zip(pages, STACK, strict=True):
+        assert np.array_equal(stored_values(tmp_path / page, 1)[:, :, 0], array), page
+
+
 TIFFS = {  # how tifffile writes: in one piece, plane by plane, as volumes
     "imagej": {"imagej": True, "metadata": {"axes": "TZCYX"}},
     "big endian": {"ome": True, "metadata": {"axes": "TZCYX"}, "byteorder": ">"},

@@ -14,15 +14,16 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.utils.report_runs import FINAL, FLOORS, make_images, make_run, make_runs
 from utils.environment import record_environment
 from utils.report import __main__ as report
 from utils.report.check import noise_check
 from utils.report.curves import ANCHORED, INFORMATION, denoisers, draw_section, run_series, training
-from utils.report.data import Run, find_denoisers, find_runs
+from utils.report.data import OBJECTIVES, Run, find_denoisers, find_runs
 from utils.report.page import page as make_page
 from utils.report.page import render_part
-from utils.report.pictures import feature_map, psnr
+from utils.report.pictures import feature_map, noise_grid, psnr
 from utils.report.plots import Series, line_chart, scatter, thin
 from utils.report.sections import label_free
 from utils.report.table import knn_metric, make_tables, markdown
@@ -172,6 +173,14 @@ def test_clean_column_and_psnr_are_left_out_for_images_noisy_by_nature(tmp_path)
     run = make_run(tmp_path / "run", "dinov2", data, noise="none")
     text = make_page(find_runs([run]), "x")
     assert "noisy by nature" in text and " dB</span>" not in text
+
+
+def test_the_grid_takes_images_as_large_as_the_run_did(tmp_path):
+    run = make_run(tmp_path / "run", "dinov2", make_images(tmp_path / "set", count=2))
+    table = table_of([run])
+    for limit, problem in ((96 * 96, ""), (96 * 96 - 1, "more than the limit of 9215 px")):
+        table.runs[0].config["data"]["max_pixels"] = limit
+        assert problem in noise_grid(table)["problem"] and bool(noise_grid(table)["rows"]) == (not problem)
 
 
 def test_several_noises_have_sections_of_their_own(tmp_path):
@@ -407,6 +416,10 @@ def test_what_the_noise_check_found_stands_beside_the_denoiser(tmp_path):
 
 
 # --- objectives, figures without labels, maps
+
+
+def test_every_objective_has_a_name_on_the_page():
+    assert {path.stem for path in (ROOT / "dinov2/configs/objectives").glob("*.yaml")} <= set(OBJECTIVES)
 
 
 def test_runs_of_several_objectives_stand_apart(tmp_path):

@@ -232,6 +232,12 @@ def test_verdict_names_what_is_missing_and_how_little_one_seed_says(data, tmp_pa
     assert "Not among these runs" not in said(table_of(paths[0]))
 
 
+def test_runs_of_one_seed_with_other_settings_are_said_to_share_a_line(data, tmp_path):
+    runs = [make_run(tmp_path / str(number), "nct", data, seed=seed) for number, seed in enumerate((0, 1, 1))]
+    assert "DINOv2 w/ NCT is the mean of 3 runs of 2 seeds: its ± is not that of seeds alone" in said(table_of(*runs))
+    assert "is the mean of" not in said(table_of(*runs[:2]))
+
+
 def test_older_rows_are_read(data, tmp_path):
     paths = [make_run(tmp_path / method, method, data) for method in ("dinov2", "nct")]
     for run in paths:

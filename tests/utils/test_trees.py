@@ -8,6 +8,7 @@ import pytest
 
 from utils import images
 from utils.images import write_image
+from utils.noise import NoiseSpec
 from utils.trees import BACKLOG, TreeWriter, check_apart
 from utils.workers import InProcess
 
@@ -44,6 +45,8 @@ def test_a_tree_is_claimed_finished_and_reopened(tmp_path, capsys):
     assert not writer(root).begin() and "finished already: 2 images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="noise_seed 0, not 1"):
         writer(root, noise_seed=1)
+    with pytest.raises(ValueError, match=r"values 'full', not 'range=\[0,9\]'"):
+        writer(root, values="range=[0,9]")
     more = writer(root, [*NAMES, "b.jpg"])
     assert images.read_manifest(root)["count"] == 2 and more.begin()
     assert images.read_manifest(root) is None and images.read_manifest(root, images.BEGUN) == FIELDS
@@ -68,6 +71,23 @@ def test_a_kill_between_two_marks_loses_no_tree(tmp_path, monkeypatch):
                 step()
         assert writer(root).missing == set()
     assert writer(root).finish() == 0
+
+
+def test_a_tree_that_was_killed_while_it_was_marked_is_finished_by_the_next_run(tmp_path):
+    tree = writer(tmp_path / "tree", ["x.jpg"])
+    tree.begin()
+    tree.write(InProcess(), "x.jpg", COLOUR)
+    begun = (tmp_path / "tree" / images.BEGUN).read_text()
+    assert tree.finish() == 0
+    (tmp_path / "tree" / images.BEGUN).write_text(begun)  # its removal is the last step
+    with pytest.raises(ValueError, match="is not finished; run the command that writes it once more"):
+        images.describe_source(tmp_path / "tree", NoiseSpec.parse("none"), 0)
+    again = writer(tmp_path / "tree", ["x.jpg"])
+    with again.at_work() as begun:
+        assert begun and again.finish() == 0
+    assert images.describe_source(tmp_path / "tree", NoiseSpec.parse("none"), 0)["noise"] == "gauss50"
+    with writer(tmp_path / "tree", ["x.jpg"]).at_work() as begun:
+        assert not begun
 
 
 def test_what_a_worker_raises_is_raised_and_little_waits(tmp_path, monkeypatch):
@@ -99,3 +119,10 @@ def test_trees_inside_each_other_are_refused(tmp_path):
     for source, target in (("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "b/../a")):
         with pytest.raises(ValueError, match="separate"):
             check_apart(tmp_path / source, tmp_path / target)
+
+
+def test_a_tree_of_scaled_values_is_none_of_values_as_they_are(tmp_path):
+    """A manifest names no values where they are "full"."""
+    writer(tmp_path / "tree", values="range=[0,9]").begin()
+    with pytest.raises(ValueError, match=r"was made with values 'range=\[0,9\]', not 'full'; remove it"):
+        writer(tmp_path / "tree")

@@ -15,6 +15,7 @@ from Neighbor2Neighbor import denoise
 from Neighbor2Neighbor import train as denoiser
 from tests.dinov2.train.tiny import settings
 from utils import generate_noise
+from utils import values as values_module
 from utils.images import ImageError, list_images, read_image, read_manifest
 from utils.values import Values, is_deep, resolve, rule_for_reading
 
@@ -30,7 +31,8 @@ def save(root, arrays) -> list[str]:
 
 
 def test_a_rule_reads_back_from_its_text():
-    for text in ("full", "range=[0,4095]", "range=[-1000,3000.5]", "log=[0.001,20]"):
+    for text in ("full", "range=[0,4095]", "range=[-1000,3000.5]", "log=[0.001,20]", "range=[0,1048575]",
+                 "range=[-0.123456789,1e+22]", "log=[1e-07,1.04858e+06]"):  # fmt: skip
         assert str(Values.parse(text)) == text
     for text in ("fll", "range", "range=[3,3]", "range=[a,b]", "range=[1,inf]", "log=[0,4]", "log=[2,1]", "range=[1]"):
         with pytest.raises(ValueError, match="values '.*(write auto, full|must be finite)"):
@@ -86,11 +88,38 @@ def test_auto_decides_and_says_why(tmp_path, name):
         assert image.dtype == np.uint8 and np.array_equal(image[:, :, 0], array)
 
 
+def test_a_given_range_of_many_digits_is_that_of_the_trees_made_with_it(tmp_path):
+    names = save(tmp_path / "scans", [(SCENE * 2**20).astype(np.int32)])
+    text = "range=[0,1048575]"  # 20 bits
+    generate_noise.main(["--source", str(tmp_path / "scans"), "--noise", "gauss50", "--channels", "1", "--workers", "0",
+                         "--format", "npy", "--values", text])  # fmt: skip
+    noisy = tmp_path / "noisy_scans-gauss50"
+    assert resolve(text, noisy, list_images(noisy), 1)[0] == resolve(text, tmp_path / "scans", names, 1)[0]
+
+
 def test_dark_sixteen_bits_are_stretched(tmp_path):
     array = (SCENE * 500).astype(np.uint16)
     array[3, 3] = 60000  # one hot pixel
     values, sentence = resolve("auto", tmp_path / "a", save(tmp_path / "a", [array] * 3), 1)
     assert values.kind == "range" and 480 < values.high < 520 and "99.9 % of the values are at most" in sentence
+
+
+def test_an_estimate_holds_no_more_than_the_pixels_that_it_looks_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(values_module, "PIXELS", 100)
+    names = save(tmp_path / "set", [AUTO["eight"][0]] * 3)
+    for array in values_module._read_sample(tmp_path / "set", names, 1, 2**20):
+        assert array.base is None and len(array) <= 100
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.tif"])
+def test_complex_numbers_are_refused_and_not_cut_to_their_real_part(tmp_path, name):
+    array = (SCENE + 1j * SCENE).astype(np.complex64)
+    (np.save if name == "x.npy" else tifffile.imwrite)(tmp_path / name, array)
+    for text in ("auto", "percentile"):
+        with pytest.raises(ImageError, match=rf"{name} holds complex64, no real numbers; save its amplitude"):
+            resolve(text, tmp_path, [name], 1)
+    with pytest.raises(ImageError, match=f"{name} holds complex64"):
+        read_image(tmp_path / name, 1, "native", Values("range", 0, 1))
 
 
 def test_what_no_rule_fits_is_named(tmp_path):

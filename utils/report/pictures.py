@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.images import denoised_root, grey_levels, list_images, read_image, read_manifest, twin, visible
+from utils.images import (
+    MAX_PIXELS,
+    denoised_root,
+    grey_levels,
+    list_images,
+    read_image,
+    read_manifest,
+    twin,
+    visible,
+)
 from utils.noise import NoiseSpec, keyed_noise, noise_key
 from utils.report.data import Run, label
 from utils.report.plots import SERIES, data_uri, scatter
@@ -60,7 +69,7 @@ def grid_views(run: Run, spec: NoiseSpec) -> Iterator[list[np.ndarray | None]]:
     """read_views() of a few images, spread evenly over the validation set."""
     data = run.config.get("data") or {}
     root, channels = Path(str(data.get("root") or "")), int(data.get("in_chans", 3))
-    seed = int(data.get("noise_seed", 0))
+    seed, limit = int(data.get("noise_seed", 0)), int(data.get("max_pixels", MAX_PIXELS))
     values = rule_for_reading(Values.parse(data.get("values", "full")), root)
     denoised = Path(data.get("denoised_root") or denoised_root(root, spec))
     suffix = "." + (read_manifest(denoised) or {}).get("format", "png")
@@ -68,19 +77,21 @@ def grid_views(run: Run, spec: NoiseSpec) -> Iterator[list[np.ndarray | None]]:
     relatives = list_images(root / within, data.get("stack", "refuse"))
     for i in np.unique(np.linspace(0, len(relatives) - 1, GRID_IMAGES + 2).astype(int)[1:-1]):
         name = within + relatives[i]
-        yield read_views(root, name, spec, seed, channels, values, twin(denoised, name, suffix))
+        yield read_views(root, name, spec, seed, channels, values, twin(denoised, name, suffix), limit)
 
 
 def read_views(
-    root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, values: Values, denoised: Path
-) -> list[np.ndarray | None]:
+    root: Path, relative: str, spec: NoiseSpec, seed: int, channels: int, values: Values, denoised: Path,
+    max_pixels: int = MAX_PIXELS,
+) -> list[np.ndarray | None]:  # fmt: skip
     """An image as its file holds it, with noise, and denoised; None for a view that there is not.
 
     denoised: the file of the denoised image, which need not exist.
     """
-    source = read_image(root / relative, channels, "native", values)
+    source = read_image(root / relative, channels, "native", values, max_pixels)
     noisy = None if spec.kind == "none" else keyed_noise(source, spec, seed, noise_key(relative))
-    return [source, noisy, read_image(denoised, channels, "native") if denoised.is_file() else None]
+    there = denoised.is_file()
+    return [source, noisy, read_image(denoised, channels, "native", max_pixels=max_pixels) if there else None]
 
 
 def psnr(image: np.ndarray | None, reference: np.ndarray) -> float | None:

@@ -15,7 +15,8 @@ EQUAL_ALLOWED = {"n2n", "clean"}  # NCT <= N2N + DINOv2 <= clean; up to NCT each
 def verdict(table: Table) -> list[str]:
     """All sentences on one table, the gravest first."""
     compared = orderings(table) + summary(table)
-    sentences = ([WORDS["trial"]] if table.trial else []) + collapses(table.runs) + compared + kept_out(table)
+    sentences = ([WORDS["trial"]] if table.trial else []) + collapses(table.runs) + repeated(table)
+    sentences += compared + kept_out(table)
     return sentences + caveats(table) if compared else sentences
 
 
@@ -27,6 +28,16 @@ def collapses(runs: list[Run]) -> list[str]:
             what = WORDS["collapses"].get(found[0], found[0])
             said.append(f"Collapsed: {run.name}, seed {run.seed}, {what}; since epoch {found[1]:g}.")
     return said
+
+
+def repeated(table: Table) -> list[str]:
+    """A sentence for each line that averages several runs of one seed, which must differ in something else."""
+    return [
+        f"{line.name} is the mean of {count_of(len(line.runs), 'run')} of {count_of(line.seeds, 'seed')}: its ± is not "
+        "that of seeds alone; report runs of other settings by themselves."
+        for line in table.lines
+        if len(line.runs) > line.seeds
+    ]
 
 
 def summary(table: Table) -> list[str]:

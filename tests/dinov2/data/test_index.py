@@ -147,6 +147,7 @@ def run_tool(*arguments, cwd):
 def test_process_metadata(tmp_path):
     make_tree(tmp_path / "mini-imagenet")
     make_tree(tmp_path / "noisy_mini-imagenet-shot3", splits=("train",))
+    (tmp_path / "mini-imagenet.tar.gz").write_bytes(b"what the images came in")
     result = run_tool(cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
