@@ -27,6 +27,7 @@ from dinov2.train.curriculum import Stage
 from dinov2.train.trainer import Trainer
 from utils import cli, distributed
 from utils.environment import record_environment
+from utils.images import ImageError
 from utils.locks import locked, sweep
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
@@ -59,6 +60,8 @@ def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
         try:
             train, val = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
         except ValueError as error:
+            if isinstance(error, ImageError) and distributed.world_size() > 1:
+                raise  # the ranks whose images can be read would wait for this one
             missing.append(str(error))
             distributed.print_on_main(f"no live kNN: {error}")
             return None
