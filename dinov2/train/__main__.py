@@ -51,7 +51,7 @@ def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
     The accuracy is None, with a message, if there are no classes or no validation images.
     """
     cfg = OmegaConf.merge(stage.cfg, {"eval": {"view": "noisy" if stage.view == "mix" else stage.view}})
-    k = LIVE_K if LIVE_K in cfg.eval.knn.k else min(cfg.eval.knn.k)
+    k = LIVE_K if LIVE_K in cfg.eval.knn.k else min(cfg.eval.knn.k, default=LIVE_K)
     missing: list[str] = []
 
     def measure(backbone: nn.Module) -> float | None:

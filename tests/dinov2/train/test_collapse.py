@@ -123,6 +123,10 @@ def test_live_knn_of_a_broken_image_ends_several_ranks_and_is_left_out_by_one(tr
         live_knn(stage)(None)
 
 
+def test_no_neighbours_to_evaluate_by_are_no_error_of_the_training(tree, tmp_path):
+    live_knn(plan(load_config(settings(tree, tmp_path / "run", "eval.knn.k=[]")))[0])
+
+
 def test_without_local_crops(tree, tmp_path):
     main(settings(tree, tmp_path / "run", "crops.local_number=0", "train.epochs=2"))
     row = read_json_lines(tmp_path / "run" / "metrics.jsonl")[-1]
