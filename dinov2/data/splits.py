@@ -12,7 +12,7 @@ An image without a label in the CSV has the label -1: it is used for pretraining
 import csv
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -161,9 +161,11 @@ def _draw_splits(groups: list[str], strata: np.ndarray, layout: Layout) -> list[
     """
     chosen: set[tuple[int, str]] = set()
     keys = list(zip(strata.tolist(), groups, strict=True))
-    sizes = Counter(keys)
-    for stratum in set(strata.tolist()):
-        own = sorted((key for key in sizes if key[0] == stratum), key=lambda key: _hash_group(layout.seed, key[1]))
+    sizes, members = Counter(keys), defaultdict(list)
+    for key in sizes:
+        members[key[0]].append(key)
+    for own in members.values():
+        own.sort(key=lambda key: _hash_group(layout.seed, key[1]))
         wanted = layout.val * sum(sizes[key] for key in own)
         held = 0
         for key in own[:-1]:  # one is left for train
