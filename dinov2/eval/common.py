@@ -6,6 +6,8 @@ details.
 """
 
 import base64
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -193,8 +195,8 @@ PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: only t
 
 
 def settings_hash(name: str, cfg: DictConfig) -> str:
-    """Hash of what decides these figures: the run, the images by name and size, the common keys of eval.* and the
-    evaluator's own section.
+    """Hash of what decides these figures: the run, the images by name and size, their labels, the common keys of eval.*
+    and the evaluator's own section.
     """
     own = {"linear", "knn"} if name == "robustness" else {"retrieval" if name == "instance_recog" else name}
     reduced = deepcopy(cfg)
@@ -208,7 +210,8 @@ def settings_hash(name: str, cfg: DictConfig) -> str:
 
 @cache
 def _digest_images(data: str, noise: str, view: str) -> list[str]:
-    """Digests of the images of both splits; cached, as they are needed at each checkpoint."""
+    """Digests of the images of both splits, and of the labels that a CSV gives them (folders are in the names); cached,
+    as they are needed at each checkpoint."""
     cfg = OmegaConf.create({"data": OmegaConf.create(data), "noise": noise})
     found = []
     for split in ("train", "val"):
@@ -217,6 +220,9 @@ def _digest_images(data: str, noise: str, view: str) -> list[str]:
         except ValueError:  # an evaluator that needs this split reports it
             continue
         found += [images.digest(), *(images.digest(kind) for kind in images.twins if kind == "denoised")]
+        if cfg.data.labels:
+            labels = json.dumps([images.classes, images.labels.tolist()])
+            found.append(hashlib.sha256(labels.encode()).hexdigest()[:12])
     return found
 
 
