@@ -70,6 +70,12 @@ def reading(o: Options) -> list[str]:
     return [*(["--max-pixels", limit] if limit else []), *o.reading]
 
 
+def data_state(o: Options) -> str:
+    """What trainings and evaluations read: the images and, where there is one, the CSV of their labels."""
+    labels = o.given("data.labels")
+    return "\n".join([tree_state(o.data), *([sums(labels, f"{o.data}/{labels}")] if labels else [])])
+
+
 def copies(o: Options) -> list[str]:
     return ["--format", o.copies] if o.copies else []
 
@@ -141,7 +147,7 @@ def pretrain(o: Options) -> Steps:
     for seed in o.seeds:
         for noise, method in runs_of(o):
             read = o.scale_file, o.overlay, CONFIGS / "default.yaml", CONFIGS / f"{method}.yaml"
-            state = [tree_state(o.data), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
+            state = [data_state(o), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
             name = f"pretrain-{noise}-{method}{_seed_suffix(seed)}"
             yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state))
 
@@ -180,7 +186,7 @@ def _evaluate_run(o: Options, noise: str, method: str, seed: int | None) -> Step
     marks = sums(f"{folder}/config.yaml", *sorted(Path(folder).glob("checkpoints/*/COMPLETE")))
     for name in o.evals:
         command = ["-m", f"dinov2.eval.{name}", *evaluate_arguments(o, folder)]
-        yield Step(command, f"{name}-{noise}-{method}{_seed_suffix(seed)}", f"{tree_state(o.data)}\n{marks}")
+        yield Step(command, f"{name}-{noise}-{method}{_seed_suffix(seed)}", f"{data_state(o)}\n{marks}")
 
 
 def evaluate_arguments(o: Options, folder: str) -> list[str]:
@@ -196,7 +202,7 @@ def _evaluate_floors(o: Options) -> Steps:
         if not set(FLOORED) & set(o.evals) or key in seen or not _is_pretrained(o, folder):
             continue
         seen.add(key)
-        state = sums(f"{folder}/config.yaml", *([o.floor] if o.floor else []))
+        state = f"{data_state(o)}\n{sums(f'{folder}/config.yaml', *([o.floor] if o.floor else []))}"
         yield Step(["-m", "dinov2.eval.floors", *floor_arguments(o, folder)], "floors-{}-{}".format(*key), state)
 
 

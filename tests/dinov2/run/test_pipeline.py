@@ -12,7 +12,7 @@ import pytest
 
 from dinov2.run.options import Options, finish, from_root
 from dinov2.run.pipeline import CommandFailed, Runner, Step, tree_state
-from dinov2.run.stages import check_settings, evaluate, runs_of
+from dinov2.run.stages import check_settings, data_state, evaluate, runs_of
 from tests.conftest import ROOT
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
@@ -91,7 +91,7 @@ def test_ctrl_c_reaches_the_command_and_leaves_no_traceback(tmp_path):
     assert process.returncode == 130 and said.count("\n") <= 1 and "Traceback" not in said
 
 
-@pytest.mark.parametrize("folder", ["train", ".", "train/ant"])
+@pytest.mark.parametrize("folder", ["train", ".", "train/ant", "a/b/c/d"])
 def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, folder):
     (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / "data" / folder / "a.png").touch()
@@ -100,6 +100,21 @@ def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, fo
     assert tree_state(str(tmp_path / "data")) == before
     (tmp_path / "data" / folder / "b.png").touch()
     assert tree_state(str(tmp_path / "data")) != before
+
+
+def test_the_state_of_a_tree_ends_where_a_link_leads_back(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+    assert tree_state(str(tmp_path)) == tree_state(str(tmp_path))
+
+
+def test_the_state_of_the_data_changes_with_labels_that_lie_elsewhere(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "labels.csv").write_text("path,label\na.png,x\n")
+    options = Options(data=str(tmp_path / "data"), overrides=[f"data.labels={tmp_path / 'labels.csv'}"])
+    before = data_state(options)
+    (tmp_path / "labels.csv").write_text("path,label\na.png,y\n")
+    assert data_state(options) != before
 
 
 def test_paths_are_the_callers():
