@@ -87,7 +87,7 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     for line, row in lines:
         if None in row or None in row.values():
             raise ValueError(f"{path}, line {line}: it has not as many columns as the first line")
-        relative = PurePosixPath(row["path"].strip().replace("\\", "/")).as_posix()
+        relative = path_in_row(row)
         if relative in rows:
             raise ValueError(f"{path}, line {line}: {relative} stands there twice; leave one row")
         if row.get("split", "").strip() not in ("", *SPLITS):
@@ -96,6 +96,11 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     if missing := [relative for relative in rows if relative not in known]:
         raise ValueError(f"{path} names {len(missing)} images that {root} lacks, such as {', '.join(missing[:3])}")
     return rows
+
+
+def path_in_row(row: dict[str, str]) -> str:
+    """The path of a row of the CSV, as images are named: by slashes, without a dot before them."""
+    return PurePosixPath(row["path"].strip().replace("\\", "/")).as_posix()
 
 
 def _find_row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:

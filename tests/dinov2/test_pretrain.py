@@ -300,6 +300,19 @@ def test_a_part_of_a_folder_keeps_its_folders_and_its_labels(tmp_path):
     assert len((tmp_path / "part/labels.csv").read_text().splitlines()) == 11
 
 
+def test_a_part_that_is_there_takes_corrected_labels_and_no_other_images(tmp_path):
+    folder, part = make_images(tmp_path / "d", folders=("a", "b")), tmp_path / "part"
+    names = spread(list_images(folder), 10)
+    link(folder, names, part)
+    for label in ("x", "y"):
+        rows = [[f".\\{name}".replace("/", "\\"), label] for name in list_images(folder)]
+        table = write_rows(tmp_path / "l.csv", rows)
+        link(folder, names, part, str(table))
+        assert [row[-1] for row in (part / "labels.csv").read_text().splitlines()[1:]] == [label] * 10
+    with pytest.raises(ValueError, match=f"part links to other images: a/.* is not that of .*; remove {part}"):
+        link(make_images(tmp_path / "e", folders=("a", "b")), names, part)
+
+
 def test_a_trial_of_a_large_folder_is_made_on_a_part_of_it(tmp_path, monkeypatch, capsys):
     folder = make_images(tmp_path / "d", number=200, folders=("a", "b"))
     write_rows(tmp_path / "labels.csv", [[name, name[0]] for name in list_images(folder)])
