@@ -427,7 +427,8 @@ def describe_files(root: Path | str, relatives: list[str]) -> str:
     """How many files these are, and a hash of their names and sizes: what tells a list of images from another."""
     digest = hashlib.blake2b(digest_size=6)
     for relative in sorted(relatives):
-        digest.update(f"{relative}\0{_file_bytes(f'{root}/{relative}')}\n".encode())
+        line = f"{relative}\0{_file_bytes(f'{root}/{relative}')}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))  # names may be of another encoding
     return f"{len(relatives)} images {digest.hexdigest()}"
 
 
