@@ -77,6 +77,8 @@ def locate(path: Path | str, epoch: int | None = None) -> tuple[Path, DictConfig
         return file, load_run_config(path)
     if not path.exists():
         raise ValueError(f"{path} is missing: name a run, one of its checkpoints, or a file of weights")
+    if epoch is not None:
+        raise ValueError(f"epoch={epoch}, but {path} is no run's folder: weights alone are of one epoch")
     file = path / checkpoint.TEACHER if (path / checkpoint.TEACHER).is_file() else path
     described = any((folder / "config.json").is_file() for folder in (file, file.parent))
     runs = [folder for folder in file.absolute().parents if (folder / "config.yaml").is_file()]
