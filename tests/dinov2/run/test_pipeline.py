@@ -39,7 +39,7 @@ def test_a_command_is_run_again_only_for_a_change_or_a_failure(tmp_path, capfd):
     assert log.read_text() == "xxxxxyzxx"
 
 
-def test_what_an_objective_refuses_is_refused_before_anything_is_trained(tmp_path):
+def test_what_a_run_refuses_is_refused_before_anything_is_trained(tmp_path):
     options = Options(scale="quickstart", data=str(tmp_path), output=str(tmp_path), methods=["nc", "nct"])
     options.overrides = ["objective=simclr"]
     finish(options)
@@ -47,6 +47,9 @@ def test_what_an_objective_refuses_is_refused_before_anything_is_trained(tmp_pat
         check_settings(options)
     options.methods, options.overrides = ["nc"], ["objective=simdinov2", "dino.prototypes=8"]
     with pytest.raises(ValueError, match="objective=simdinov2 has no prototypes: dino.prototypes=8 must be 0"):
+        check_settings(options)
+    options.overrides, options.gpus = ["train.accumulate=2"], 3
+    with pytest.raises(ValueError, match="batch_size=64 is no multiple of --gpus 3 x train.accumulate=2: give another"):
         check_settings(options)
 
 
