@@ -88,6 +88,8 @@ def embed(
     """
     if map is not None and (tokens == "patches" or Path(map).suffix != ".png"):
         raise ValueError(f"map={map}: name a .png, and tokens that give one row per image, not patches")
+    if map is not None:
+        _refuse_image_inside(Path(map), Path(folder))
     check_choice("tokens", tokens, TOKENS)
     backbone = weights if isinstance(weights, VisionTransformer) else load_backbone(weights)
     device = _find_device(device or distributed.device())
@@ -160,9 +162,14 @@ def _row_shape(backbone: VisionTransformer, cfg: DictConfig, tokens: str) -> tup
 
 def _check_output(output: Path, folder: Path, shape: tuple[int, ...]) -> Path:
     check_table(output, shape)
-    if output.suffix == ".npy" and folder.resolve() in output.resolve().parents:
-        raise ValueError(f"{output} would be taken for an image of {folder}: name a file outside it")
+    if output.suffix == ".npy":
+        _refuse_image_inside(output, folder)
     return output
+
+
+def _refuse_image_inside(file: Path, folder: Path) -> None:
+    if folder.resolve() in file.resolve().parents:
+        raise ValueError(f"{file} would be taken for an image of {folder}: name a file outside it")
 
 
 def _hash_what_decides(backbone: VisionTransformer, cfg: DictConfig, dataset: ImageDataset, options: str) -> str:

@@ -223,6 +223,7 @@ def test_values_are_those_of_the_run_or_estimated_for_weights_alone(tmp_path):
         (dict(precision="int8"), "precision=int8 must be one of fp32, bf16, fp16"),
         (dict(output="f.xlsx"), "f.xlsx must end in one of .parquet, .npy, .csv"),
         (dict(output="{folder}/f.npy"), "f.npy would be taken for an image of"),
+        (dict(map="{folder}/m.png"), "m.png would be taken for an image of"),
         (dict(folder="{folder}/none"), "none is missing; name a folder of images"),
         (dict(weights="{folder}/w.pth"), "w.pth is missing: name a run, one of its checkpoints, or a file of weights"),
     ],
