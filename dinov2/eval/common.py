@@ -179,10 +179,14 @@ def choose_checkpoints(folder: Path, which: str) -> list[Checkpoint]:
 
 def find_best(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
     """The checkpoint with the best first metric of BEST_BY that there is: linear probe, else kNN, else, without labels,
-    the agreement of neighbours under noise (docs/without_labels.md says why).
+    the agreement of neighbours under noise (docs/without_labels.md says why). Figures under the run's own noise, view
+    and images count; only where there are none, those under others.
     """
     by_iteration = {checkpoint.iteration: checkpoint for checkpoint in kept}
     rows = [row for row in read_results(folder) if row["iteration"] in by_iteration]
+    cfg = load_run_config(folder)
+    own = str(NoiseSpec.parse(cfg.noise)), eval_view(cfg), dataset_name(cfg)
+    rows = [row for row in rows if (row["noise"], row["view"], row["dataset"]) == own] or rows
     for metric in BEST_BY:
         candidates = [row for row in rows if row["metric"] == metric]
         if candidates:

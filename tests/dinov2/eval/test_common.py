@@ -99,6 +99,9 @@ def test_choice_of_checkpoints(run):
             run / "results.jsonl", row | {"epoch": 0, "iteration": iteration, "metric": metric, "value": value}
         )
     assert [c.epoch for c in common.choose_checkpoints(run, "best")] == [2]  # the only one with a probe
+    clean = row | {"noise": "none", "epoch": 0, "iteration": 10, "metric": "linear_top1", "value": 90}
+    append_result(run / "results.jsonl", clean)  # which says nothing of the epochs under the run's noise
+    assert [c.epoch for c in common.choose_checkpoints(run, "best")] == [2]
 
 
 @pytest.mark.parametrize(
