@@ -99,7 +99,8 @@ class Request:
 
     def look(self, o: Options, layout: Layout, values: str) -> Survey:
         channels = None if self.channels is None else str(self.channels)
-        return look_at(o.data, layout, channels, values, int(o.given("data.max_pixels") or MAX_PIXELS))
+        limit = int(o.given("data.max_pixels") or MAX_PIXELS)
+        return look_at(o.data, layout, channels, values, limit, o.given("data.index_cache"))
 
 
 def pretrain(folder: Path | str, *settings: str, **options) -> Path:

@@ -132,6 +132,12 @@ def test_folders_of_classes_get_a_val_split_and_flat_ones_do_not(tmp_path):
     assert survey.count == 40 and "test" in survey.notes[0]
 
 
+def test_lists_lie_where_the_user_wants_them(tmp_path):
+    make_images(tmp_path / "s", folders=("train", "val"))
+    look_at(str(tmp_path / "s"), Layout(), None, "auto", cache=str(tmp_path / "lists"))
+    assert len(list((tmp_path / "lists").iterdir())) == 2 and not list((tmp_path / "s").glob(".*"))
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("number, words", [(0, "holds no images"), (1, "holds one image"), (2, "holds 2 images")])
 def test_too_few_images(tmp_path, number, words):
