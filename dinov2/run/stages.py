@@ -72,7 +72,7 @@ def reading(o: Options) -> list[str]:
 
 def data_state(o: Options) -> str:
     """What trainings and evaluations read: the images and, where there is one, the CSV of their labels."""
-    labels = o.given("data.labels")
+    labels = o.chosen("data.labels")
     return "\n".join([tree_state(o.data), *([sums(labels, f"{o.data}/{labels}")] if labels else [])])
 
 
@@ -243,9 +243,9 @@ def load_settings(words: list[str]) -> DictConfig:
 
 
 def layout(o: Options) -> Layout:
-    """How the data becomes train and val, by the keys of the command line."""
-    val, seed, stack = o.given("data.val"), o.given("data.split_seed"), o.given("data.stack")
-    group, labels = o.given("data.group"), o.given("data.labels")
+    """How the data becomes train and val, by the keys of the command line and of the scale."""
+    val, seed, stack = (o.chosen(f"data.{key}") for key in ("val", "split_seed", "stack"))
+    group, labels = o.chosen("data.group"), o.chosen("data.labels")
     return Layout(float(val) if val else None, group, labels, int(seed or 0), stack or "refuse")
 
 

@@ -20,7 +20,8 @@ from dinov2.data.index import build_index
 from dinov2.data.splits import Layout
 from dinov2.pretrain import main
 from dinov2.run.choices import Hardware, choose, choose_denoiser, choose_scale
-from dinov2.run.options import CONFIGS
+from dinov2.run.options import CONFIGS, Options
+from dinov2.run.stages import layout
 from dinov2.run.subset import link, spread
 from dinov2.run.survey import look_at, mean_and_std
 from tests.conftest import ROOT
@@ -193,6 +194,17 @@ def write_rows(path: Path, rows: list) -> Path:
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([["path", "label"], *rows])
     return path
+
+
+def test_a_scale_that_names_labels_is_followed(tmp_path, capsys):
+    folder, own = make_images(tmp_path / "d"), tmp_path / "own.yaml"
+    rows = write_rows(tmp_path / "labels.csv", [[path.name, "ab"[i % 2]] for i, path in enumerate(folder.iterdir())])
+    own.write_text(f"data: {{labels: {rows}, val: 0.2}}\nmodel: {{patch_size: 8}}\n")
+    words = ["--scale", str(own), "--method", "dinov2", "--dry-run", "--output", str(tmp_path / "o")]
+    assert main([str(folder), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "20 images: 16 train, 4 val, 2 classes" in printed and "dinov2.eval.knn" in printed
+    assert layout(Options(scale=str(own))) == Layout(0.2, None, str(rows))
 
 
 def test_the_largest_file_allowed_is_the_same_for_the_survey_and_the_denoiser(tmp_path, capsys):
