@@ -9,6 +9,7 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -54,9 +55,14 @@ def build_index(
     index = _build(Path(root), split, cache, layout)
     if layout.only is None:
         return index
-    kept = set(of_channels(root, index.relatives, layout.only)[0])
+    kept = _of_channels(str(root), tuple(index.relatives), layout.only)
     own = [place for place, relative in enumerate(index.relatives) if relative in kept]
     return Index([index.relatives[place] for place in own], index.labels[own], index.classes)
+
+
+@lru_cache(maxsize=2)  # train and val: most files are opened, and a program asks several times
+def _of_channels(root: str, relatives: tuple[str, ...], channels: int) -> frozenset[str]:
+    return frozenset(of_channels(root, list(relatives), channels)[0])
 
 
 def _build(root: Path, split: str | None, cache: Path | str | None, layout: Layout) -> Index:

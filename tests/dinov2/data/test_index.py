@@ -114,6 +114,17 @@ def test_pages_that_a_file_was_given_in_place_are_seen(tmp_path, monkeypatch):
     assert len(build_index(tmp_path / "data", "train", layout=layout).relatives) == 5 and not calls
 
 
+def test_files_are_opened_once_for_their_channels(tmp_path, monkeypatch):
+    (tmp_path / "train").mkdir()
+    for channels in (2, 5):
+        np.save(tmp_path / f"train/{channels}.npy", np.zeros((8, 8, channels), np.uint8))
+    opened, real = [], module.of_channels
+    monkeypatch.setattr(module, "of_channels", lambda *given: opened.append(given) or real(*given))
+    for _ in range(2):
+        assert build_index(tmp_path, "train", layout=Layout(only=5)).relatives == ["train/5.npy"]
+    assert len(opened) == 1
+
+
 def test_a_configured_cache_folder(tmp_path):
     root = make_tree(tmp_path / "data")
     build_index(root, "train", tmp_path / "lists")
