@@ -48,8 +48,8 @@ def load_backbone(path: Path | str, epoch: int | None = None) -> VisionTransform
     """A trained backbone, ready for features, on the CPU and in eval mode.
 
     path: a run's folder (its last kept epoch, or `epoch`), one of its checkpoint folders, or a teacher_checkpoint.pth
-    inside a run. Any other file of weights (see dinov2.models.weights) is read with the config.yaml above it or, where
-    there is none, with the architecture and sizes that follow from the file itself.
+    inside a run. Any other file of weights (see dinov2.models.weights) is read with a run's config.yaml above it or,
+    where there is none, with the architecture and sizes that follow from the file itself.
 
         backbone = load_backbone("runs/nct")
         features = backbone(backbone.transform("image.png"))["x_norm_clstoken"]    # [1, D]
