@@ -220,15 +220,20 @@ def check_settings(o: Options) -> DictConfig:
     """The last run's settings. ValueError for what any run would refuse, before the first command."""
     runs = [load_settings([*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides]) for run in runs_of(o)]
     for cfg in runs:
-        batch, micro = cfg.train.batch_size, cfg.train.accumulate
-        if batch % (o.gpus * micro):
-            parts = f"--gpus {o.gpus}" + (f" x train.accumulate={micro}" if micro > 1 else "")
-            raise ValueError(f"train.batch_size={batch} is no multiple of {parts}: give another batch size")
+        check_ranks(cfg, o.gpus, f"--gpus {o.gpus}")
         if cfg.objective != "dinov2":
             from dinov2.train.curriculum import check_objective  # here, as it loads PyTorch
 
             check_objective(cfg)
     return runs[-1]
+
+
+def check_ranks(cfg: DictConfig, ranks: int, given: str) -> None:
+    """ValueError where a batch cannot be divided among the ranks; given: how the user has set their number."""
+    batch, micro = cfg.train.batch_size, cfg.train.accumulate
+    if batch % (ranks * micro):
+        parts = given + (f" x train.accumulate={micro}" if micro > 1 else "")
+        raise ValueError(f"train.batch_size={batch} is no multiple of {parts}: give another batch size")
 
 
 def load_settings(words: list[str]) -> DictConfig:
