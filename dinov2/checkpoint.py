@@ -239,9 +239,13 @@ def _finish(temporary: Path, final: Path, mark: dict, hashes: dict[str, str]) ->
 
 
 def _prune(run: Path | str, keep_last: int) -> None:
-    """Removes the oldest checkpoints that are not kept for evaluation, and what killed runs left behind."""
-    passing = [c for c in list_checkpoints(run) if not c.evaluate]
+    """Removes the oldest checkpoints that are not kept for evaluation, and what killed runs left behind. The newest of
+    all stays: it may be the position that a SIGTERM has saved."""
+    found = list_checkpoints(run)
+    passing = [c for c in found if not c.evaluate]
     for checkpoint in passing[: max(len(passing) - keep_last, 0)]:
+        if checkpoint is found[-1]:
+            continue
         # Renamed first: a half-removed folder must not look like a checkpoint.
         hidden = checkpoint.path.with_name(f".{checkpoint.path.name}.removed")
         os.rename(checkpoint.path, hidden)

@@ -145,6 +145,12 @@ def load_run_config(run: Path | str) -> DictConfig:
     return OmegaConf.merge(load_defaults(), {"data": {"values": "full"}}, content)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder has the config.yaml of a run; one of another program has no such sections."""
+    path = folder / "config.yaml"
+    return path.is_file() and {"model", "curriculum"} <= set(_read_yaml(path))
+
+
 def _references(content: object, key: str = "") -> Iterator[str]:
     """Keys whose text has a reference; a saved config has none. After an odd number of backslashes ${ is plain text."""
     if isinstance(content, str) and re.search(r"(?<!\\)(\\\\)*\$\{", content):

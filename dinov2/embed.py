@@ -48,8 +48,8 @@ def load_backbone(path: Path | str, epoch: int | None = None) -> VisionTransform
     """A trained backbone, ready for features, on the CPU and in eval mode.
 
     path: a run's folder (its last kept epoch, or `epoch`), one of its checkpoint folders, or a teacher_checkpoint.pth
-    inside a run. Any other file of weights (see dinov2.models.weights) is read with the config.yaml above it or, where
-    there is none, with the architecture and sizes that follow from the file itself.
+    inside a run. Any other file of weights (see dinov2.models.weights) is read with a run's config.yaml above it or,
+    where there is none, with the architecture and sizes that follow from the file itself.
 
         backbone = load_backbone("runs/nct")
         features = backbone(backbone.transform("image.png"))["x_norm_clstoken"]    # [1, D]
@@ -88,6 +88,8 @@ def embed(
     """
     if map is not None and (tokens == "patches" or Path(map).suffix != ".png"):
         raise ValueError(f"map={map}: name a .png, and tokens that give one row per image, not patches")
+    if map is not None:
+        _refuse_image_inside(Path(map), Path(folder))
     check_choice("tokens", tokens, TOKENS)
     backbone = weights if isinstance(weights, VisionTransformer) else load_backbone(weights)
     device = _find_device(device or distributed.device())
@@ -160,9 +162,14 @@ def _row_shape(backbone: VisionTransformer, cfg: DictConfig, tokens: str) -> tup
 
 def _check_output(output: Path, folder: Path, shape: tuple[int, ...]) -> Path:
     check_table(output, shape)
-    if output.suffix == ".npy" and folder.resolve() in output.resolve().parents:
-        raise ValueError(f"{output} would be taken for an image of {folder}: name a file outside it")
+    if output.suffix == ".npy":
+        _refuse_image_inside(output, folder)
     return output
+
+
+def _refuse_image_inside(file: Path, folder: Path) -> None:
+    if folder.resolve() in file.resolve().parents:
+        raise ValueError(f"{file} would be taken for an image of {folder}: name a file outside it")
 
 
 def _hash_what_decides(backbone: VisionTransformer, cfg: DictConfig, dataset: ImageDataset, options: str) -> str:

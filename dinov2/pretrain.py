@@ -86,7 +86,7 @@ class Request:
     def options(self) -> Options:
         """Those that the stages know, as far as they do not depend on the images."""
         o = Options(noises=[self.noise], methods=list(self.method), seeds=list(self.seeds) or [None], gpus=self.gpus)
-        o.data, o.steps, o.dry = self.folder, self.steps, self.dry_run
+        o.data, o.steps, o.dry, o.scale = self.folder, self.steps, self.dry_run, self.scale or o.scale
         o.output = str(self.output or f"runs/{os.path.basename(self.folder)}{'-trial' if self.steps else ''}")
         o.trees, o.overlay = f"{o.output}/trees", f"{o.output}/plan.yaml"
         named = {"train.epochs": self.epochs, "data.group": self.group, "data.labels": self.labels}
@@ -99,7 +99,8 @@ class Request:
 
     def look(self, o: Options, layout: Layout, values: str) -> Survey:
         channels = None if self.channels is None else str(self.channels)
-        return look_at(o.data, layout, channels, values, int(o.given("data.max_pixels") or MAX_PIXELS))
+        limit = int(o.given("data.max_pixels") or MAX_PIXELS)
+        return look_at(o.data, layout, channels, values, limit, o.given("data.index_cache"))
 
 
 def pretrain(folder: Path | str, *settings: str, **options) -> Path:
@@ -112,9 +113,9 @@ def pretrain(folder: Path | str, *settings: str, **options) -> Path:
     request = Request(tidy(str(folder)), settings, **options)
     o = request.options()
     check_early(request, o)
-    layout = Layout(request.val, o.given("data.group"), o.given("data.labels"), stack=request.stack)
-    scaled = Options(scale=request.scale).of_scale("data.values") if request.scale else None
-    survey = request.look(o, layout, o.given("data.values") or request.values or scaled or "auto")
+    val = request.val or o.of_scale("data.val")
+    layout = Layout(val, o.chosen("data.group"), o.chosen("data.labels"), stack=request.stack)
+    survey = request.look(o, layout, o.given("data.values") or request.values or o.of_scale("data.values") or "auto")
     total = survey.count
     if request.steps and not o.dry and (names := trial_images(request, o)):
         o.data = f"{o.output}/images-{len(names)}"

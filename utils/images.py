@@ -312,9 +312,15 @@ def _read_more_than_pillow(
 
 
 def _read_pillow_image(image: Image.Image, channels: int) -> np.ndarray:
-    """[H, W, C] upright, as stored but that 16 bits which Pillow holds in 32 are uint16 again, where they fit."""
+    """[H, W, C] upright, as stored."""
     if (orientation := _exif_orientation(image)) > 1:
         image = image.transpose(_TURNS[orientation])
+    return pillow_values(image, channels)
+
+
+def pillow_values(image: Image.Image, channels: int) -> np.ndarray:
+    """[H, W, C] as stored but that 16 bits which Pillow holds in 32 are uint16 again, where they fit; of 8 bits grey or
+    RGB as asked for. Pillow itself would cut what is above 255."""
     if image.mode in _SIXTEEN_BIT:
         array = np.asarray(image)[:, :, None]
         return array.astype(np.uint16) if array.min() >= 0 and array.max() <= 65535 else array

@@ -9,13 +9,14 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 
 from utils import images, locks
 from utils.files import write_text
+from utils.readers import place_of
 from utils.text import count_of
 
 BACKLOG = 32  # images that may wait to be written
@@ -32,8 +33,8 @@ class TreeWriter:
 
     def __init__(self, source: Path, root: Path, relatives: list[str], fields: dict, format: str):
         check_apart(source, root)
-        self.source, self.root, self.relatives = source, Path(root), relatives
-        self.fields, self.format = fields, format
+        self.source, self.root = Path(source), Path(root)
+        self.relatives, self.fields, self.format = relatives, fields, format
         self.files = images.source_files(source, relatives)
         self._check_claim()
         twins = {self._twin_name(relative): relative for relative in relatives}
@@ -78,6 +79,7 @@ class TreeWriter:
         self._check_claim()  # once more: another tool may have been quicker
         self._check_twins()
         if self._is_finished():
+            self._renew_mark()
             print(f"{self.root} is finished already: {count_of(len(self.relatives), 'image')}", flush=True)
             return False
         self.root.mkdir(parents=True, exist_ok=True)
@@ -91,6 +93,16 @@ class TreeWriter:
             kept = [relative for relative in self.relatives if relative not in self.missing]
             if not self.missing or made | images.source_files(self.source, kept) != made:
                 images.check_unchanged(self.root, self.files)
+
+    def _renew_mark(self) -> None:
+        """Gives a finished tree's mark the time of now, as a training refuses a tree that is older than a folder of its
+        source: another file may have come. Not where an image is newer than the tree.
+        """
+        mark = self.root / images.MANIFEST
+        made = mark.stat().st_mtime
+        with suppress(OSError):  # a tree of somebody else's
+            if all(place_of(self.source / relative).stat().st_mtime <= made for relative in self.relatives):
+                mark.touch()
 
     def write(self, pool: Executor, relative: str, image: np.ndarray) -> None:
         """Encode and write a twin in a worker. Waits where many are under way; raises what one of them has raised."""

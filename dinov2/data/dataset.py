@@ -83,6 +83,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.noise, self.noise_seed = noise or NoiseSpec.parse("none"), noise_seed
         self.channels, self.max_side, self.values, self.max_pixels = channels, max_side, values, max_pixels
         self.scale = rule_for_reading(values, root)
+        self._digests: dict[str | None, str] = {}
         index = build_index(root, split, index_cache, layout)
         self.relatives, self.labels, self.classes = index.relatives, index.labels, index.classes
         # Roots of the kinds of image that are read from twins of the files.
@@ -129,14 +130,17 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def keep(self, places) -> "ImageDataset":
         """The data set itself, reduced to the images with these numbers."""
-        self.relatives, self.labels = [self.relatives[i] for i in places], self.labels[places]
+        self.relatives, self.labels, self._digests = [self.relatives[i] for i in places], self.labels[places], {}
         return self
 
     def digest(self, kind: str | None = None) -> str:
-        """Number of images and hash of their names and sizes, of the source or of the twins of a kind."""
-        if kind is None:
-            return describe_files(self.root, self.relatives)
-        return describe_files(self.twins[kind], [os.path.splitext(n)[0] + self.suffixes[kind] for n in self.relatives])
+        """Number of images and hash of their names and sizes, of the source or of the twins of a kind; read once."""
+        if kind not in self._digests:
+            root, names = self.root, self.relatives
+            if kind is not None:
+                root, names = self.twins[kind], [os.path.splitext(n)[0] + self.suffixes[kind] for n in names]
+            self._digests[kind] = describe_files(root, names)
+        return self._digests[kind]
 
     def path(self, relative: str, kind: str) -> Path:
         """The file that this kind of an image is read from."""

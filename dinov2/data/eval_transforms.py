@@ -10,7 +10,7 @@ from torch import Tensor
 from dinov2.data.augment import Normalize
 from dinov2.data.dataset import reduce_sides
 from dinov2.data.resample import ATTEMPTS, cut, random_boxes
-from utils.images import read_image
+from utils.images import pillow_values, read_image
 from utils.values import configured_rule
 
 
@@ -90,8 +90,10 @@ class Preprocess:
         if isinstance(image, str | Path):
             return read_image(image, self.channels, "native", self.values, self.max_pixels)
         if isinstance(image, Image.Image):
-            image = image.convert({3: "RGB", 1: "L"}.get(self.channels, image.mode))
-        array = np.asarray(image)
+            array = pillow_values(image, self.channels)
+            array = np.repeat(array, 3, axis=2) if (array.shape[2], self.channels) == (1, 3) else array
+        else:
+            array = np.asarray(image)
         array = array[:, :, None] if array.ndim == 2 else array
         if array.ndim != 3 or array.shape[2] != self.channels:
             raise ValueError(f"an image of shape {array.shape}: this backbone takes [H, W, {self.channels}]")

@@ -7,7 +7,9 @@ for pretraining only: its labels are -1. For a folder without train and val, and
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,9 +19,10 @@ from utils.files import write_text
 from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images, of_channels
 from utils.locks import sweep
 from utils.progress import progress
+from utils.readers import file_of
 from utils.text import list_some
 
-_VERSION = 3  # of the cache file's form and of the extensions that count as images
+_VERSION = 4  # of the cache file's form and of the extensions that count as images
 
 
 class MissingSplit(ValueError):
@@ -42,18 +45,24 @@ def build_index(
     """The index of a split: from the cached lists, or by walking the folders when any of them has changed.
 
     split None: all images below root at any depth, without labels, listed each time.
-    A folder has changed if its modification time has; adding, removing or renaming a file sets it. cache: folder of the
-    cached lists; None: the data folder itself or, if that is read-only, the user's cache (~/.cache). layout: how train
-    and val are made if they are not folders. ValueError names a missing or empty split, a class folder without images,
-    images beside class folders, or two images that differ only in their extension. Images are not decoded here.
+    A folder has changed if its modification time has; adding, removing or renaming a file sets it. So has a file whose
+    pages are listed. cache: folder of the cached lists; None: the data folder itself or, if that is read-only, the
+    user's cache (~/.cache). layout: how train and val are made if they are not folders. ValueError names a missing or
+    empty split, a class folder without images, images beside class folders, or two images that differ only in their
+    extension. Images are not decoded here.
     """
     layout = layout or Layout()
     index = _build(Path(root), split, cache, layout)
     if layout.only is None:
         return index
-    kept = set(of_channels(root, index.relatives, layout.only)[0])
+    kept = _of_channels(str(root), tuple(index.relatives), layout.only)
     own = [place for place, relative in enumerate(index.relatives) if relative in kept]
     return Index([index.relatives[place] for place in own], index.labels[own], index.classes)
+
+
+@lru_cache(maxsize=2)  # train and val: most files are opened, and a program asks several times
+def _of_channels(root: str, relatives: tuple[str, ...], channels: int) -> frozenset[str]:
+    return frozenset(of_channels(root, list(relatives), channels)[0])
 
 
 def _build(root: Path, split: str | None, cache: Path | str | None, layout: Layout) -> Index:
@@ -155,8 +164,8 @@ def _cache_files(root: Path, split: str, cache, stack: str, flat: bool) -> list[
 
 
 def _walk(root: Path, split: str, stack: str, flat: bool) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """Modification times (ns) of all folders read, and the images (paths below the class folder) of each class; the
-    class is "" where there are no class folders, or none are wanted (flat)."""
+    """Modification times (ns) of all folders read, and of files if their pages are listed; and the images (paths below
+    the class folder) of each class, which is "" where there are no class folders, or none are wanted (flat)."""
     classes = [] if flat else class_names(root, split)
     times, groups = {str(PurePosixPath(split)): os.stat(root / split).st_mtime_ns}, {}
     loose = sorted(set(os.listdir(root / split)) - set(classes)) if classes else []
@@ -166,8 +175,19 @@ def _walk(root: Path, split: str, stack: str, flat: bool) -> tuple[dict[str, int
     for name in progress(classes, desc=f"index of {split}", unit="folder") if classes else [""]:
         inner: dict[str, int] = {}
         groups[name] = list_images(root / split / name, stack, inner)
-        times |= {str(PurePosixPath(split, name, folder)): time for folder, time in inner.items()}
+        inner |= {} if stack == "refuse" else _file_times(root / split / name, groups[name])
+        times |= {str(PurePosixPath(split, name, path)): time for path, time in inner.items()}
     return times, groups
+
+
+def _file_times(folder: Path, relatives: list[str]) -> dict[str, int]:
+    """Modification times (ns) of the files that these images or pages are in; -1 of one that cannot be looked at."""
+    times = {}
+    for file in {relative if (folder / relative).exists() else file_of(relative) for relative in relatives}:
+        times[file] = -1
+        with suppress(OSError):  # a broken link is named when it is read
+            times[file] = os.stat(folder / file).st_mtime_ns
+    return times
 
 
 def _make_index(split: str, groups: dict[str, list[str]]) -> Index:

@@ -84,14 +84,16 @@ def make_loader(
     device: torch.device | str = "cpu",
     resident: "ResidentImages | None" = None,
     plan: Plan | None = None,
+    option: str = "train.batch_size=",
 ) -> Iterator[ImageBatch]:
     """Training batches of a rank from start_iteration to stop_iteration (None: without end), canvases on `device`.
 
-    batch_size: images of one iteration over all ranks; the order is that of IterationSampler, with its errors.
+    batch_size: images of one iteration over all ranks, which the user gives as `option`; the order is that of
+    IterationSampler, with its errors.
     resident: the decoded set, used instead of reading files. plan: draws ImageBatch.plan, in the workers if there are
     any. ImageError (a ValueError) names a file that cannot be read.
     """
-    order = IterationSampler(len(dataset), batch_size, seed, rank, world_size, start_iteration, stop_iteration)
+    order = IterationSampler(len(dataset), batch_size, seed, rank, world_size, start_iteration, stop_iteration, option)
     if resident is not None:
         return (resident.batch(iteration, indices, plan) for iteration, indices in order)
     return _load_batches(dataset, order, workers, device, plan=plan)

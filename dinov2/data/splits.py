@@ -12,7 +12,7 @@ An image without a label in the CSV has the label -1: it is used for pretraining
 import csv
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -87,7 +87,7 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     for line, row in lines:
         if None in row or None in row.values():
             raise ValueError(f"{path}, line {line}: it has not as many columns as the first line")
-        relative = PurePosixPath(row["path"].strip().replace("\\", "/")).as_posix()
+        relative = path_in_row(row)
         if relative in rows:
             raise ValueError(f"{path}, line {line}: {relative} stands there twice; leave one row")
         if row.get("split", "").strip() not in ("", *SPLITS):
@@ -96,6 +96,11 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     if missing := [relative for relative in rows if relative not in known]:
         raise ValueError(f"{path} names {len(missing)} images that {root} lacks, such as {', '.join(missing[:3])}")
     return rows
+
+
+def path_in_row(row: dict[str, str]) -> str:
+    """The path of a row of the CSV, as images are named: by slashes, without a dot before them."""
+    return PurePosixPath(row["path"].strip().replace("\\", "/")).as_posix()
 
 
 def _find_row(rows: dict[str, dict[str, str]], relative: str) -> dict[str, str]:
@@ -161,9 +166,11 @@ def _draw_splits(groups: list[str], strata: np.ndarray, layout: Layout) -> list[
     """
     chosen: set[tuple[int, str]] = set()
     keys = list(zip(strata.tolist(), groups, strict=True))
-    sizes = Counter(keys)
-    for stratum in set(strata.tolist()):
-        own = sorted((key for key in sizes if key[0] == stratum), key=lambda key: _hash_group(layout.seed, key[1]))
+    sizes, members = Counter(keys), defaultdict(list)
+    for key in sizes:
+        members[key[0]].append(key)
+    for own in members.values():
+        own.sort(key=lambda key: _hash_group(layout.seed, key[1]))
         wanted = layout.val * sum(sizes[key] for key in own)
         held = 0
         for key in own[:-1]:  # one is left for train

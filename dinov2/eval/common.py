@@ -6,6 +6,8 @@ details.
 """
 
 import base64
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -177,10 +179,14 @@ def choose_checkpoints(folder: Path, which: str) -> list[Checkpoint]:
 
 def find_best(folder: Path, kept: list[Checkpoint]) -> Checkpoint:
     """The checkpoint with the best first metric of BEST_BY that there is: linear probe, else kNN, else, without labels,
-    the agreement of neighbours under noise (docs/without_labels.md says why).
+    the agreement of neighbours under noise (docs/without_labels.md says why). Figures under the run's own noise, view
+    and images count; only where there are none, those under others.
     """
     by_iteration = {checkpoint.iteration: checkpoint for checkpoint in kept}
     rows = [row for row in read_results(folder) if row["iteration"] in by_iteration]
+    cfg = load_run_config(folder)
+    own = str(NoiseSpec.parse(cfg.noise)), eval_view(cfg), dataset_name(cfg)
+    rows = [row for row in rows if (row["noise"], row["view"], row["dataset"]) == own] or rows
     for metric in BEST_BY:
         candidates = [row for row in rows if row["metric"] == metric]
         if candidates:
@@ -193,8 +199,8 @@ PLACES = ("root", "noisy_root", "denoised_root", "storage")  # of data.*: only t
 
 
 def settings_hash(name: str, cfg: DictConfig) -> str:
-    """Hash of what decides these figures: the run, the images by name and size, the common keys of eval.* and the
-    evaluator's own section.
+    """Hash of what decides these figures: the run, the images by name and size, their labels, the common keys of eval.*
+    and the evaluator's own section.
     """
     own = {"linear", "knn"} if name == "robustness" else {"retrieval" if name == "instance_recog" else name}
     reduced = deepcopy(cfg)
@@ -208,7 +214,8 @@ def settings_hash(name: str, cfg: DictConfig) -> str:
 
 @cache
 def _digest_images(data: str, noise: str, view: str) -> list[str]:
-    """Digests of the images of both splits; cached, as they are needed at each checkpoint."""
+    """Digests of the images of both splits, and of the labels that a CSV gives them (folders are in the names); cached,
+    as they are needed at each checkpoint."""
     cfg = OmegaConf.create({"data": OmegaConf.create(data), "noise": noise})
     found = []
     for split in ("train", "val"):
@@ -217,6 +224,9 @@ def _digest_images(data: str, noise: str, view: str) -> list[str]:
         except ValueError:  # an evaluator that needs this split reports it
             continue
         found += [images.digest(), *(images.digest(kind) for kind in images.twins if kind == "denoised")]
+        if cfg.data.labels:
+            labels = json.dumps([images.classes, images.labels.tolist()])
+            found.append(hashlib.sha256(labels.encode()).hexdigest()[:12])
     return found
 
 

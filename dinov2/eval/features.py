@@ -125,6 +125,15 @@ def ordered_batches(
         yield resident.batch(0, own[start : start + size])
 
 
+def with_blanks(batches: Iterator[ImageBatch], steps: int) -> Iterator[ImageBatch | None]:
+    """The batches, then None until there are `steps`."""
+    count = 0
+    for batch in batches:
+        yield batch
+        count += 1
+    yield from [None] * (steps - count)
+
+
 def extract(
     backbone: nn.Module,
     cfg: DictConfig,
@@ -150,6 +159,7 @@ def features_of(
     """Features of every image of a data set: float32 [N, F]. The ranks share the work, and each gets all features.
 
     `read(backbone, images [B, C, H, W])` gives [B, F]; `crops` makes the images of a batch (None: as evaluation does).
+    A rank that has no more images passes a blank one through: the others may wait for its part of a sharded network.
     Raises FloatingPointError naming the first image whose features are not finite.
     """
     centre = CentreCrop(cfg.eval.resize, cfg.eval.crop, cfg.data.mean, cfg.data.std)
@@ -157,12 +167,15 @@ def features_of(
     size = max(1, cfg.eval.batch_size // distributed.world_size())
     steps, values = -(-len(dataset) // (size * distributed.world_size())), None
     what = f"features of {dataset.split or dataset.root}"
-    for batch in progress(ordered_batches(cfg, dataset, resident, size), total=steps, desc=what, unit="batch"):
+    batches = with_blanks(ordered_batches(cfg, dataset, resident, size), steps)
+    blank = torch.zeros(1, cfg.data.in_chans, cfg.eval.crop, cfg.eval.crop, device=distributed.device())
+    for batch in progress(batches, total=steps, desc=what, unit="batch"):
         with autocast(cfg):
-            rows = read(backbone, crops(batch))
+            rows = read(backbone, blank if batch is None else crops(batch))
         if values is None:
             values = rows.new_zeros(len(dataset), rows.shape[1])
-        values[batch.indices.to(values.device, non_blocking=True)] = rows
+        if batch is not None:
+            values[batch.indices.to(values.device, non_blocking=True)] = rows
     values = distributed.all_reduce_sum(values)  # each row comes from one rank and is zero on the others
     check_finite(values, dataset.relatives)
     return values

@@ -44,6 +44,7 @@ from utils.progress import Progress
 from utils.sampler import IterationSampler
 
 SAVE_SECONDS = 300  # between saves of a probe's state
+OPTION = "eval.batch_size="  # that the ranks must divide
 CHUNK = 2048  # validation images at a time: 2,048 x 52 x 1,000 logits are 400 MiB
 Source = Iterator[tuple[Tensor, Tensor]]  # this rank's features [B, F] and labels [B] of successive iterations
 
@@ -124,8 +125,9 @@ def exact_source(backbone: nn.Module, cfg: DictConfig, start: int, stop: int) ->
     dataset, resident = labelled_dataset(cfg, "train"), resident_images(cfg, "train")
     rank, ranks, batch_size = distributed.rank(), distributed.world_size(), cfg.eval.batch_size
     transform = RandomCrop(cfg.eval.crop, cfg.data.mean, cfg.data.std)
+    device = distributed.device()
     loader = make_loader(
-        dataset, batch_size, cfg.seed, start, stop, rank, ranks, cfg.data.workers, distributed.device(), resident
+        dataset, batch_size, cfg.seed, start, stop, rank, ranks, cfg.data.workers, device, resident, option=OPTION
     )
     for batch in loader:
         drawn = draw_crops(batch_size, _make_generator(cfg.seed, 0, batch.iteration))  # for any number of ranks
@@ -147,7 +149,7 @@ def cached_source(backbone: nn.Module, cfg: DictConfig, start: int, file: Path) 
     batch_size, rank, ranks = cfg.eval.batch_size, distributed.rank(), distributed.world_size()
     means = average_crops(values) if crops > 1 else None  # [N, F]
     rank_batch_size, device = batch_size // ranks, distributed.device()
-    for iteration, indices in IterationSampler(n, batch_size, cfg.seed, rank, ranks, start):
+    for iteration, indices in IterationSampler(n, batch_size, cfg.seed, rank, ranks, start, option=OPTION):
         first = iteration * batch_size + rank * rank_batch_size
         passes = torch.arange(first, first + rank_batch_size) // n
         rows = torch.tensor(indices)

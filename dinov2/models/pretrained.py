@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dinov2 import checkpoint
-from dinov2.config import load_defaults, load_run_config
+from dinov2.config import is_run, load_defaults, load_run_config
 from dinov2.models.vision_transformer import VisionTransformer, build_backbone
 from dinov2.models.weights import Weights, grid_side, read_weights
 
@@ -77,10 +77,12 @@ def locate(path: Path | str, epoch: int | None = None) -> tuple[Path, DictConfig
         return file, load_run_config(path)
     if not path.exists():
         raise ValueError(f"{path} is missing: name a run, one of its checkpoints, or a file of weights")
+    if epoch is not None:
+        raise ValueError(f"epoch={epoch}, but {path} is no run's folder: weights alone are of one epoch")
     file = path / checkpoint.TEACHER if (path / checkpoint.TEACHER).is_file() else path
     described = any((folder / "config.json").is_file() for folder in (file, file.parent))
-    runs = [folder for folder in file.absolute().parents if (folder / "config.yaml").is_file()]
-    return file, load_run_config(runs[0]) if runs and not described else None
+    run = None if described else next(filter(is_run, file.absolute().parents), None)
+    return file, None if run is None else load_run_config(run)
 
 
 def read_backbone(path: Path | str, epoch: int | None = None) -> tuple[VisionTransformer, DictConfig]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
@@ -76,9 +76,14 @@ class Options:
     def scale_name(self) -> str:
         return self.scale_file.stem
 
-    def of_scale(self, key: str) -> object:
+    def of_scale(self, key: str) -> Any:
         """A key of the scale's own file; None where it does not set it."""
         return OmegaConf.select(OmegaConf.load(self.scale_file), key)
+
+    def chosen(self, key: str) -> Any:
+        """A key by the command line or, where that has none, by the scale's own file; None where neither sets it."""
+        text = self.given(key)
+        return self.of_scale(key) if text is None else text
 
     def given(self, key: str) -> str | None:
         """The text of key=value on the command line."""

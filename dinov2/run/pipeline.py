@@ -94,22 +94,24 @@ def sums(*files: Path | str) -> str:
 
 
 def tree_state(*folders: str) -> str:
-    """A checksum that changes with the data: names, sizes and times of what lies in the folders and in their splits'
-    class folders, without a look at every image. Hidden files, such as the list of images, are left out.
+    """A checksum that changes with the data: names, sizes and times of what lies in the folders and of every folder
+    below them, without a look at every image. Hidden files, such as the list of images, are left out.
     """
     digest = hashlib.sha256()
     for folder in folders:
-        for line in _describe_entries(folder, 0):
+        for line in _describe_entries(folder, ()):
             digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-def _describe_entries(folder: str, depth: int) -> Iterable[str]:
+def _describe_entries(folder: str, above: tuple[str, ...]) -> Iterable[str]:
+    """above: real paths of the folders on the way down, against looping links."""
     try:
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if not entry.name.startswith(".") and (depth == 0 or entry.is_dir()):
-                yield f"{entry.path} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
-                if depth < 1 and entry.is_dir():
-                    yield from _describe_entries(entry.path, depth + 1)
+        above = (*above, os.path.realpath(folder))
+        shown = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        for entry in sorted((e for e in shown if len(above) == 1 or e.is_dir()), key=lambda entry: entry.name):
+            yield f"{entry.path} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
+            if entry.is_dir() and os.path.realpath(entry.path) not in above:
+                yield from _describe_entries(entry.path, above)
     except OSError as error:
         yield str(error.strerror)

@@ -70,6 +70,12 @@ def reading(o: Options) -> list[str]:
     return [*(["--max-pixels", limit] if limit else []), *o.reading]
 
 
+def data_state(o: Options) -> str:
+    """What trainings and evaluations read: the images and, where there is one, the CSV of their labels."""
+    labels = o.chosen("data.labels")
+    return "\n".join([tree_state(o.data), *([sums(labels, f"{o.data}/{labels}")] if labels else [])])
+
+
 def copies(o: Options) -> list[str]:
     return ["--format", o.copies] if o.copies else []
 
@@ -141,7 +147,7 @@ def pretrain(o: Options) -> Steps:
     for seed in o.seeds:
         for noise, method in runs_of(o):
             read = o.scale_file, o.overlay, CONFIGS / "default.yaml", CONFIGS / f"{method}.yaml"
-            state = [tree_state(o.data), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
+            state = [data_state(o), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
             name = f"pretrain-{noise}-{method}{_seed_suffix(seed)}"
             yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state))
 
@@ -180,7 +186,7 @@ def _evaluate_run(o: Options, noise: str, method: str, seed: int | None) -> Step
     marks = sums(f"{folder}/config.yaml", *sorted(Path(folder).glob("checkpoints/*/COMPLETE")))
     for name in o.evals:
         command = ["-m", f"dinov2.eval.{name}", *evaluate_arguments(o, folder)]
-        yield Step(command, f"{name}-{noise}-{method}{_seed_suffix(seed)}", f"{tree_state(o.data)}\n{marks}")
+        yield Step(command, f"{name}-{noise}-{method}{_seed_suffix(seed)}", f"{data_state(o)}\n{marks}")
 
 
 def evaluate_arguments(o: Options, folder: str) -> list[str]:
@@ -196,7 +202,7 @@ def _evaluate_floors(o: Options) -> Steps:
         if not set(FLOORED) & set(o.evals) or key in seen or not _is_pretrained(o, folder):
             continue
         seen.add(key)
-        state = sums(f"{folder}/config.yaml", *([o.floor] if o.floor else []))
+        state = f"{data_state(o)}\n{sums(f'{folder}/config.yaml', *([o.floor] if o.floor else []))}"
         yield Step(["-m", "dinov2.eval.floors", *floor_arguments(o, folder)], "floors-{}-{}".format(*key), state)
 
 
@@ -214,11 +220,20 @@ def check_settings(o: Options) -> DictConfig:
     """The last run's settings. ValueError for what any run would refuse, before the first command."""
     runs = [load_settings([*train_arguments(o, *run, o.seeds[0]), *o.eval_overrides]) for run in runs_of(o)]
     for cfg in runs:
+        check_ranks(cfg, o.gpus, f"--gpus {o.gpus}")
         if cfg.objective != "dinov2":
             from dinov2.train.curriculum import check_objective  # here, as it loads PyTorch
 
             check_objective(cfg)
     return runs[-1]
+
+
+def check_ranks(cfg: DictConfig, ranks: int, given: str) -> None:
+    """ValueError where a batch cannot be divided among the ranks; given: how the user has set their number."""
+    batch, micro = cfg.train.batch_size, cfg.train.accumulate
+    if batch % (ranks * micro):
+        parts = given + (f" x train.accumulate={micro}" if micro > 1 else "")
+        raise ValueError(f"train.batch_size={batch} is no multiple of {parts}: give another batch size")
 
 
 def load_settings(words: list[str]) -> DictConfig:
@@ -233,9 +248,9 @@ def load_settings(words: list[str]) -> DictConfig:
 
 
 def layout(o: Options) -> Layout:
-    """How the data becomes train and val, by the keys of the command line."""
-    val, seed, stack = o.given("data.val"), o.given("data.split_seed"), o.given("data.stack")
-    group, labels = o.given("data.group"), o.given("data.labels")
+    """How the data becomes train and val, by the keys of the command line and of the scale."""
+    val, seed, stack = (o.chosen(f"data.{key}") for key in ("val", "split_seed", "stack"))
+    group, labels = o.chosen("data.group"), o.chosen("data.labels")
     return Layout(float(val) if val else None, group, labels, int(seed or 0), stack or "refuse")
 
 

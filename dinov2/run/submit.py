@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import submitit
 
 from dinov2.run.options import number
-from dinov2.run.stages import load_settings
+from dinov2.run.stages import check_ranks, load_settings
 from dinov2.run.task import Task
 from utils import cli
 
@@ -31,7 +31,8 @@ PACKAGES = ("dinov2", "Neighbor2Neighbor", "toy_mnist", "utils")
 def main(argv: Sequence[str]) -> None:
     """Submits what argv says, or prints it (--dry-run). Raises ValueError for what no job could run."""
     options, command = parse(argv)
-    tasks = [task_of(one) for one in sweep(command, options.array)]
+    ranks = options.nodes * (options.gpus or options.tasks)
+    tasks = [task_of(one, ranks) for one in sweep(command, options.array)]
     parameters = slurm_parameters(options, tasks[0])
     if options.dry_run:
         print(" ".join(f"{key}={value}" for key, value in parameters.items()))
@@ -120,7 +121,7 @@ def sweep(command: Sequence[str], arrays: Sequence[str]) -> list[list[str]]:
     return commands
 
 
-def task_of(command: Sequence[str]) -> Task:
+def task_of(command: Sequence[str], ranks: int) -> Task:
     """The task of a command whose first word is a module, within dinov2 or in full.
 
     Raises ValueError for an unknown module, and for a configuration that the trainer would refuse: better now than
@@ -131,7 +132,7 @@ def task_of(command: Sequence[str]) -> Task:
     if module is None:
         raise ValueError(f"unknown command {name!r}: name a module, as train, eval.linear or Neighbor2Neighbor.train")
     if module == "dinov2.train":
-        load_settings(arguments)
+        check_ranks(load_settings(arguments), ranks, f"{ranks} tasks")
     return Task(module, tuple(arguments))
 
 

@@ -1,10 +1,12 @@
 """A smaller data folder for trials: links to some images of another."""
 
 import csv
+import io
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from utils.files import atomic_path
+from dinov2.data.splits import path_in_row
+from utils.files import atomic_path, write_text
 from utils.locks import sweep
 from utils.readers import file_of
 
@@ -25,26 +27,36 @@ def link(source: Path | str, relatives: list[str], output: Path | str, labels: s
     """Links to the images source/relatives below output, which is renamed when it is whole; one that is there is left.
 
     labels: a CSV, of which the rows of these images become output/labels.csv.
+    ValueError where output is there and does not link to these images.
     """
     source, output = Path(source).resolve(), Path(output)
     if output.exists():
+        if wrong := next((name for name in relatives if not _links_to(output / name, source / name)), None):
+            raise ValueError(f"{output} links to other images: {wrong} is not that of {source}; remove {output}")
         print(f"{output} is there already; left as it is")
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sweep(output.parent)
-    with atomic_path(output) as unfinished:
-        for relative in relatives:
-            (unfinished / relative).parent.mkdir(parents=True, exist_ok=True)
-            (unfinished / relative).symlink_to(source / relative)
-        if labels:
-            path = Path(labels) if Path(labels).is_file() else source / labels
-            _copy_rows(path, set(relatives), unfinished / "labels.csv")
-    print(f"{len(relatives)} images in {output}")
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sweep(output.parent)
+        with atomic_path(output) as unfinished:
+            for relative in relatives:
+                (unfinished / relative).parent.mkdir(parents=True, exist_ok=True)
+                (unfinished / relative).symlink_to(source / relative)
+        print(f"{len(relatives)} images in {output}")
+    if labels:
+        path, target = Path(labels) if Path(labels).is_file() else source / labels, output / "labels.csv"
+        rows = _choose_rows(path, set(relatives))
+        if not target.is_file() or target.read_bytes() != rows.encode():  # they may have been corrected
+            write_text(target, rows)
 
 
-def _copy_rows(source: Path, names: set[str], target: Path) -> None:
-    with open(source, encoding="utf-8-sig", newline="") as file, open(target, "w", encoding="utf-8", newline="") as out:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        writer = csv.DictWriter(out, reader.fieldnames or [])
+def _links_to(link: Path, target: Path) -> bool:
+    return link.is_symlink() and link.readlink() == target
+
+
+def _choose_rows(source: Path, names: set[str]) -> str:
+    with open(source, encoding="utf-8-sig", newline="") as file:
+        reader, chosen = csv.DictReader(file, skipinitialspace=True), io.StringIO(newline="")
+        writer = csv.DictWriter(chosen, reader.fieldnames or [])
         writer.writeheader()
-        writer.writerows(row for row in reader if file_of(row["path"].strip().replace("\\", "/")) in names)
+        writer.writerows(row for row in reader if file_of(path_in_row(row)) in names)
+    return chosen.getvalue()

@@ -68,14 +68,16 @@ class Survey:
         return sum(h * w * number for (h, w), number in self.shapes.items()) / self.looked_at
 
 
-def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixels: int = MAX_PIXELS) -> Survey:
+def look_at(
+    root: str, layout: Layout, channels: str | None, text: str, max_pixels: int = MAX_PIXELS, cache: str | None = None
+) -> Survey:
     """Looks at a folder of images. ValueError, which names the way out, where nothing can be trained on it.
 
     channels: "majority" or a number: images of other channels are left out; None: all must have the same.
-    text: the rule of data.values.
+    text: the rule of data.values. cache: data.index_cache.
     """
     notes = [*_describe_unread_folders(root)]
-    train, val, layout = _list_splits(root, layout, notes)
+    train, val, layout = _list_splits(root, layout, notes, cache)
     relatives = [*train.relatives, *(val.relatives if val else [])]
     if len(relatives) < LEAST:
         images = "one image" if len(relatives) == 1 else f"{len(relatives)} images"
@@ -84,7 +86,7 @@ def look_at(root: str, layout: Layout, channels: str | None, text: str, max_pixe
     shapes, layout = _read_shapes(root, sample, layout, channels, len(relatives), notes)
     if layout.only is not None:
         relatives, left_out = of_channels(root, relatives, layout.only)
-        train, val, _ = _list_splits(root, layout, [])
+        train, val, _ = _list_splits(root, layout, [], cache)
         shapes = {name: shape for name, shape in shapes.items() if _is_readable_as(shape[2], layout.only)}
         notes.append(left_out)
     number = layout.only or max(shape[2] for shape in shapes.values())
@@ -110,15 +112,15 @@ def _describe_unread_folders(root: str) -> list[str]:
     return [f"not read, as it lies beside train/ and val/: {', '.join(others[:5])}"] if others else []
 
 
-def _list_splits(root: str, layout: Layout, notes: list[str]) -> tuple[Index, Index | None, Layout]:
+def _list_splits(root: str, layout: Layout, notes: list[str], cache: str | None) -> tuple[Index, Index | None, Layout]:
     """Train and val. Of labelled images without val a tenth is drawn, as nothing could be evaluated else."""
-    train = build_index(root, "train", layout=layout)
-    if has_images(root, "val", layout=layout):
-        return train, build_index(root, "val", layout=layout), layout
+    train = build_index(root, "train", cache, layout)
+    if has_images(root, "val", cache, layout):
+        return train, build_index(root, "val", cache, layout), layout
     if layout.val is None and (train.labels >= 0).any():
         drawn = replace(layout, val=0.1)
         with suppress(ValueError):  # a CSV that has all as train, or too few groups
-            train, val = (build_index(root, split, layout=drawn) for split in SPLITS)
+            train, val = (build_index(root, split, cache, drawn) for split in SPLITS)
             notes.append("val: a tenth of the images is drawn, as there are labels and no val images (--val FRACTION)")
             return train, val, drawn
     return train, None, layout

@@ -27,6 +27,7 @@ from dinov2.train.curriculum import Stage
 from dinov2.train.trainer import Trainer
 from utils import cli, distributed
 from utils.environment import record_environment
+from utils.images import ImageError
 from utils.locks import locked, sweep
 
 LIVE_K = 20  # neighbours of the live kNN figure, where eval.knn.k has it: the k of the tables
@@ -50,7 +51,7 @@ def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
     The accuracy is None, with a message, if there are no classes or no validation images.
     """
     cfg = OmegaConf.merge(stage.cfg, {"eval": {"view": "noisy" if stage.view == "mix" else stage.view}})
-    k = LIVE_K if LIVE_K in cfg.eval.knn.k else min(cfg.eval.knn.k)
+    k = LIVE_K if LIVE_K in cfg.eval.knn.k else min(cfg.eval.knn.k, default=LIVE_K)
     missing: list[str] = []
 
     def measure(backbone: nn.Module) -> float | None:
@@ -59,6 +60,8 @@ def live_knn(stage: Stage) -> Callable[[nn.Module], float | None]:
         try:
             train, val = extract(backbone, cfg, "train"), extract(backbone, cfg, "val")
         except ValueError as error:
+            if isinstance(error, ImageError) and distributed.world_size() > 1:
+                raise  # the ranks whose images can be read would wait for this one
             missing.append(str(error))
             distributed.print_on_main(f"no live kNN: {error}")
             return None

@@ -30,8 +30,11 @@ class BatchMaker:
         self.cfg = cfg
         self.augment = Augment(cfg.crops, cfg.data.mean, cfg.data.std)
         self.grid = (cfg.crops.global_size // cfg.model.patch_size,) * 2
-        self.rank_batch_size = cfg.train.batch_size // distributed.world_size()  # images of this rank
-        self.micro_batch_size = self.rank_batch_size // cfg.train.accumulate
+        batch, micro, ranks = cfg.train.batch_size, cfg.train.accumulate, distributed.world_size()
+        if micro > 1 and batch % (ranks * micro):
+            raise ValueError(f"train.batch_size={batch} is no multiple of {ranks} ranks x train.accumulate={micro}")
+        self.rank_batch_size = batch // ranks  # images of this rank
+        self.micro_batch_size = self.rank_batch_size // micro
         self.first = distributed.rank() * self.rank_batch_size  # image of this rank in the batch of all ranks
 
     def masks(self, iteration: int) -> Tensor:

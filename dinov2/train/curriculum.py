@@ -227,4 +227,5 @@ def _check_denoised(tree: Path, images: ImageDataset) -> None:
     for folder in sorted({images.root / Path(path).parent for path in images.relatives}):
         # A folder's time is that of the last file added, removed or renamed in it.
         if folder.stat().st_mtime > made:
-            raise ValueError(f"{tree} is older than its source: {folder} changed since it was made; {advice}")
+            replaced = "; where images were replaced, remove it first"
+            raise ValueError(f"{tree} is older than its source: {folder} changed since it was made; {advice}{replaced}")

@@ -109,6 +109,15 @@ def test_nothing_but_tensors_is_written(run, tmp_path):
     assert items and all(hasattr(item, "size") for item in items.values())
 
 
+def test_the_newest_stays_though_none_is_to_be_kept(tmp_path):
+    """It may be the position that a SIGTERM has saved."""
+    tensors, there = {"x": torch.zeros(1)}, []
+    for iteration, teacher in ((1, None), (2, None), (3, tensors)):
+        checkpoint.save(tmp_path, tensors, iteration, 0, teacher, keep_last=0)
+        there.append([c.iteration for c in checkpoint.list_checkpoints(tmp_path)])
+    assert there == [[1], [2], [3]]
+
+
 def test_leftovers_are_swept(run):
     for name in (".iter_0000000006.tmp", ".iter_0000000001.removed"):
         (run / "checkpoints" / name / "x").mkdir(parents=True)

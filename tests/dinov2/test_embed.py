@@ -184,7 +184,8 @@ def test_other_weights_or_images_begin_anew(run, folder, tmp_path):
 
 
 def test_weights_without_a_run(folder, tmp_path):
-    """A bare .pth of one channel, moved away from its run."""
+    """A bare .pth of one channel, moved away from its run, below a config.yaml of another program."""
+    (tmp_path / "config.yaml").write_text("model: {name: resnet}\ndata: {batch_size: 8}\n")
     vit = fill_parameters(VisionTransformer("vit_tiny", 32, 8, 1, depth=1)).eval()
     torch.save({"teacher": {f"backbone.{name}": value for name, value in vit.state_dict().items()}}, tmp_path / "w.pth")
     names, values = dinov2.embed(tmp_path / "w.pth", folder, size=36, crop=32)
@@ -223,6 +224,7 @@ def test_values_are_those_of_the_run_or_estimated_for_weights_alone(tmp_path):
         (dict(precision="int8"), "precision=int8 must be one of fp32, bf16, fp16"),
         (dict(output="f.xlsx"), "f.xlsx must end in one of .parquet, .npy, .csv"),
         (dict(output="{folder}/f.npy"), "f.npy would be taken for an image of"),
+        (dict(map="{folder}/m.png"), "m.png would be taken for an image of"),
         (dict(folder="{folder}/none"), "none is missing; name a folder of images"),
         (dict(weights="{folder}/w.pth"), "w.pth is missing: name a run, one of its checkpoints, or a file of weights"),
     ],

@@ -270,6 +270,7 @@ def test_image_processor_is_the_evaluation_transform(run, tmp_path):
         (["run={run}", "output=x", "format=keras"], "format=keras must be one of huggingface, timm, onnx"),
         (["run={run}", "output=x", "format=timm", "epoch=last"], "epoch=last must be a whole number"),
         (["run={run}", "output=x", "format=timm", "epoch=3"], r"no kept checkpoint at epoch 3 \(kept: 2, 4\)"),
+        (["run={run}/checkpoints", "output=x", "format=timm", "epoch=2"], "epoch=2, but .* is no run's folder"),
         (["run=nowhere", "output=x", "format=timm"], "nowhere is missing: name a run"),
     ],
 )

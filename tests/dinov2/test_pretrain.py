@@ -20,7 +20,8 @@ from dinov2.data.index import build_index
 from dinov2.data.splits import Layout
 from dinov2.pretrain import main
 from dinov2.run.choices import Hardware, choose, choose_denoiser, choose_scale
-from dinov2.run.options import CONFIGS
+from dinov2.run.options import CONFIGS, Options
+from dinov2.run.stages import layout
 from dinov2.run.subset import link, spread
 from dinov2.run.survey import look_at, mean_and_std
 from tests.conftest import ROOT
@@ -132,6 +133,12 @@ def test_folders_of_classes_get_a_val_split_and_flat_ones_do_not(tmp_path):
     assert survey.count == 40 and "test" in survey.notes[0]
 
 
+def test_lists_lie_where_the_user_wants_them(tmp_path):
+    make_images(tmp_path / "s", folders=("train", "val"))
+    look_at(str(tmp_path / "s"), Layout(), None, "auto", cache=str(tmp_path / "lists"))
+    assert len(list((tmp_path / "lists").iterdir())) == 2 and not list((tmp_path / "s").glob(".*"))
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("number, words", [(0, "holds no images"), (1, "holds one image"), (2, "holds 2 images")])
 def test_too_few_images(tmp_path, number, words):
@@ -187,6 +194,17 @@ def write_rows(path: Path, rows: list) -> Path:
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([["path", "label"], *rows])
     return path
+
+
+def test_a_scale_that_names_labels_is_followed(tmp_path, capsys):
+    folder, own = make_images(tmp_path / "d"), tmp_path / "own.yaml"
+    rows = write_rows(tmp_path / "labels.csv", [[path.name, "ab"[i % 2]] for i, path in enumerate(folder.iterdir())])
+    own.write_text(f"data: {{labels: {rows}, val: 0.2}}\nmodel: {{patch_size: 8}}\n")
+    words = ["--scale", str(own), "--method", "dinov2", "--dry-run", "--output", str(tmp_path / "o")]
+    assert main([str(folder), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "20 images: 16 train, 4 val, 2 classes" in printed and "dinov2.eval.knn" in printed
+    assert layout(Options(scale=str(own))) == Layout(0.2, None, str(rows))
 
 
 def test_the_largest_file_allowed_is_the_same_for_the_survey_and_the_denoiser(tmp_path, capsys):
@@ -298,6 +316,19 @@ def test_a_part_of_a_folder_keeps_its_folders_and_its_labels(tmp_path):
     link(folder, names, tmp_path / "part", str(table))
     assert list_images(tmp_path / "part") == sorted(names)
     assert len((tmp_path / "part/labels.csv").read_text().splitlines()) == 11
+
+
+def test_a_part_that_is_there_takes_corrected_labels_and_no_other_images(tmp_path):
+    folder, part = make_images(tmp_path / "d", folders=("a", "b")), tmp_path / "part"
+    names = spread(list_images(folder), 10)
+    link(folder, names, part)
+    for label in ("x", "y"):
+        rows = [[f".\\{name}".replace("/", "\\"), label] for name in list_images(folder)]
+        table = write_rows(tmp_path / "l.csv", rows)
+        link(folder, names, part, str(table))
+        assert [row[-1] for row in (part / "labels.csv").read_text().splitlines()[1:]] == [label] * 10
+    with pytest.raises(ValueError, match=f"part links to other images: a/.* is not that of .*; remove {part}"):
+        link(make_images(tmp_path / "e", folders=("a", "b")), names, part)
 
 
 def test_a_trial_of_a_large_folder_is_made_on_a_part_of_it(tmp_path, monkeypatch, capsys):

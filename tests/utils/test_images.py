@@ -36,6 +36,12 @@ def test_missing_empty_and_file_as_root_are_refused(tmp_path):
             images.list_images(tmp_path / name)
 
 
+def test_names_of_another_encoding_are_listed_and_described(tmp_path):
+    (tmp_path / os.fsdecode("grün.png".encode("cp1252"))).write_bytes(b"x")
+    names = images.list_images(tmp_path)
+    assert images.describe_files(tmp_path, names).startswith("1 images ")
+
+
 def test_collisions_are_named():
     images.check_collisions(["a/x.jpg", "b/x.png", "a/x.y.png"])
     with pytest.raises(ValueError, match="a/x.jpg and a/x.png"):

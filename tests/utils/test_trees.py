@@ -1,6 +1,7 @@
 """Trees in work: claimed, taken up again, finished, and what is refused."""
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,23 @@ def test_a_tree_is_claimed_finished_and_reopened(tmp_path, capsys):
     assert images.read_manifest(root)["count"] == 2 and more.begin()
     assert images.read_manifest(root) is None and images.read_manifest(root, images.BEGUN) == FIELDS
     assert more.finish() == 1
+
+
+@pytest.mark.parametrize(("changed", "renewed"), [(900, True), (1100, False)])
+def test_the_mark_of_a_finished_tree_says_when_its_source_was_looked_at(tmp_path, changed, renewed):
+    """A training refuses a tree that is older than its source's folders: other files there must be no dead end."""
+    first = writer(tmp_path / "tree")
+    first.begin()
+    for name in NAMES:
+        first.write(InProcess(), name, COLOUR)
+    first.wait()
+    assert first.finish() == 0
+    mark = tmp_path / "tree/manifest.json"
+    os.utime(mark, (1000, 1000))
+    for name, time in zip(NAMES, (900, changed), strict=True):
+        os.utime(tmp_path / "source" / name, (time, time))
+    assert not TreeWriter(tmp_path / "source", tmp_path / "tree", NAMES, FIELDS, "png").begin()
+    assert (mark.stat().st_mtime > 1000) == renewed
 
 
 def interrupted(*_, **__):

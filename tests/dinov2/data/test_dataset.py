@@ -52,6 +52,15 @@ def test_views_of_one_image(data):
     assert np.array_equal(noisy, keyed_noise(clean, GAUSS, 0, "train/bee/1"))
 
 
+def test_the_sizes_of_files_are_asked_for_once(data, monkeypatch):
+    dataset = ImageDataset(data, "train", ("denoised",), GAUSS)
+    first = dataset.digest(), dataset.digest("denoised")
+    with monkeypatch.context() as patched:
+        patched.setattr("dinov2.data.dataset.describe_files", None)
+        assert (dataset.digest(), dataset.digest("denoised")) == first and first[0] != first[1]
+    assert dataset.keep([0]).digest().startswith("1 images ")
+
+
 def test_noise_none_is_the_image_itself(data):
     dataset = ImageDataset(data, "train", ("noisy", "clean"), storage="disk")
     noisy, clean = dataset[0][0]

@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import transforms
 
-from dinov2.data.eval_transforms import CROP_DRAWS, FIRST_BOX, CentreCrop, RandomCrop, draw_crops, spread_crops
+from dinov2.config import load_defaults
+from dinov2.data.eval_transforms import (
+    CROP_DRAWS,
+    FIRST_BOX,
+    CentreCrop,
+    Preprocess,
+    RandomCrop,
+    draw_crops,
+    spread_crops,
+)
 from tests.dinov2.data.test_resample import assert_pillows, canvas_of
 from tests.dinov2.data.trees import picture
 
@@ -28,6 +38,17 @@ def test_centre_crop_is_torchvisions(resize, crop):
         expected = TF.to_tensor(TF.center_crop(resized, [crop, crop]))
         restored = crop_of_ours * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
         assert_pillows(restored, expected, dense=False)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_pillow_image_is_prepared_as_its_file_is(tmp_path, channels, dtype):
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (20, 24)).astype(dtype)
+    Image.fromarray(array).save(tmp_path / "grey.png")
+    data = {"in_chans": channels, "mean": [0.5] * channels, "std": [0.2] * channels, "values": "full"}
+    prepare = Preprocess(OmegaConf.merge(load_defaults(), {"data": data, "eval": {"resize": 16, "crop": 16}}))
+    with Image.open(tmp_path / "grey.png") as image:
+        torch.testing.assert_close(prepare(image), prepare(tmp_path / "grey.png"), atol=0, rtol=0)
 
 
 def test_random_crop_cuts_flips_and_normalises():

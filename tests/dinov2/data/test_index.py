@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dinov2.data import index as module
 from dinov2.data.index import build_index, check_classes
+from dinov2.data.splits import Layout
 from tests.conftest import ROOT
 from tests.dinov2.data.trees import make_tree
 
@@ -97,6 +99,30 @@ def test_a_read_only_data_folder_uses_the_users_cache(tmp_path, monkeypatch):
     # And with no place to write to at all, the index is built all the same.
     monkeypatch.setattr(Path, "home", lambda: cached)
     assert build_index(make_tree(tmp_path / "third"), "train").classes == ["ant", "bee"]
+
+
+def test_pages_that_a_file_was_given_in_place_are_seen(tmp_path, monkeypatch):
+    """The folder's time stays as it was."""
+    stack, layout = tmp_path / "data/train/scan.npy", Layout(stack="pages")
+    stack.parent.mkdir(parents=True)
+    for pages in (3, 5):
+        np.save(stack, np.zeros((pages, 8, 8), np.uint8))
+        os.utime(stack, (pages, pages))
+        names = [f"train/scan#000{page}.npy" for page in range(pages)]
+        assert build_index(tmp_path / "data", "train", layout=layout).relatives == names
+    calls = walks(monkeypatch)
+    assert len(build_index(tmp_path / "data", "train", layout=layout).relatives) == 5 and not calls
+
+
+def test_files_are_opened_once_for_their_channels(tmp_path, monkeypatch):
+    (tmp_path / "train").mkdir()
+    for channels in (2, 5):
+        np.save(tmp_path / f"train/{channels}.npy", np.zeros((8, 8, channels), np.uint8))
+    opened, real = [], module.of_channels
+    monkeypatch.setattr(module, "of_channels", lambda *given: opened.append(given) or real(*given))
+    for _ in range(2):
+        assert build_index(tmp_path, "train", layout=Layout(only=5)).relatives == ["train/5.npy"]
+    assert len(opened) == 1
 
 
 def test_a_configured_cache_folder(tmp_path):

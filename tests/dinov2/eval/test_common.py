@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dinov2 import checkpoint, load_backbone
+from dinov2.config import load_run_config
 from dinov2.eval import common, instance_recog, knn, linear
 from tests.conftest import ROOT
 from tests.dinov2.eval.conftest import make_run, save_weights, write_digits
@@ -57,6 +58,22 @@ def test_other_images_weights_and_noise_make_new_rows(run, digits, tmp_path, cap
     assert [row["details"]["identity"] for row in read_results(run)[-2:]] == ["other", "other"]
 
 
+def test_labels_that_were_corrected_are_other_settings(tmp_path, digits):
+    data = shutil.copytree(digits / "train", tmp_path / "all")
+    names = sorted(str(path.relative_to(data)) for path in data.rglob("*.png"))
+
+    def write_labels(first: str) -> str:
+        rows = [[name, first if name == names[0] else name.partition("/")[0]] for name in names]
+        (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{name},{label}\n" for name, label in rows))
+        common._digest_images.cache_clear()  # as in the next call of the program
+        return common.settings_hash("knn", load_run_config(run))
+
+    labels = f"data.labels={tmp_path / 'labels.csv'}"
+    run = make_run(tmp_path / "run", data, labels, "data.val=0.2", epochs=())
+    wrong = write_labels("digit_3")
+    assert wrong == write_labels("digit_3") != write_labels("digit_0")
+
+
 def teacher_of(run) -> dict:
     return checkpoint.load_tensors(checkpoint.latest(run).teacher)["teacher"]
 
@@ -82,6 +99,9 @@ def test_choice_of_checkpoints(run):
             run / "results.jsonl", row | {"epoch": 0, "iteration": iteration, "metric": metric, "value": value}
         )
     assert [c.epoch for c in common.choose_checkpoints(run, "best")] == [2]  # the only one with a probe
+    clean = row | {"noise": "none", "epoch": 0, "iteration": 10, "metric": "linear_top1", "value": 90}
+    append_result(run / "results.jsonl", clean)  # which says nothing of the epochs under the run's noise
+    assert [c.epoch for c in common.choose_checkpoints(run, "best")] == [2]
 
 
 @pytest.mark.parametrize(

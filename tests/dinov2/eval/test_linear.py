@@ -6,6 +6,7 @@ import torch
 from dinov2 import load_backbone
 from dinov2.eval import common, linear
 from dinov2.eval.features import block_tokens, extract, labelled_dataset
+from utils import distributed
 from utils.results import read_results
 
 
@@ -41,6 +42,15 @@ def test_features_are_those_of_the_public_model(run):
     val = extract(backbone, cfg, "val", block_tokens)
     assert val.values.shape == (32, 3 * 192) and val.classes == [f"digit_{i}" for i in range(4)]
     assert val.labels.tolist() == labelled_dataset(cfg, "val").labels.tolist()
+
+
+def test_ranks_that_do_not_divide_the_batch_are_told_the_key_of_evaluations(run, tmp_path, monkeypatch):
+    cfg = common.load_settings(run, [])
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(linear, "cache_crops", lambda *_: (torch.zeros(1, 60, 2), torch.zeros(60)))
+    for source in (linear.exact_source(None, cfg, 0, 1), linear.cached_source(None, cfg, 0, tmp_path / "x")):
+        with pytest.raises(ValueError, match="eval.batch_size=32 is not a multiple of the 3 ranks"):
+            next(source)
 
 
 def test_only_the_cached_crops_are_in_bf16(run, monkeypatch):

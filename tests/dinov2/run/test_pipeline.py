@@ -12,7 +12,7 @@ import pytest
 
 from dinov2.run.options import Options, finish, from_root
 from dinov2.run.pipeline import CommandFailed, Runner, Step, tree_state
-from dinov2.run.stages import check_settings, evaluate, runs_of
+from dinov2.run.stages import check_settings, data_state, evaluate, runs_of
 from tests.conftest import ROOT
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
@@ -39,7 +39,7 @@ def test_a_command_is_run_again_only_for_a_change_or_a_failure(tmp_path, capfd):
     assert log.read_text() == "xxxxxyzxx"
 
 
-def test_what_an_objective_refuses_is_refused_before_anything_is_trained(tmp_path):
+def test_what_a_run_refuses_is_refused_before_anything_is_trained(tmp_path):
     options = Options(scale="quickstart", data=str(tmp_path), output=str(tmp_path), methods=["nc", "nct"])
     options.overrides = ["objective=simclr"]
     finish(options)
@@ -47,6 +47,9 @@ def test_what_an_objective_refuses_is_refused_before_anything_is_trained(tmp_pat
         check_settings(options)
     options.methods, options.overrides = ["nc"], ["objective=simdinov2", "dino.prototypes=8"]
     with pytest.raises(ValueError, match="objective=simdinov2 has no prototypes: dino.prototypes=8 must be 0"):
+        check_settings(options)
+    options.overrides, options.gpus = ["train.accumulate=2"], 3
+    with pytest.raises(ValueError, match="batch_size=64 is no multiple of --gpus 3 x train.accumulate=2: give another"):
         check_settings(options)
 
 
@@ -91,7 +94,7 @@ def test_ctrl_c_reaches_the_command_and_leaves_no_traceback(tmp_path):
     assert process.returncode == 130 and said.count("\n") <= 1 and "Traceback" not in said
 
 
-@pytest.mark.parametrize("folder", ["train", ".", "train/ant"])
+@pytest.mark.parametrize("folder", ["train", ".", "train/ant", "a/b/c/d"])
 def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, folder):
     (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / "data" / folder / "a.png").touch()
@@ -100,6 +103,21 @@ def test_the_state_of_a_tree_changes_with_an_image_wherever_it_lies(tmp_path, fo
     assert tree_state(str(tmp_path / "data")) == before
     (tmp_path / "data" / folder / "b.png").touch()
     assert tree_state(str(tmp_path / "data")) != before
+
+
+def test_the_state_of_a_tree_ends_where_a_link_leads_back(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+    assert tree_state(str(tmp_path)) == tree_state(str(tmp_path))
+
+
+def test_the_state_of_the_data_changes_with_labels_that_lie_elsewhere(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "labels.csv").write_text("path,label\na.png,x\n")
+    options = Options(data=str(tmp_path / "data"), overrides=[f"data.labels={tmp_path / 'labels.csv'}"])
+    before = data_state(options)
+    (tmp_path / "labels.csv").write_text("path,label\na.png,y\n")
+    assert data_state(options) != before
 
 
 def test_paths_are_the_callers():

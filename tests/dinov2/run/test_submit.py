@@ -59,6 +59,7 @@ def test_swept_value_of_an_option_is_not_appended():
         (["--sbatch", "qos", "--", "eval.knn", "run=r"], "--sbatch qos: must be KEY=VALUE"),
         (["--array", "seed=0,1", "--", "train", "imagenet100", "output_dir=o"], "jobs would write to output_dir=o"),
         # The trainer would refuse these a day later, when the job starts.
+        (["--gpus", "3", "--", "train", "imagenet100", "data.root=d", "output_dir=o"], "no multiple of 3 tasks"),
         (["--", "train", "imagenet100", "nosie=gauss255", "data.root=d", "output_dir=o"], "nosie"),
         (["--", "train", "imagenet100", "nct", "noise=shot3", "data.root=d", "output_dir=o"], "anchor.weights"),
     ],

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from dinov2.config import load_config
-from dinov2.train.__main__ import main
+from dinov2.train import __main__ as program
+from dinov2.train.__main__ import live_knn, main
 from dinov2.train.collapse import Collapsed, CollapseMonitor, Information, classify
+from dinov2.train.curriculum import plan
 from tests.dinov2.train.tiny import make_tree, settings
+from utils import distributed
+from utils.images import ImageError
 from utils.results import read_json_lines
 
 K = 8
@@ -103,6 +107,24 @@ def test_live_knn_without_classes_is_left_out_and_said(tree, tmp_path, capsys):
             (flat / split / f"{path.parent.name}{path.name}").write_bytes(path.read_bytes())
     main(settings(flat, tmp_path / "run", "train.knn_every=1", "train.epochs=2"))
     assert capsys.readouterr().out.count("no live kNN") == 1
+
+
+def test_live_knn_of_a_broken_image_ends_several_ranks_and_is_left_out_by_one(tree, tmp_path, monkeypatch):
+    """The image is read by one rank alone: the others would wait for it."""
+
+    def break_off(*_):
+        raise ImageError("val/a/1.png cannot be read")
+
+    monkeypatch.setattr(program, "extract", break_off)
+    stage = plan(load_config(settings(tree, tmp_path / "run")))[0]
+    assert live_knn(stage)(None) is None
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ImageError, match="val/a/1.png"):
+        live_knn(stage)(None)
+
+
+def test_no_neighbours_to_evaluate_by_are_no_error_of_the_training(tree, tmp_path):
+    live_knn(plan(load_config(settings(tree, tmp_path / "run", "eval.knn.k=[]")))[0])
 
 
 def test_without_local_crops(tree, tmp_path):

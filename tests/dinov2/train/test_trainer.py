@@ -18,11 +18,12 @@ from dinov2 import checkpoint
 from dinov2.config import load_config
 from dinov2.train import curriculum, identity
 from dinov2.train.__main__ import build_trainer, main, run_stage
+from dinov2.train.batches import BatchMaker
 from dinov2.train.trainer import Terminated, Trainer
 from tests.conftest import ROOT
 from tests.dinov2.train.tiny import make_tree, settings
 from tests.ranks import run_ranks
-from utils import locks
+from utils import distributed, locks
 from utils.environment import read_environment
 from utils.results import read_json_lines
 
@@ -304,14 +305,21 @@ def test_disk_full_while_saving_is_one_sentence(tree, tmp_path, monkeypatch):
 
 
 def test_more_ranks_than_the_batch_divides_is_refused(tree, tmp_path, monkeypatch):
-    from utils import distributed
-
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     stage = curriculum.plan(load_config(settings(tree, tmp_path / "x")))[0]
     with pytest.raises(ValueError, match=r"train\.batch_size=4 is not a multiple of the 3 ranks"):
         from utils.sampler import IterationSampler
 
         IterationSampler(12, stage.cfg.train.batch_size, world_size=3)
+
+
+def test_micro_batches_that_the_ranks_do_not_divide_are_refused(tree, tmp_path, monkeypatch):
+    """Two ranks of 6 images would make 6 micro-batches, each of them weighed as one of 4."""
+    cfg = load_config(settings(tree, tmp_path / "x", "train.batch_size=12", "train.accumulate=4"))
+    assert len(BatchMaker(cfg).micro_batches()) == 4
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match="train.batch_size=12 is no multiple of 2 ranks x train.accumulate=4"):
+        BatchMaker(cfg)
 
 
 def test_complete_mark_lists_every_file(whole_run):
