@@ -67,6 +67,7 @@ class Options:
     copies: str = ""  # --format of the copies; none: npy for files of more than 8 bits, else png
     trees: str = ""  # folder of noisy and denoised copies; none: that of the data
     whole: str = ""  # the data that --per-class takes its part of
+    data_tree: str = ""  # the state of the data, once a step has asked for it: a million images take a while
 
     @property
     def scale_file(self) -> Path:

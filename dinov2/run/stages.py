@@ -70,10 +70,16 @@ def reading(o: Options) -> list[str]:
     return [*(["--max-pixels", limit] if limit else []), *o.reading]
 
 
+def data_tree(o: Options) -> str:
+    """The state of the images, read when the first step asks for it."""
+    o.data_tree = o.data_tree or tree_state(o.data)
+    return o.data_tree
+
+
 def data_state(o: Options) -> str:
     """What trainings and evaluations read: the images and, where there is one, the CSV of their labels."""
     labels = o.chosen("data.labels")
-    return "\n".join([tree_state(o.data), *([sums(labels, f"{o.data}/{labels}")] if labels else [])])
+    return "\n".join([data_tree(o), *([sums(labels, f"{o.data}/{labels}")] if labels else [])])
 
 
 def copies(o: Options) -> list[str]:
@@ -96,11 +102,11 @@ def generate_noise(o: Options) -> Steps:
             root = os.path.dirname(noisy_tree(o, noise)) or "."
             command = ["utils/generate_noise.py", "--source", o.data, "--noise", noise, "--output-root", root]
             channels = ["--channels", str(o.channels)] if o.channels else []
-            yield Step([*command, *channels, *copies(o), *reading(o)], f"noise-{noise}", tree_state(o.data))
+            yield Step([*command, *channels, *copies(o), *reading(o)], f"noise-{noise}", data_tree(o))
 
 
 def train_denoiser(o: Options) -> Steps:
-    state = [tree_state(o.data), sums(*sorted(ROOT.glob("Neighbor2Neighbor/*.yaml")))]
+    state = [data_tree(o), sums(*sorted(ROOT.glob("Neighbor2Neighbor/*.yaml")))]
     for noise in o.noises:
         yield Step(["-m", *denoiser_command(o, noise)], f"denoiser-{noise}", "\n".join(state))
 
@@ -119,12 +125,12 @@ def check_noise(o: Options) -> Steps:
     for noise in o.noises:
         model = f"{o.output}/{noise}/denoiser/unet.pth"
         command = ["Neighbor2Neighbor.check", o.data, "--noise", noise, "--model", model, "--images", "64", *reading(o)]
-        yield Step(["-m", *command], f"check-{noise}", f"{tree_state(o.data)}\n{sums(model)}")
+        yield Step(["-m", *command], f"check-{noise}", f"{data_tree(o)}\n{sums(model)}")
 
 
 def denoise(o: Options) -> Steps:
     for noise in o.noises:
-        state = f"{tree_state(o.data)}\n{sums(f'{o.output}/{noise}/denoiser/unet.pth')}"
+        state = f"{data_tree(o)}\n{sums(f'{o.output}/{noise}/denoiser/unet.pth')}"
         yield Step(["-m", *denoise_command(o, noise)], f"denoise-{noise}", state)
 
 
