@@ -28,7 +28,7 @@ from utils.text import count_of
 ESTIMATED = ("auto", "percentile", "log")
 HELP = "auto, full, percentile, range=[lo,hi], log or log=[lo,hi]"
 SAMPLE = 64  # images that an estimate looks at, spread evenly over the sorted list
-PIXELS = 1 << 16  # of each of them, at most
+PIXELS = 1 << 16  # of each of them, at most; of more than four channels as many values as four have
 TAILS = 0.1, 99.9  # percentiles
 DARK = 4  # uint16 whose 99.9th percentile lies below this part of its bits' range would be read as nearly black
 
@@ -169,7 +169,7 @@ def is_deep(root: Path | str, relatives: list[str], channels: int, max_pixels: i
 
 
 def _read_sample(root: Path | str, relatives: list[str], channels: int, max_pixels: int) -> list[np.ndarray]:
-    """Stored values of PIXELS pixels at most of each of SAMPLE images; files that cannot be read are passed over."""
+    """Stored values of some pixels of each of SAMPLE images; files that cannot be read are passed over."""
     arrays, error, relatives = [], None, sorted(relatives)
     for index in spread_evenly(len(relatives), SAMPLE):
         try:
@@ -178,7 +178,8 @@ def _read_sample(root: Path | str, relatives: list[str], channels: int, max_pixe
             error = caught
             continue
         flat = array.reshape(-1, array.shape[-1])
-        arrays.append(flat[:: -(-len(flat) // PIXELS)].copy())  # a view would keep the whole image in memory
+        most = PIXELS * 4 // max(4, flat.shape[1])
+        arrays.append(flat[:: -(-len(flat) // most)].copy())  # a view would keep the whole image in memory
     if not arrays:
         raise error
     counts = Counter(array.shape[1] for array in arrays)

@@ -5,22 +5,33 @@ import io
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from dinov2.data.splits import path_in_row
+from dinov2.data.splits import SPLITS, path_in_row
 from utils.files import atomic_path, write_text
 from utils.locks import sweep
 from utils.readers import file_of
+from utils.sampler import spread_evenly
 
 
 def spread(relatives: list[str], number: int) -> list[str]:
-    """About `number` of the images, spread evenly over each folder, at least two per folder."""
+    """About `number` of the images, spread evenly over each folder, at least two per folder.
+
+    Of very many folders so many are taken, spread evenly too: the same ones of train and of val.
+    """
     folders = defaultdict(list)
     for relative in sorted({file_of(relative) for relative in relatives}):
         folders[PurePosixPath(relative).parent].append(relative)
-    total, chosen = sum(map(len, folders.values())), []
-    for names in folders.values():
+    classes = sorted({_outside_split(folder) for folder in folders})
+    kept = {classes[place] for place in spread_evenly(len(classes), max(2, number // 2))}
+    taken = [names for folder, names in folders.items() if _outside_split(folder) in kept]
+    total, chosen = sum(map(len, taken)), []
+    for names in taken:
         count = min(len(names), max(2, -(-number * len(names) // total)))
         chosen += [names[place * len(names) // count] for place in range(count)]
     return chosen
+
+
+def _outside_split(folder: PurePosixPath) -> PurePosixPath:
+    return PurePosixPath(*folder.parts[1:]) if folder.parts and folder.parts[0] in SPLITS else folder
 
 
 def link(source: Path | str, relatives: list[str], output: Path | str, labels: str | None = None) -> None:

@@ -318,6 +318,15 @@ def test_a_part_of_a_folder_keeps_its_folders_and_its_labels(tmp_path):
     assert len((tmp_path / "part/labels.csv").read_text().splitlines()) == 11
 
 
+@pytest.mark.parametrize("splits", [("train/", "val/"), ("",)])
+def test_a_part_of_very_many_folders_is_of_some_of_them_the_same_in_both_splits(splits):
+    names = [f"{split}patient{number:04}/{k}.dcm" for split in splits for number in range(5000) for k in range(3)]
+    chosen = spread(names, 256)
+    assert 256 <= len(chosen) <= 256 * len(splits)
+    folders = [{Path(name).parent.name for name in chosen if name.startswith(split)} for split in splits]
+    assert all(one == folders[0] and len(one) == 128 for one in folders)
+
+
 def test_a_part_that_is_there_takes_corrected_labels_and_no_other_images(tmp_path):
     folder, part = make_images(tmp_path / "d", folders=("a", "b")), tmp_path / "part"
     names = spread(list_images(folder), 10)
