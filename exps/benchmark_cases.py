@@ -28,11 +28,11 @@ from dinov2.models.vision_transformer import build_backbone
 from dinov2.objectives import DINOv2
 from dinov2.objectives.objective import GLOBAL_CROPS, CropBatch, Objective
 from dinov2.train.anchor import with_anchor
-from dinov2.train.trainer import PRECISIONS, Trainer
-from Neighbor2Neighbor import denoisers
+from dinov2.train.trainer import Trainer
 from Neighbor2Neighbor.denoisers import UNetDenoiser, denoise_images
 from Neighbor2Neighbor.subsample import draw_pairs, neighbor_loss
 from Neighbor2Neighbor.unet import UNet
+from utils import precision as precisions
 from utils.images import read_image
 from utils.noise import NoiseSpec, keyed_noise
 from utils.results import read_json_lines
@@ -230,7 +230,7 @@ def denoiser_training(job: Job, precision: str) -> Case:
     pairs = draw_pairs(noisy, torch.Generator(job.device).manual_seed(0))
 
     def predict(x):
-        with denoisers.autocast(torch.device(job.device), precision):
+        with precisions.autocast(torch.device(job.device), precision):
             return network(x)
 
     def step() -> None:
@@ -291,7 +291,7 @@ def checkpoint(job: Job, action: str) -> Case:
 def matrix_product(job: Job, precision: str) -> Case:
     """The rate that counts as 100 % of utilisation: a large square product, over and over."""
     side, times = (2048, 20) if job.device == "cpu" else (8192, 50)
-    a, b = (torch.randn(side, side, device=job.device, dtype=PRECISIONS[precision]) for _ in range(2))
+    a, b = (torch.randn(side, side, device=job.device, dtype=precisions.DTYPES[precision]) for _ in range(2))
     out = torch.empty_like(a)
 
     def step() -> dict:
