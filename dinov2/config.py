@@ -225,6 +225,14 @@ def _check_keys(overlay: DictConfig, known: dict, source: str, prefix: str = "")
             _check_keys(overlay[key], known[key], source, f"{name}.")
 
 
+def check_ranks(cfg: DictConfig, ranks: int, given: str) -> None:
+    """ValueError where a batch cannot be divided among the ranks; given: how the user has set their number."""
+    batch, micro = cfg.train.batch_size, cfg.train.accumulate
+    if batch % (ranks * micro):
+        parts = given + (f" x train.accumulate={micro}" if micro > 1 else "")
+        raise ValueError(f"train.batch_size={batch} is no multiple of {parts}: give another batch size")
+
+
 def validate(cfg: DictConfig) -> None:
     """Refuses impossible combinations; each sentence names the key."""
     for name, key in keys().items():

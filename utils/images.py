@@ -462,6 +462,12 @@ def check_unchanged(root: Path | str, files: dict[str, str]) -> None:
             raise ValueError(f"{root} was made from {made[key]}, its source now has {now}; remove it to make it anew")
 
 
+def changed_folders(root: Path | str, relatives: list[str], since: float) -> list[Path]:
+    """Folders of these images in which a file was added, removed or renamed after `since` (a modification time, s)."""
+    folders = sorted({Path(root, relative).parent for relative in relatives})
+    return [folder for folder in folders if folder.stat().st_mtime > since]
+
+
 def existing_images(root: Path | str) -> set[str]:
     """Relative paths of the images that a tree in work already holds."""
     return set(_walk(Path(root), "", {os.path.realpath(root)}, {})) if Path(root).is_dir() else set()

@@ -95,14 +95,15 @@ class TreeWriter:
                 images.check_unchanged(self.root, self.files)
 
     def _renew_mark(self) -> None:
-        """Gives a finished tree's mark the time of now, as a training refuses a tree that is older than a folder of its
-        source: another file may have come. Not where an image is newer than the tree.
+        """Gives a finished tree's mark the time of now where a folder of its source is newer, for which a training
+        would refuse the tree: another file may have come. Not where an image is newer.
         """
         mark = self.root / images.MANIFEST
         made = mark.stat().st_mtime
-        with suppress(OSError):  # a tree of somebody else's
-            if all(place_of(self.source / relative).stat().st_mtime <= made for relative in self.relatives):
-                mark.touch()
+        if images.changed_folders(self.source, self.relatives, made):
+            with suppress(OSError):  # a tree of somebody else's
+                if all(place_of(self.source / relative).stat().st_mtime <= made for relative in self.relatives):
+                    mark.touch()
 
     def write(self, pool: Executor, relative: str, image: np.ndarray) -> None:
         """Encode and write a twin in a worker. Waits where many are under way; raises what one of them has raised."""

@@ -19,7 +19,7 @@ from utils.files import write_text
 from utils.images import IMAGE_EXTENSIONS, check_collisions, check_file, is_folder, list_images, of_channels
 from utils.locks import sweep
 from utils.progress import progress
-from utils.readers import file_of
+from utils.readers import place_of
 from utils.text import list_some
 
 _VERSION = 4  # of the cache file's form and of the extensions that count as images
@@ -183,10 +183,11 @@ def _walk(root: Path, split: str, stack: str, flat: bool) -> tuple[dict[str, int
 def _file_times(folder: Path, relatives: list[str]) -> dict[str, int]:
     """Modification times (ns) of the files that these images or pages are in; -1 of one that cannot be looked at."""
     times = {}
-    for file in {relative if (folder / relative).exists() else file_of(relative) for relative in relatives}:
+    for path in {place_of(folder / relative) for relative in relatives}:
+        file = str(path.relative_to(folder))
         times[file] = -1
         with suppress(OSError):  # a broken link is named when it is read
-            times[file] = os.stat(folder / file).st_mtime_ns
+            times[file] = path.stat().st_mtime_ns
     return times
 
 

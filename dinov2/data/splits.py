@@ -74,7 +74,7 @@ def assign(root: Path, relatives: list[str], layout: Layout) -> tuple[list[str],
 # --- the CSV --------------------------------------------------------------------------------------------------------
 def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str, str]]:
     """The row of each path that the CSV names."""
-    path = Path(name) if Path(name).is_file() else root / name
+    path = find_csv(root, name)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -96,6 +96,11 @@ def _read_csv(root: Path, relatives: list[str], name: str) -> dict[str, dict[str
     if missing := [relative for relative in rows if relative not in known]:
         raise ValueError(f"{path} names {len(missing)} images that {root} lacks, such as {', '.join(missing[:3])}")
     return rows
+
+
+def find_csv(root: Path, name: str) -> Path:
+    """The CSV that data.labels names: by its path or, where there is none, below the folder of the images."""
+    return Path(name) if Path(name).is_file() else root / name
 
 
 def path_in_row(row: dict[str, str]) -> str:

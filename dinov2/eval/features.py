@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -125,15 +126,6 @@ def ordered_batches(
         yield resident.batch(0, own[start : start + size])
 
 
-def with_blanks(batches: Iterator[ImageBatch], steps: int) -> Iterator[ImageBatch | None]:
-    """The batches, then None until there are `steps`."""
-    count = 0
-    for batch in batches:
-        yield batch
-        count += 1
-    yield from [None] * (steps - count)
-
-
 def extract(
     backbone: nn.Module,
     cfg: DictConfig,
@@ -167,9 +159,9 @@ def features_of(
     size = max(1, cfg.eval.batch_size // distributed.world_size())
     steps, values = -(-len(dataset) // (size * distributed.world_size())), None
     what = f"features of {dataset.split or dataset.root}"
-    batches = with_blanks(ordered_batches(cfg, dataset, resident, size), steps)
+    batches = zip_longest(ordered_batches(cfg, dataset, resident, size), range(steps))  # None where a rank has fewer
     blank = torch.zeros(1, cfg.data.in_chans, cfg.eval.crop, cfg.eval.crop, device=distributed.device())
-    for batch in progress(batches, total=steps, desc=what, unit="batch"):
+    for batch, _ in progress(batches, total=steps, desc=what, unit="batch"):
         with autocast(cfg):
             rows = read(backbone, blank if batch is None else crops(batch))
         if values is None:

@@ -106,12 +106,14 @@ def tree_state(*folders: str) -> str:
 
 def _describe_entries(folder: str, above: tuple[str, ...]) -> Iterable[str]:
     """above: real paths of the folders on the way down, against looping links."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
     try:
-        above = (*above, os.path.realpath(folder))
-        shown = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-        for entry in sorted((e for e in shown if len(above) == 1 or e.is_dir()), key=lambda entry: entry.name):
-            yield f"{entry.path} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
-            if entry.is_dir() and os.path.realpath(entry.path) not in above:
-                yield from _describe_entries(entry.path, above)
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if not entry.name.startswith(".") and (not above or entry.is_dir()):
+                yield f"{entry.path} {entry.stat().st_size} {entry.stat().st_mtime_ns}"
+                if entry.is_dir():
+                    yield from _describe_entries(entry.path, (*above, real))
     except OSError as error:
         yield str(error.strerror)

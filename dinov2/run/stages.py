@@ -15,9 +15,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dinov2.config import CONFIGS, load_config
+from dinov2.config import CONFIGS, check_ranks, load_config
 from dinov2.data.index import why_no_accuracy
-from dinov2.data.splits import Layout
+from dinov2.data.splits import Layout, find_csv
 from dinov2.eval import EVALUATORS, FLOORED
 from dinov2.run.options import DENOISERS, PUBLISHED, Options
 from dinov2.run.pipeline import ROOT, Step, sums, tree_state
@@ -79,7 +79,7 @@ def data_tree(o: Options) -> str:
 def data_state(o: Options) -> str:
     """What trainings and evaluations read: the images and, where there is one, the CSV of their labels."""
     labels = o.chosen("data.labels")
-    return "\n".join([data_tree(o), *([sums(labels, f"{o.data}/{labels}")] if labels else [])])
+    return "\n".join([data_tree(o), *([sums(find_csv(Path(o.data), labels))] if labels else [])])
 
 
 def copies(o: Options) -> list[str]:
@@ -232,14 +232,6 @@ def check_settings(o: Options) -> DictConfig:
 
             check_objective(cfg)
     return runs[-1]
-
-
-def check_ranks(cfg: DictConfig, ranks: int, given: str) -> None:
-    """ValueError where a batch cannot be divided among the ranks; given: how the user has set their number."""
-    batch, micro = cfg.train.batch_size, cfg.train.accumulate
-    if batch % (ranks * micro):
-        parts = given + (f" x train.accumulate={micro}" if micro > 1 else "")
-        raise ValueError(f"train.batch_size={batch} is no multiple of {parts}: give another batch size")
 
 
 def load_settings(words: list[str]) -> DictConfig:

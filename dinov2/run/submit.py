@@ -20,8 +20,9 @@ from collections.abc import Sequence
 
 import submitit
 
+from dinov2.config import check_ranks
 from dinov2.run.options import number
-from dinov2.run.stages import check_ranks, load_settings
+from dinov2.run.stages import load_settings
 from dinov2.run.task import Task
 from utils import cli
 

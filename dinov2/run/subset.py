@@ -5,7 +5,7 @@ import io
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from dinov2.data.splits import SPLITS, path_in_row
+from dinov2.data.splits import SPLITS, find_csv, path_in_row
 from utils.files import atomic_path, write_text
 from utils.locks import sweep
 from utils.readers import file_of
@@ -54,8 +54,7 @@ def link(source: Path | str, relatives: list[str], output: Path | str, labels: s
                 (unfinished / relative).symlink_to(source / relative)
         print(f"{len(relatives)} images in {output}")
     if labels:
-        path, target = Path(labels) if Path(labels).is_file() else source / labels, output / "labels.csv"
-        rows = _choose_rows(path, set(relatives))
+        target, rows = output / "labels.csv", _choose_rows(find_csv(source, labels), set(relatives))
         if not target.is_file() or target.read_bytes() != rows.encode():  # they may have been corrected
             write_text(target, rows)
 

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from dinov2.config import check_ranks
 from dinov2.data.augment import Augment, AugmentParameters
 from dinov2.data.masking import sample_masks
 from dinov2.data.packed import Packed
@@ -30,11 +31,11 @@ class BatchMaker:
         self.cfg = cfg
         self.augment = Augment(cfg.crops, cfg.data.mean, cfg.data.std)
         self.grid = (cfg.crops.global_size // cfg.model.patch_size,) * 2
-        batch, micro, ranks = cfg.train.batch_size, cfg.train.accumulate, distributed.world_size()
-        if micro > 1 and batch % (ranks * micro):
-            raise ValueError(f"train.batch_size={batch} is no multiple of {ranks} ranks x train.accumulate={micro}")
-        self.rank_batch_size = batch // ranks  # images of this rank
-        self.micro_batch_size = self.rank_batch_size // micro
+        ranks = distributed.world_size()
+        if cfg.train.accumulate > 1:  # without micro-batches the sampler checks the ranks
+            check_ranks(cfg, ranks, f"{ranks} ranks")
+        self.rank_batch_size = cfg.train.batch_size // ranks  # images of this rank
+        self.micro_batch_size = self.rank_batch_size // cfg.train.accumulate
         self.first = distributed.rank() * self.rank_batch_size  # image of this rank in the batch of all ranks
 
     def masks(self, iteration: int) -> Tensor:

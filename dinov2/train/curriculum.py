@@ -21,7 +21,7 @@ from dinov2.train import identity
 from dinov2.train.anchor import can_be_anchored, with_anchor
 from dinov2.train.optim import load_optimizer_state, optimizer_state
 from utils import distributed
-from utils.images import read_manifest
+from utils.images import changed_folders, read_manifest
 from utils.nested import escaped, flatten
 from utils.noise import NoiseSpec
 
@@ -224,8 +224,6 @@ def _check_denoised(tree: Path, images: ImageDataset) -> None:
     if read_manifest(tree) is None:
         raise ValueError(f"{tree} is not finished (it has no manifest.json): {advice}")
     made = (tree / "manifest.json").stat().st_mtime
-    for folder in sorted({images.root / Path(path).parent for path in images.relatives}):
-        # A folder's time is that of the last file added, removed or renamed in it.
-        if folder.stat().st_mtime > made:
-            replaced = "; where images were replaced, remove it first"
-            raise ValueError(f"{tree} is older than its source: {folder} changed since it was made; {advice}{replaced}")
+    if changed := changed_folders(images.root, images.relatives, made):
+        replaced = "; where images were replaced, remove it first"
+        raise ValueError(f"{tree} is older than its source: {changed[0]} changed since it was made; {advice}{replaced}")
