@@ -28,6 +28,7 @@ from dinov2.eval import EVALUATORS
 from dinov2.outlook import check_disk, costs_of
 from dinov2.run import stages
 from dinov2.run.choices import Choice, Hardware, choose, choose_denoiser, choose_scale
+from dinov2.run.commands import environment
 from dinov2.run.options import (
     METHODS,
     PYTHON,
@@ -40,7 +41,7 @@ from dinov2.run.options import (
     split_words,
     tidy,
 )
-from dinov2.run.pipeline import CommandFailed, Runner, environment, sums
+from dinov2.run.pipeline import CommandFailed, Runner, sums
 from dinov2.run.subset import link, spread
 from dinov2.run.survey import Survey, look_at
 from utils import cli

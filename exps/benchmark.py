@@ -39,7 +39,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dinov2.config import load_config
-from dinov2.run.pipeline import environment
+from dinov2.run.commands import environment
 from exps import benchmark_cases as cases
 from utils import cli
 from utils.environment import processor

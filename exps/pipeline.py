@@ -17,8 +17,9 @@ from denoisers import instance_recog_n2n, linear_probe_n2n
 from denoisers import parse as parse_denoisers
 
 from dinov2.eval import FLOORED
+from dinov2.run.commands import say
 from dinov2.run.options import PYTHON, Options, help_text, parse
-from dinov2.run.pipeline import CommandFailed, Runner, say
+from dinov2.run.pipeline import CommandFailed, Runner
 from dinov2.run.stages import (
     STAGES,
     check_settings,
@@ -77,7 +78,7 @@ def run_stages(script: str, options: Options) -> None:
     """A script of this folder: one stage, or several."""
     os.chdir(ROOT)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the command is ended too
-    run = Runner(options.output, options.dry).run
+    run = Runner(options.output, options.dry, options.jobs).run
     if not options.dry and script.startswith(("quickstart", "5_pretrain", "linear_probe")):
         check_settings(options)
     if script == "imagenet1k/submit":

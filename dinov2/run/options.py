@@ -52,6 +52,7 @@ class Options:
     floor: str = ""
     checkpoints: str = "last"
     gpus: int = 1
+    jobs: int = 0  # runs side by side; 0: the scale's
     partition: str = ""
     time: str = ""
     steps: int | None = None
@@ -114,6 +115,8 @@ HELP = """\
   --floor WEIGHTS           a public frozen backbone, evaluated as a third floor         [none]
   --checkpoints WHICH       last, best, all or an epoch                                  [{checkpoints}]
   --gpus N                  processes of the pretraining, one per GPU                    [{gpus}]
+  --jobs N                  runs trained and evaluated side by side on one machine, each with its part of the cores
+                                                                                         [1; quickstart: up to 3]
   --partition P --time LIMIT  Slurm's, for the scripts that submit jobs
   --steps N                 a trial: every schedule cut to about N iterations
   --per-class N             a trial: the first N images of each class
@@ -159,7 +162,7 @@ def make_parser(defaults: Options) -> Parser:
     add("--eval", dest="evals", action="append")
     for name in ("scale", "data", "output", "floor", "checkpoints", "partition", "time"):
         add(f"--{name}", default=getattr(defaults, name))
-    for name in ("gpus", "steps", "per-class", "channels", "max-pixels"):
+    for name in ("gpus", "jobs", "steps", "per-class", "channels", "max-pixels"):
         add(f"--{name}", type=number, default=getattr(defaults, name.replace("-", "_")))
     add("--sides", type=pair)
     add("--dry-run", dest="dry", action="store_true")
@@ -233,6 +236,8 @@ def finish(options: Options) -> None:
     check_names("--method", options.methods, METHODS)
     check_names("--eval", options.evals, tuple(EVALUATORS))
     _set_channels(options)
+    # A core and more for each of dinov2, n2n and clean, which need nothing of each other.
+    options.jobs = options.jobs or (min(3, os.cpu_count() or 1) if options.scale_name == "quickstart" else 1)
     _place_folders(options)
     _shorten_trial(options)
     for noise in options.noises:

@@ -1,38 +1,39 @@
-"""How the commands of a pipeline are run: one after another, each once, printed, until the first that fails."""
+"""How the commands of a pipeline are run: each once, printed, until the first that fails; one after another, or those
+that do not need each other side by side.
+"""
 
 import hashlib
 import json
 import os
-import shlex
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinov2.run.options import PYTHON
+from dinov2.run.commands import Crew, execute, say
 from utils.files import write_text
-
-ROOT = Path(__file__).resolve().parents[2]  # of the packages
 
 
 class CommandFailed(Exception):
-    """A command ended with an exit code other than 0."""
+    """A command ended with an exit code other than 0. name: of its step, where others ran beside it."""
 
-    def __init__(self, code: int):
-        super().__init__(f"stopped: the command above ended with exit code {code}")
+    def __init__(self, code: int, name: str = ""):
+        ends = "; those beside it were told to end, and go on when this is called again" if name else ""
+        super().__init__(f"stopped: {name or 'the command above'} ended with exit code {code}{ends}")
         self.code = code
 
 
 @dataclass(frozen=True)
 class Step:
     """One command: the words after the name of Python. name: of its mark, "" for a command that is run each time.
-    state: what it read, as sums() and tree_state() tell it. note: said in place of a command.
+    state: what it read, as sums() and tree_state() tell it. note: said in place of a command. after: names of the steps
+    that must have ended before it, where it may run beside others; None: it runs alone.
     """
 
     command: list[str]
     name: str = ""
     state: str = ""
     note: str = ""
+    after: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -43,48 +44,71 @@ class Runner:
 
     output: str
     dry: bool = False
+    jobs: int = 1  # commands side by side
 
     def run(self, steps: Iterable[Step]) -> None:
-        """Each in turn; a step is asked for when the one before has ended. CommandFailed ends it."""
+        """Each in turn, but those that may run beside others together; CommandFailed ends it. A step that runs alone is
+        asked for when the one before has ended.
+        """
+        together: list[Step] = []
         for step in steps:
-            mark, content = Path(self.output, ".done", step.name), json.dumps([step.command, step.state])
             if step.note:
                 print(step.note, flush=True)
-            elif step.name and not self.dry and mark.is_file() and mark.read_text(errors="replace") == content:
-                say("finished before:", step.command)
+            elif step.after is not None and self.jobs > 1 and not self.dry:
+                together.append(step)
             else:
-                say("+", step.command)
-                if self.dry:
-                    continue
-                if code := execute(step.command):
-                    raise CommandFailed(code)
-                if step.name:
-                    write_text(mark, content)
+                self._run_together(together)
+                together = []
+                self._run_alone(step)
+        self._run_together(together)
+
+    def _run_alone(self, step: Step) -> None:
+        if self._is_due(step):
+            if code := execute(step.command):
+                raise CommandFailed(code)
+            self._mark(step)
+
+    def _run_together(self, steps: list[Step]) -> None:
+        """At most `jobs` at a time, in their order as far as what they wait for has ended."""
+        steps = list({step.name: step for step in steps}.values())  # a seed may have been asked for twice
+        first = [step for step in steps if not {other.name for other in steps} & set(step.after or ())]
+        if len(first) < 2:
+            for step in steps:
+                self._run_alone(step)
+            return
+        waiting, running = list(steps), Crew(min(self.jobs, len(first)))
+        with running:
+            while waiting or running.names:
+                unfinished = {step.name for step in waiting} | running.names
+                ready = [step for step in waiting if not unfinished & set(step.after or ())]
+                for step in ready[: running.free]:
+                    waiting.remove(step)
+                    if self._is_due(step):
+                        running.start(step.name, step.command)
+                for name, code in running.wait():
+                    if code:
+                        raise CommandFailed(code, name)
+                    self._mark(next(step for step in steps if step.name == name))
+
+    def _is_due(self, step: Step) -> bool:
+        """Says what is done about a step; False: nothing."""
+        finished = step.name and not self.dry and _read(self._mark_of(step)) == self._content_of(step)
+        say("finished before:" if finished else "+", step.command)
+        return not (finished or self.dry)
+
+    def _mark(self, step: Step) -> None:
+        if step.name:
+            write_text(self._mark_of(step), self._content_of(step))
+
+    def _mark_of(self, step: Step) -> Path:
+        return Path(self.output, ".done", step.name)
+
+    def _content_of(self, step: Step) -> str:
+        return json.dumps([step.command, step.state])
 
 
-def say(mark: str, command: list[str]) -> None:
-    """Print a command as a shell would read it back."""
-    print(mark, shlex.join([PYTHON, *command]), flush=True)
-
-
-def execute(command: list[str]) -> int:
-    """The exit code of a command of ours, 128 + the signal where one ended it."""
-    process = subprocess.Popen([PYTHON, *command], env=environment())
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the terminal has told the command too, which ends in its own way
-        code = process.wait() or 130
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-    return 128 - code if code < 0 else code
-
-
-def environment() -> dict[str, str]:
-    """This process's, in which the packages are found wherever they lie."""
-    path = os.environ.get("PYTHONPATH", "")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [path])])}
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def sums(*files: Path | str) -> str:

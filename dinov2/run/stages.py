@@ -19,8 +19,9 @@ from dinov2.config import CONFIGS, check_ranks, load_config
 from dinov2.data.index import why_no_accuracy
 from dinov2.data.splits import Layout, find_csv
 from dinov2.eval import EVALUATORS, FLOORED
+from dinov2.run.commands import ROOT
 from dinov2.run.options import DENOISERS, PUBLISHED, Options
-from dinov2.run.pipeline import ROOT, Step, sums, tree_state
+from dinov2.run.pipeline import Step, sums, tree_state
 
 Steps = Iterator[Step]
 
@@ -147,7 +148,7 @@ def metadata(o: Options) -> Steps:
 
 def pretrain(o: Options) -> Steps:
     """The n2n run is the denoised run of nc and nct, trained once and shared by the three."""
-    start = ["-m", "dinov2.train"]
+    start, last = ["-m", "dinov2.train"], {}
     if o.gpus > 1:
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(o.gpus), *start]
     for seed in o.seeds:
@@ -155,7 +156,10 @@ def pretrain(o: Options) -> Steps:
             read = o.scale_file, o.overlay, CONFIGS / "default.yaml", CONFIGS / f"{method}.yaml"
             state = [data_state(o), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
             name = f"pretrain-{noise}-{method}{_seed_suffix(seed)}"
-            yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state))
+            # Those that share a denoised run wait for each other; all else may be trained side by side.
+            shared = (noise, seed) if method in ("n2n", "nc", "nct") else name
+            after, last[shared] = (last[shared],) if shared in last else (), name
+            yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state), after=after)
 
 
 def train_arguments(o: Options, noise: str, method: str, seed: int | None) -> list[str]:
@@ -190,9 +194,12 @@ def _evaluate_run(o: Options, noise: str, method: str, seed: int | None) -> Step
         yield Step([], note=f"{folder} is left out: it was not pretrained")
         return
     marks = sums(f"{folder}/config.yaml", *sorted(Path(folder).glob("checkpoints/*/COMPLETE")))
-    for name in o.evals:
-        command = ["-m", f"dinov2.eval.{name}", *evaluate_arguments(o, folder)]
-        yield Step(command, f"{name}-{noise}-{method}{_seed_suffix(seed)}", f"{data_state(o)}\n{marks}")
+    after: tuple[str, ...] = ()  # one at a time writes to a run's folder
+    for evaluator in o.evals:
+        command = ["-m", f"dinov2.eval.{evaluator}", *evaluate_arguments(o, folder)]
+        name = f"{evaluator}-{noise}-{method}{_seed_suffix(seed)}"
+        yield Step(command, name, f"{data_state(o)}\n{marks}", after=after)
+        after = (name,)
 
 
 def evaluate_arguments(o: Options, folder: str) -> list[str]:
@@ -209,7 +216,8 @@ def _evaluate_floors(o: Options) -> Steps:
             continue
         seen.add(key)
         state = f"{data_state(o)}\n{sums(f'{folder}/config.yaml', *([o.floor] if o.floor else []))}"
-        yield Step(["-m", "dinov2.eval.floors", *floor_arguments(o, folder)], "floors-{}-{}".format(*key), state)
+        command = ["-m", "dinov2.eval.floors", *floor_arguments(o, folder)]
+        yield Step(command, "floors-{}-{}".format(*key), state, after=())
 
 
 def floor_arguments(o: Options, folder: str) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from dinov2.run.options import Options, finish, from_root
 from dinov2.run.pipeline import CommandFailed, Runner, Step, tree_state
-from dinov2.run.stages import check_settings, data_state, evaluate, runs_of
+from dinov2.run.stages import check_settings, data_state, evaluate, pretrain, runs_of
 from tests.conftest import ROOT
 
 APPEND = "import sys; open(sys.argv[1], 'a').write(sys.argv[2]); sys.exit(int(sys.argv[3]))"
@@ -37,6 +37,93 @@ def test_a_command_is_run_again_only_for_a_change_or_a_failure(tmp_path, capfd):
     (tmp_path / ".done/a").write_text("python -m something\n\n1234 5 file")  # of another form, or damaged
     runner.run([step(log, "z", name="a", state="2"), step(log), step(log)])  # those without a name are run each time
     assert log.read_text() == "xxxxxyzxx"
+
+
+MEET = """
+import os, pathlib, sys, time
+here, other = (pathlib.Path(word) for word in sys.argv[1:])
+here.write_text(os.environ["OMP_NUM_THREADS"])
+for _ in range(400):
+    if other.exists():
+        print("met", flush=True)
+        sys.exit()
+    time.sleep(0.05)
+sys.exit(4)
+"""
+
+
+def meeting(folder: Path, here: str, other: str, **more) -> Step:
+    """A step that ends well only if the other runs at the same time or has run before."""
+    return Step(["-c", MEET, str(folder / here), str(folder / other)], here, **more)
+
+
+def test_steps_that_need_nothing_of_each_other_run_side_by_side(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    log, cores = tmp_path / "log", os.cpu_count() or 1
+    steps = [
+        meeting(tmp_path, "a", "b", after=()),
+        step(log, "c", name="c", after=("a", "d")),
+        meeting(tmp_path, "b", "a", after=()),
+        step(log, "d", name="d", after=("b",)),
+        step(log, "alone"),
+    ]
+    Runner(str(tmp_path), jobs=2).run(steps)
+    assert log.read_text() == "dcalone"  # c waits for d, although it was asked for first
+    assert (tmp_path / "a").read_text() == str(max(1, cores // 2))
+    said = capfd.readouterr().out
+    assert "a | met\n" in said and "b | met\n" in said
+    Runner(str(tmp_path), jobs=2).run(steps[:4])
+    assert capfd.readouterr().out.count("finished before: ") == 4 and log.read_text() == "dcalone"
+
+
+def test_steps_of_one_chain_keep_all_cores_and_run_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    log = tmp_path / "log"
+    Runner(str(tmp_path), jobs=3).run([step(log, "x", name="x", after=()), step(log, "y", name="y", after=("x",))])
+    meeting_itself = meeting(tmp_path, "z", "z", after=())
+    Runner(str(tmp_path), jobs=3).run([meeting_itself, meeting_itself])  # asked for twice, as by --seed 0 --seed 0
+    assert log.read_text() == "xy" and (tmp_path / "z").read_text() == "7"
+
+
+def test_a_failure_ends_what_runs_beside_it(tmp_path, capfd):
+    started, slept = tmp_path / "started", tmp_path / "slept"
+    sleep = "import sys, time; open(sys.argv[1], 'w'); time.sleep(60); open(sys.argv[2], 'w')"
+    wait = """
+import pathlib, sys, time
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+print("why", file=sys.stderr)
+sys.exit(3)
+"""
+    steps = [Step(["-c", sleep, str(started), str(slept)], "long", after=())]
+    steps.append(Step(["-c", wait, str(started)], "short", after=()))
+    begun = time.monotonic()
+    with pytest.raises(CommandFailed, match="stopped: short ended with exit code 3; those beside it") as failed:
+        Runner(str(tmp_path), jobs=2).run([*steps, step(tmp_path / "log", name="never", after=("short",))])
+    assert failed.value.code == 3 and time.monotonic() - begun < 30
+    assert not slept.exists() and not (tmp_path / "log").exists() and not list(tmp_path.glob(".done/*"))
+    assert "short | why\n" in capfd.readouterr().out
+
+
+def test_only_runs_that_share_a_denoised_run_wait_for_each_other(tmp_path):
+    options = Options(data=str(tmp_path), output=str(tmp_path / "o"), seeds=[0, 1])
+    finish(options)
+    after = {step.name: step.after for step in pretrain(options)}
+    assert after == {
+        "pretrain-gauss100-dinov2": (),
+        "pretrain-gauss100-n2n": (),
+        "pretrain-gauss100-nc": ("pretrain-gauss100-n2n",),
+        "pretrain-gauss100-nct": ("pretrain-gauss100-nc",),
+        "pretrain-none-clean": (),
+        "pretrain-gauss100-dinov2-seed1": (),
+        "pretrain-gauss100-n2n-seed1": (),
+        "pretrain-gauss100-nc-seed1": ("pretrain-gauss100-n2n-seed1",),
+        "pretrain-gauss100-nct-seed1": ("pretrain-gauss100-nc-seed1",),
+        "pretrain-none-clean-seed1": (),
+    }
+    options.dry = True
+    chains = [step.after for step in evaluate(options) if step.name.startswith(("linear", "knn"))]
+    assert chains[:2] == [(), ("linear-gauss100-dinov2",)]
 
 
 def test_what_a_run_refuses_is_refused_before_anything_is_trained(tmp_path):
@@ -64,7 +151,7 @@ def test_a_dry_run_prints_and_leaves_no_trace(tmp_path, capsys):
 def test_sigterm_ends_the_command_too(tmp_path):
     body = "import time, pathlib; pathlib.Path('started').touch(); time.sleep(60)"
     script = (
-        "import signal, sys; from dinov2.run.pipeline import execute\n"
+        "import signal, sys; from dinov2.run.commands import execute\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         f"execute(['-c', {body!r}])"
     )
@@ -75,12 +162,30 @@ def test_sigterm_ends_the_command_too(tmp_path):
     assert process.wait(timeout=20) == 143
 
 
+def test_sigterm_ends_all_that_run_side_by_side(tmp_path):
+    body = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    script = (
+        "import signal, sys; from dinov2.run.pipeline import Runner, Step\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"Runner('.', jobs=2).run([Step(['-c', {body!r}, name], name, after=()) for name in 'ab'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    files = tmp_path / "a", tmp_path / "b"
+    while not all(file.is_file() and file.read_text() for file in files):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+    for file in files:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+
+
 def test_ctrl_c_reaches_the_command_and_leaves_no_traceback(tmp_path):
     body = (
         "import time, pathlib; from utils import cli; pathlib.Path('started').touch(); cli.run(lambda: time.sleep(60))"
     )
     script = (
-        f"from utils import cli; from dinov2.run.pipeline import execute; cli.run(lambda: execute(['-c', {body!r}]))"
+        f"from utils import cli; from dinov2.run.commands import execute; cli.run(lambda: execute(['-c', {body!r}]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
