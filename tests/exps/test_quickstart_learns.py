@@ -9,6 +9,7 @@ from tests.exps.test_scripts import run
 from utils.results import read_json_lines
 
 IMAGES = 355  # of validation
+WARM_UP = 40  # iterations of the learning rate's
 
 
 def test_three_hundred_iterations_learn(tmp_path: Path):
@@ -22,5 +23,10 @@ def test_three_hundred_iterations_learn(tmp_path: Path):
     untrained, trained = (row["live_knn_top1"] for row in rows if "live_knn_top1" in row)
     two_errors = 2 * 100 * (2 * 0.25 / IMAGES) ** 0.5  # of a difference of two shares, at their most uncertain
     assert trained - untrained > two_errors, (untrained, trained)
-    last = [row for row in rows if "information_cls_ratio" in row][-1]
-    assert last["information_cls_ratio"] >= 0.05 and not last["collapsed"], last
+    ratios = [row["information_cls_ratio"] for row in rows if row["iteration"] > WARM_UP and "collapsed" in row]
+    assert sum(ratios) / len(ratios) >= 0.05, (
+        ratios
+    )  # of ln K; a single window varies by half a percent around its level
+    assert min(ratios) >= 0.025 and not any(row.get("collapsed") for row in rows), (
+        ratios
+    )  # collapsed runs are below 0.01

@@ -173,6 +173,7 @@ def test_sigterm_ends_all_that_run_side_by_side(tmp_path):
     files = tmp_path / "a", tmp_path / "b"
     while not all(file.is_file() and file.read_text() for file in files):
         time.sleep(0.05)
+    time.sleep(0.5)  # the second one is known to the runner too
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
     for file in files:
@@ -184,8 +185,9 @@ def test_ctrl_c_reaches_the_command_and_leaves_no_traceback(tmp_path):
     body = (
         "import time, pathlib; from utils import cli; pathlib.Path('started').touch(); cli.run(lambda: time.sleep(60))"
     )
-    script = (
-        f"from utils import cli; from dinov2.run.commands import execute; cli.run(lambda: execute(['-c', {body!r}]))"
+    script = (  # a shell's background jobs, from which the tests may have been started, ignore SIGINT
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from utils import cli; "
+        f"from dinov2.run.commands import execute; cli.run(lambda: execute(['-c', {body!r}]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
