@@ -21,6 +21,7 @@ from dinov2.run.commands import say
 from dinov2.run.options import PYTHON, Options, help_text, parse
 from dinov2.run.pipeline import CommandFailed, Runner
 from dinov2.run.stages import (
+    SHARING,
     STAGES,
     check_settings,
     denoise_command,
@@ -153,7 +154,7 @@ def submit(o: Options) -> None:
         for method in o.methods:
             folder, name = run_folder(o, noise, method, None), f"{method}-{noise}"
             # The first of those that begin on denoised images trains the denoised run, which the others share.
-            needs = [] if method in ("dinov2", "clean") else [f"denoise-{noise}", first]
+            needs = [f"denoise-{noise}", first] if method in SHARING else []
             queue.submit(name, needs, o.gpus, ["train", *train_arguments(o, noise, method, None)])
             first = first or (name if needs else "")
             for evaluator in o.evals:

@@ -70,13 +70,13 @@ class Runner:
 
     def _run_together(self, steps: list[Step]) -> None:
         """At most `jobs` at a time, in their order as far as what they wait for has ended."""
-        steps = list({step.name: step for step in steps}.values())  # a seed may have been asked for twice
-        first = [step for step in steps if not {other.name for other in steps} & set(step.after or ())]
+        named = {step.name: step for step in steps}  # once each: a seed may have been asked for twice
+        first = [step for step in named.values() if not named.keys() & set(step.after or ())]
         if len(first) < 2:
-            for step in steps:
+            for step in named.values():
                 self._run_alone(step)
             return
-        waiting, running = list(steps), Crew(min(self.jobs, len(first)))
+        waiting, running = list(named.values()), Crew(min(self.jobs, len(first)))
         with running:
             while waiting or running.names:
                 unfinished = {step.name for step in waiting} | running.names
@@ -88,7 +88,7 @@ class Runner:
                 for name, code in running.wait():
                     if code:
                         raise CommandFailed(code, name)
-                    self._mark(next(step for step in steps if step.name == name))
+                    self._mark(named[name])
 
     def _is_due(self, step: Step) -> bool:
         """Says what is done about a step; False: nothing."""

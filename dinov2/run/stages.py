@@ -24,6 +24,7 @@ from dinov2.run.options import DENOISERS, PUBLISHED, Options
 from dinov2.run.pipeline import Step, sums, tree_state
 
 Steps = Iterator[Step]
+SHARING = ("n2n", "nc", "nct")  # methods that begin with the same denoised run
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def pretrain(o: Options) -> Steps:
             state = [data_state(o), sums(*read), sums(f"{denoised_tree(o, noise)}/manifest.json")]
             name = f"pretrain-{noise}-{method}{_seed_suffix(seed)}"
             # Those that share a denoised run wait for each other; all else may be trained side by side.
-            shared = (noise, seed) if method in ("n2n", "nc", "nct") else name
+            shared = (noise, seed) if method in SHARING else name
             after, last[shared] = (last[shared],) if shared in last else (), name
             yield Step([*start, *train_arguments(o, noise, method, seed)], name, "\n".join(state), after=after)
 

@@ -24,9 +24,6 @@ def test_three_hundred_iterations_learn(tmp_path: Path):
     two_errors = 2 * 100 * (2 * 0.25 / IMAGES) ** 0.5  # of a difference of two shares, at their most uncertain
     assert trained - untrained > two_errors, (untrained, trained)
     ratios = [row["information_cls_ratio"] for row in rows if row["iteration"] > WARM_UP and "collapsed" in row]
-    assert sum(ratios) / len(ratios) >= 0.05, (
-        ratios
-    )  # of ln K; a single window varies by half a percent around its level
-    assert min(ratios) >= 0.025 and not any(row.get("collapsed") for row in rows), (
-        ratios
-    )  # collapsed runs are below 0.01
+    # Of ln K. A single window varies by half a percent around its level; collapsed runs are below 0.01.
+    assert sum(ratios) / len(ratios) >= 0.05, ratios
+    assert min(ratios) >= 0.025 and not any(row.get("collapsed") for row in rows), ratios

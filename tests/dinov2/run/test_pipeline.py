@@ -148,37 +148,36 @@ def test_a_dry_run_prints_and_leaves_no_trace(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sigterm_ends_the_command_too(tmp_path):
-    body = "import time, pathlib; pathlib.Path('started').touch(); time.sleep(60)"
+def code_after_sigterm(folder: Path, call: str, *files: str) -> int:
+    """The exit code of a process that handles SIGTERM as the scripts do, and gets one when `files` are written."""
     script = (
-        "import signal, sys; from dinov2.run.commands import execute\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-        f"execute(['-c', {body!r}])"
+        "import signal, sys; from dinov2.run.commands import execute; from dinov2.run.pipeline import Runner, Step\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n{call}"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
-    while not (tmp_path / "started").exists():
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=folder, env={"PYTHONPATH": str(ROOT)})
+    while not all((folder / file).is_file() and (folder / file).read_text() for file in files):
         time.sleep(0.05)
+    time.sleep(0.5)  # the last command is known to the process too
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 143
+    return process.wait(timeout=20)
 
 
-def test_sigterm_ends_all_that_run_side_by_side(tmp_path):
-    body = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
-    script = (
-        "import signal, sys; from dinov2.run.pipeline import Runner, Step\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-        f"Runner('.', jobs=2).run([Step(['-c', {body!r}, name], name, after=()) for name in 'ab'])"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
-    files = tmp_path / "a", tmp_path / "b"
-    while not all(file.is_file() and file.read_text() for file in files):
-        time.sleep(0.05)
-    time.sleep(0.5)  # the second one is known to the runner too
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 143
+PID = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("call", "files"),
+    [
+        (f"execute(['-c', {PID!r}, 'a'])", "a"),
+        (f"Runner('.', jobs=2).run([Step(['-c', {PID!r}, name], name, after=()) for name in 'ab'])", "ab"),
+    ],
+    ids=["one command", "side by side"],
+)
+def test_sigterm_ends_the_commands_too(tmp_path, call, files):
+    assert code_after_sigterm(tmp_path, call, *files) == 143
     for file in files:
         with pytest.raises(ProcessLookupError):
-            os.kill(int(file.read_text()), 0)
+            os.kill(int((tmp_path / file).read_text()), 0)
 
 
 def test_ctrl_c_reaches_the_command_and_leaves_no_traceback(tmp_path):
